@@ -1,0 +1,74 @@
+"""What an architecture costs: the one place that counts multiply-adds and parameters."""
+
+import dataclasses
+
+from bignas_jax.architecture import Architecture
+from bignas_jax.space import Block, SearchSpace, blocks, head_mid_width
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Multiply-adds of one image's forward pass, and the number of trained parameters."""
+
+    macs: int
+    params: int
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(self.macs + other.macs, self.params + other.params)
+
+
+def _conv(in_width: int, out_width: int, side: int, kernel_size: int = 1) -> Cost:
+    """A convolution without bias; `side` is that of its square output."""
+    weights = kernel_size ** 2 * in_width * out_width
+    return Cost(weights * side ** 2, weights)
+
+
+def _norm(width: int) -> Cost:
+    return Cost(0, 2 * width)
+
+
+def _linear(in_width: int, out_width: int) -> Cost:
+    return Cost(in_width * out_width, (in_width + 1) * out_width)
+
+
+def _after_stride(side: int, stride: int) -> int:
+    return -(-side // stride)
+
+
+def _block(block: Block, side: int) -> Cost:
+    """`side` is that of the block's input; its shortcut counts only where the widths differ."""
+    out_side = _after_stride(side, block.stride)
+    cost = _conv(1, block.mid_width, out_side, block.kernel_size) + _norm(block.mid_width)
+    if block.expand_ratio != 1:
+        cost += _conv(block.in_width, block.mid_width, side) + _norm(block.mid_width)
+    if block.se_width:
+        cost += _linear(block.mid_width, block.se_width) + _linear(block.se_width, block.mid_width)
+    if block.in_width != block.out_width:
+        cost += _conv(block.in_width, block.out_width, out_side)
+    return cost + _conv(block.mid_width, block.out_width, out_side) + _norm(block.out_width)
+
+
+def _head(space: SearchSpace, arch: Architecture, side: int, num_classes: int) -> Cost:
+    last, head = arch.width[-2:]
+    classifier = _linear(head, num_classes)
+    if not space.v3_head:
+        return _conv(last, head, side) + _norm(head) + classifier
+    mid = head_mid_width(arch)
+    return _conv(last, mid, side) + _norm(mid) + _conv(mid, head, 1) + classifier
+
+
+def count(space: SearchSpace, arch: Architecture, num_classes: int) -> Cost:
+    """Multiply-adds and parameters of `arch` on its own resolution.
+
+    Multiply-adds are those of convolutions (shortcuts included), squeeze-and-excitation and the classifier;
+    nothing else counts. Parameters include batch norm's scales and biases.
+
+    Raises:
+      ValueError: `arch` has another number of stages than the space.
+    """
+    side = _after_stride(arch.resolution, space.stem_stride)
+    cost = _conv(3, arch.width[0], side, kernel_size=3) + _norm(arch.width[0])
+    for block in blocks(space, arch):
+        cost += _block(block, side)
+        side = _after_stride(side, block.stride)
+    return cost + _head(space, arch, side, num_classes)
