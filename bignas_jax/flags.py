@@ -1,0 +1,174 @@
+"""The command line of the scripts: a recipe, overrides of its fields, and a few flags."""
+
+import importlib.machinery
+import importlib.util
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import NoReturn
+
+from absl import flags
+from ml_collections import ConfigDict
+from ml_collections.config_flags import config_flags
+
+from bignas_jax import config as config_lib
+from bignas_jax.config import ConfigError
+
+ROOT = Path(__file__).resolve().parent.parent
+DEFAULT_CONFIG = "configs/digits.py"
+
+
+def refuse(program: str, message: str) -> NoReturn:
+    """Ends the program as a user's mistake does: one line on stderr, exit code 2."""
+    print(f"{os.path.basename(program)}: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def parse(argv: Sequence[str], doc: str, extra: Callable[[flags.FlagValues], None] | None = None,
+          ) -> tuple[ConfigDict, SimpleNamespace]:
+    """Reads a script's command line.
+
+    Args:
+      argv: `sys.argv`: the program, `--config FILE`, `--config.FIELD=VALUE`, `--workdir DIR`, extra flags.
+      doc: the script's docstring, for `--help`.
+      extra: defines the script's own absl flags on the FlagValues it is given.
+
+    Returns:
+      The validated, locked config, and the options: `workdir` (default `exp/<name of the config file>`),
+      `config_path` and the extra flags, as attributes.
+
+    Raises:
+      SystemExit: code 2 after one line on stderr for any mistake; code 0 after `--help`.
+    """
+    program = argv[0]
+    try:
+        path, arguments = _split_config(argv)
+        path = find_config(path)
+        config = config_lib.canonical(load_config(path))
+        values = flags.FlagValues()
+        workdir = os.path.join("exp", path.stem)
+        flags.DEFINE_string("workdir", workdir, "the folder of the run", flag_values=values)
+        if extra is not None:
+            extra(values)
+        if any(argument in ("--help", "-help", "-h", "--helpfull") for argument in arguments[1:]):
+            print(_help(doc, program, path, config, values))
+            raise SystemExit(0)
+        config, options = _parse_flags(arguments, config, values)
+        config_lib.validate(config)
+        config = config_lib.canonical(config).lock()
+    except (ConfigError, flags.Error) as error:
+        refuse(program, str(error))
+    return config, SimpleNamespace(**options, config_path=str(path))
+
+
+def _split_config(argv: Sequence[str]) -> tuple[str, list[str]]:
+    """The value of `--config` (the last one counts) and the other arguments."""
+    path, rest, i = DEFAULT_CONFIG, [argv[0]], 1
+    while i < len(argv):
+        if argv[i] in ("--config", "-config"):
+            if i + 1 == len(argv) or argv[i + 1].startswith("-"):
+                raise ConfigError("--config: found no value, expected the path of a config file")
+            path, i = argv[i + 1], i + 1
+        elif re.match(r"--?config=", argv[i]):
+            path = argv[i].split("=", 1)[1]
+        else:
+            rest.append(argv[i])
+        i += 1
+    return path, rest
+
+
+def find_config(path: str) -> Path:
+    """The config file at `path`, looked for here and then in the repository.
+
+    Raises:
+      ConfigError: there is none.
+    """
+    for candidate in (Path(path), ROOT / path):
+        if candidate.is_file():
+            return candidate
+    recipes = sorted(f"configs/{file.name}" for file in (ROOT / "configs").glob("[!_]*.py"))
+    raise ConfigError(f"--config: found no file {path!r}, expected a path such as {', '.join(recipes)}")
+
+
+def load_config(path: Path) -> ConfigDict:
+    """What `get_config()` of the file at `path` returns, not yet validated.
+
+    Raises:
+      ConfigError: the file fails (its name and line are given), or has no `get_config()` of a ConfigDict.
+    """
+    name = f"bignas_jax_config_{path.stem}"
+    loader = importlib.machinery.SourceFileLoader(name, str(path))
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader(name, loader))
+    try:
+        loader.exec_module(module)
+        config = _get_config(module, path)
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{_where(error, path)}: {type(error).__name__}: {error}") from error
+    if not isinstance(config, ConfigDict):
+        raise ConfigError(f"{path}: get_config() returned {type(config).__name__}, expected a ConfigDict")
+    return config
+
+
+def _get_config(module: ModuleType, path: Path) -> ConfigDict:
+    if not callable(getattr(module, "get_config", None)):
+        raise ConfigError(f"{path}: found no get_config(), expected a function that returns a ConfigDict")
+    return module.get_config()
+
+
+def _where(error: Exception, path: Path) -> str:
+    """File and line of a mistake in a config file."""
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}:{error.lineno}"
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if frame.filename == str(path)]
+    frame = (own or frames)[-1]
+    return f"{frame.filename}:{frame.lineno}"
+
+
+def _parse_flags(argv: list[str], config: ConfigDict, values: flags.FlagValues) -> tuple[ConfigDict, dict]:
+    """The config with the overrides of `argv`, and the options by name."""
+    known = config_lib.flat(config)
+    for argument in argv[1:]:
+        override = re.match(r"--?(?:no)?config\.([^=]*)", argument)
+        if override and override[1] not in known:
+            inside = [name for name in known if name.startswith(override[1] + ".")]
+            problem = (f"found a value for a group of fields, expected one for a field such as config.{inside[0]}"
+                       if inside else "found an unknown field" + config_lib.nearest(override[1], known))
+            raise ConfigError(f"config.{override[1]}: {problem}")
+    names = list(values)
+    try:
+        holder = config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
+        rest = values(argv)
+    except flags.IllegalFlagValueError as error:
+        raise _wrong_type(error, known) from error
+    if len(rest) > 1:
+        raise ConfigError(f"found the argument {rest[1]!r}, expected flags only, such as --config.seed=1")
+    return holder.value, {name: values[name].value for name in names}
+
+
+def _wrong_type(error: flags.IllegalFlagValueError, known: dict) -> ConfigError:
+    """absl's complaint about an override, in the words of the schema."""
+    override = re.match(r"flag --config\.([\w.]+)=(.*?): ", str(error), re.DOTALL)
+    if not override:
+        return ConfigError(str(error))
+    name, value = override.groups()
+    field = config_lib.FIELDS.get(name)
+    expected = field.expected if field else f"a value such as {known[name]!r}"
+    return ConfigError(f"config.{name}: found {value!r}, expected {expected}")
+
+
+def _help(doc: str, program: str, path: Path, config: ConfigDict, values: flags.FlagValues) -> str:
+    lines = [doc.strip(), "", f"flags of {os.path.basename(program)}:",
+             f"  --config: the recipe (default: {DEFAULT_CONFIG})"]
+    lines += [f"  --{name}: {values[name].help} (default: {values[name].default})" for name in values]
+    lines += ["", f"fields of {path}, each an override such as --config.seed=1:"]
+    for name, value in config_lib.flat(config).items():
+        field = config_lib.FIELDS.get(name)
+        lines.append(f"  --config.{name}={value!r}" + (f"  ({field.expected})" if field else ""))
+    return "\n".join(lines)
