@@ -1,0 +1,61 @@
+"""BigNAS's search space on ImageNet (Yu et al., 2020), with the settings of PyTorch-BigNAS on 8 GPUs.
+
+    python train.py --config configs/bignas.py --config.data.root=data/imagenet
+
+For 8 GPUs, 80 images on each; ImageNet as data/imagenet/{train,val}/<class>/*. PyTorch-BigNAS took 16 days
+of 8 V100s and ended at 79.60% top-1 for the biggest and 74.32% for the smallest architecture.
+Result: see the README.
+"""
+
+from ml_collections import ConfigDict
+
+from bignas_jax.config import base
+
+
+def get_config() -> ConfigDict:
+    config = base()
+    config.batch_size = 640
+    config.epochs = 365
+
+    stages = dict(
+        mb1=dict(width=(16, 24), depth=(1, 2), kernel_size=(3,), expand_ratio=(1,), stride=1, se=True),
+        mb2=dict(width=(24, 32), depth=(2, 3), kernel_size=(3,), expand_ratio=(6,), stride=2, se=True),
+        mb3=dict(width=(40, 48), depth=(2, 3), kernel_size=(3, 5), expand_ratio=(6,), stride=2, se=True),
+        mb4=dict(width=(80, 88), depth=(2, 3, 4), kernel_size=(3, 5), expand_ratio=(6,), stride=2, se=True),
+        mb5=dict(width=(112, 120, 128), depth=(2, 3, 4, 5, 6), kernel_size=(3, 5), expand_ratio=(6,),
+                 stride=1, se=True),
+        mb6=dict(width=(192, 200, 208, 216), depth=(2, 3, 4, 5, 6), kernel_size=(3, 5), expand_ratio=(6,),
+                 stride=2, se=True),
+        mb7=dict(width=(320, 352), depth=(1, 2), kernel_size=(3, 5), expand_ratio=(6,), stride=1, se=True),
+    )
+    config.space = ConfigDict(dict(
+        resolution=(192, 224, 288, 320), stem_width=(32, 40), stem_stride=2,
+        head_width=(1280, 1408), v3_head=False, activation="swish", stages=stages,
+    ))
+    config.model.num_classes = 1000
+    config.model.dropout = 0.2
+    config.model.drop_connect = 0.2
+
+    config.data = ConfigDict(dict(
+        source="folder", root="data/imagenet", train_split="train", val_split="val", holdout=10000,
+        image_size=320, eval_resize=366, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225),
+        num_workers=8, on_corrupt="error",
+        augment=dict(crop="resized", crop_scale=(0.08, 1.0), crop_ratio=(0.75, 1.3333), padding=0, flip=0.5,
+                     policy="imagenet", rand_ops=2, rand_magnitude=9, color_jitter=(0.0, 0.0, 0.0, 0.0)),
+    ))
+
+    config.sandwich.num_random = 2
+    config.sandwich.label_smoothing = 0.1
+
+    config.optimizer.name = "sgd"
+    config.optimizer.momentum = 0.9
+    config.optimizer.nesterov = True
+    config.optimizer.learning_rate = 0.128
+    config.optimizer.schedule = "exponential"
+    config.optimizer.decay_rate = 0.97
+    config.optimizer.decay_epochs = 2.4
+    config.optimizer.end_factor = 0.05
+    config.optimizer.warmup_epochs = 5.0
+    config.optimizer.weight_decay = 3e-6
+    config.optimizer.clip_norm = 5.0
+    return config
