@@ -1,0 +1,50 @@
+"""The shortcut of a block: identity inside a stage, pooling and 1x1 convolution at its start (Yu et al., 2020)."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from bignas_jax.ops.pointwise import PointwiseConv
+from bignas_jax.ops.size import Size, at_least_float32
+
+
+def average_pool(x: jax.Array) -> jax.Array:
+    """2x2 average pool of stride 2, [B, H, W, C] -> [B, ceil(H/2), ceil(W/2), C].
+
+    An odd side is padded by 1 at both ends, and the padding counts in the mean.
+    """
+    batch, height, width, channels = x.shape
+    pad = ((0, 0), (height % 2, height % 2), (width % 2, width % 2), (0, 0))
+    x = jnp.pad(x, pad)
+    rows, columns = x.shape[1] // 2, x.shape[2] // 2
+    x = x[:, : 2 * rows, : 2 * columns].reshape(batch, rows, 2, columns, 2, channels)
+    return jnp.mean(at_least_float32(x), (2, 4)).astype(x.dtype)
+
+
+class Shortcut(nnx.Module):
+    """What a stage's first block adds to its output.
+
+    Average pool where the stride is 2; 1x1 convolution without norm where the widths differ, else nothing.
+    """
+
+    def __init__(self, in_features: int, out_features: int, stride: int, *, rngs: nnx.Rngs):
+        self.conv = PointwiseConv(in_features, out_features, rngs=rngs, mask_out=True)
+        self.stride = stride
+
+    def __call__(self, x: jax.Array, in_size: Size, out: Size) -> jax.Array:
+        """[B, H, W, in_size.bucket] -> [B, H / stride, W / stride, out.bucket]."""
+        if self.stride == 2:
+            x = average_pool(x)
+        if in_size.sampled is None and out.sampled is None:
+            return x if in_size.bucket == out.bucket else self.conv(x, out)
+        # Whether the sampled widths agree is known at run time only. Unused channels are zero in both branches.
+        same = (in_size.bucket if in_size.sampled is None else in_size.sampled) == (
+            out.bucket if out.sampled is None else out.sampled
+        )
+        return jnp.where(same, _resize_channels(x, out.bucket), self.conv(x, out))
+
+
+def _resize_channels(x: jax.Array, features: int) -> jax.Array:
+    if x.shape[-1] >= features:
+        return x[..., :features]
+    return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, features - x.shape[-1])))

@@ -1,0 +1,32 @@
+"""What elastic ops share: the size of an elastic dimension, and the precision of sums."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+
+def at_least_float32(x: jax.Array) -> jax.Array:
+    """bfloat16 as float32; float32 and float64 (in tests of the arithmetic) as they are."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """A channel count inside an executable.
+
+    Attributes:
+      bucket: the number of channels that the executable computes; weights are sliced to it at trace time.
+      sampled: int32 scalar, at most `bucket`: the channels that the sampled architecture uses. None says that
+        it uses all of them ("sliced"): no mask is traced.
+    """
+
+    bucket: int
+    sampled: jax.Array | None = None
+
+    def mask(self, x: jax.Array, axis: int = -1) -> jax.Array:
+        """Zeroes what lies beyond the sampled channels along `axis` of `x`, whose length there is `bucket`."""
+        if self.sampled is None:
+            return x
+        used = jnp.arange(self.bucket) < self.sampled
+        return jnp.where(jnp.expand_dims(used, [a for a in range(x.ndim) if a != axis % x.ndim]), x, 0)
