@@ -77,6 +77,9 @@ class Stage:
         _check_choices(f"{prefix}.depth", self.depth, "integers >= 1", lambda c: c >= 1)
         _check_choices(f"{prefix}.kernel_size", self.kernel_size, "odd integers >= 1", _is_odd)
         _check_choices(f"{prefix}.expand_ratio", self.expand_ratio, "integers >= 1", lambda c: c >= 1)
+        if 1 in self.expand_ratio and len(self.expand_ratio) > 1:
+            # A ratio of 1 has no expansion convolution: such a block is another network, not a slice.
+            raise ValueError(f"{prefix}.expand_ratio: found {self.expand_ratio!r}, expected 1 to stand alone")
         _check_stride(f"{prefix}.stride", self.stride)
         _check_flag(f"{prefix}.se", self.se)
 
