@@ -138,7 +138,7 @@ def _parse_flags(argv: list[str], config: ConfigDict, values: flags.FlagValues) 
         override = re.match(r"--?(?:no)?config\.([^=]*)", argument)
         if override and override[1] not in known:
             inside = [name for name in known if name.startswith(override[1] + ".")]
-            problem = (f"found a value for a group of fields, expected one for a field such as config.{inside[0]}"
+            problem = (f"found a value for a group of fields, expected one for config.{inside[0]} or so"
                        if inside else "found an unknown field" + config_lib.nearest(override[1], known))
             raise ConfigError(f"config.{override[1]}: {problem}")
     names = list(values)
