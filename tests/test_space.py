@@ -123,6 +123,9 @@ def test_mutation_moves_as_often_as_asked():
     assert all(a != b for a, b in zip(moved.width, start.width, strict=True))
     rate = np.mean([space.mutate(start, rng, 0.3).resolution != start.resolution for _ in range(2000)])
     assert rate == pytest.approx(0.3, abs=0.04)
+    moved = [space.mutate(start, rng, 1.0).resolution for _ in range(900)]
+    others = [r for r in space.resolution if r != start.resolution]
+    np.testing.assert_allclose([moved.count(r) / 900 for r in others], 1 / len(others), atol=0.06)
     with pytest.raises(ValueError, match="probability 1.5"):
         space.mutate(start, rng, 1.5)
 
