@@ -1,0 +1,14 @@
+"""Images from disk to device batches. torch and torchvision are used here alone; JAX sees NumPy batches.
+
+dataset = open_dataset(config.data, seed=config.seed)
+loader = Loader(dataset, "train", batch_size=256, train=True)
+for batch in prefetch(loader.epochs(start_step=0), mesh):
+    ...
+"""
+
+from bignas_jax.data.dataset import Dataset, open_dataset
+from bignas_jax.data.errors import DataError
+from bignas_jax.data.loader import Batches, Loader
+from bignas_jax.data.prefetch import Prefetch, prefetch
+
+__all__ = ["Batches", "DataError", "Dataset", "Loader", "Prefetch", "open_dataset", "prefetch"]

@@ -1,0 +1,66 @@
+"""Image files to pixels."""
+
+import io
+import os
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.transforms.v2 import functional as F
+
+from bignas_jax.data.errors import CorruptImage
+
+try:
+    from torchvision.io import ImageReadMode, decode_image
+except ImportError:  # torchvision 0.29 announces a release that cannot decode; PIL gives the same pixels
+    decode_image = None
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp", ".gif")
+
+_FAST = (b"\xff\xd8\xff", b"\x89PNG")  # JPEG and PNG, which torchvision decodes several times faster than PIL
+
+
+def read_image(path: str) -> np.ndarray:
+    """The image file at `path` as uint8 RGB [H, W, 3].
+
+    The orientation in EXIF is not applied, as in torchvision's ImageFolder, on which published accuracies
+    rest.
+
+    Raises:
+        CorruptImage: the file cannot be read, or not to its end (a truncated JPEG is not filled up with
+            grey).
+    """
+    try:
+        with open(path, "rb", buffering=0) as file:
+            content = bytearray(file.readall())  # torch warns of buffers it could not write to
+    except OSError as error:
+        raise CorruptImage(f"{path} ({error.strerror})") from None
+    if decode_image is not None and content.startswith(_FAST):
+        try:
+            return _by_torchvision(content)
+        except RuntimeError:
+            pass  # PIL reads a few kinds that torchvision does not, and says better what is wrong
+    return _by_pil(path, content)
+
+
+def _by_torchvision(content: bytearray) -> np.ndarray:
+    image = decode_image(torch.frombuffer(content, dtype=torch.uint8), mode=ImageReadMode.RGB)
+    if image.dtype != torch.uint8:  # a PNG of 16 bits
+        image = F.to_dtype(image, torch.uint8, scale=True)
+    return image.permute(1, 2, 0).numpy()
+
+
+def _by_pil(path: str, content: bytearray) -> np.ndarray:
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            return np.array(image.convert("RGB"))
+    except Exception as error:  # PIL's plugins raise OSError, SyntaxError, ValueError and others
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if "cannot identify image file" in reason:
+            reason = "not an image in a known format" if content else "empty file"
+        raise CorruptImage(f"{path} ({reason})") from None
+
+
+def is_image(name: str) -> bool:
+    """Whether a file of this name counts as an image; names that begin with a dot do not."""
+    return name.lower().endswith(EXTENSIONS) and not os.path.basename(name).startswith(".")

@@ -1,0 +1,296 @@
+"""Batches of a data set in an order that depends on (seed, epoch) alone."""
+
+import atexit
+import contextlib
+import math
+import signal
+import sys
+import types
+import weakref
+from collections.abc import Iterable, Iterator
+from multiprocessing import resource_tracker
+
+import numpy as np
+import torch
+
+from bignas_jax.data import draws
+from bignas_jax.data.dataset import Dataset
+from bignas_jax.data.errors import DataError
+from bignas_jax.data.reader import Reader, Slice, as_it_is, start_worker
+
+_SPLITS = {
+    "train": "config.batch_size",
+    "calibration": "config.calibration.batch_size",
+    "holdout": "config.evaluation.batch_size",
+    "val": "config.evaluation.batch_size",
+}
+
+
+class Loader:
+    """Reads one split of a data set, this process's part of each batch.
+
+    Global batch b of an epoch is order[b * batch_size : (b + 1) * batch_size], and process p reads the p-th
+    of `process_count` contiguous parts of it. With `train`, the order is shuffled anew each epoch, images
+    are augmented and an epoch drops the rest that fills no batch. Without, images get the evaluation
+    transform in a fixed order, each once.
+
+    Args:
+        dataset: from `open_dataset`.
+        split: 'train' (without the held-out images), 'holdout', 'val', or 'calibration': training images
+            with the evaluation transform, in an order drawn from the seed, full batches only.
+        batch_size: images a step over all processes.
+        train: shuffle, augment, drop the rest of an epoch.
+        limit: so many images, drawn from all by the seed; 0 for all.
+        seed, num_workers: in place of the data set's. 0 workers read in the calling thread.
+        process_index, process_count: which host this is, of how many.
+
+    A batch is a dict of NumPy arrays, with B = batch_size / process_count:
+        image uint8 [B, S, S, 3]; label int32 [B]; weight float32 [B], 0 for padding and for images that
+        evaluation skips; skipped int, corrupt images replaced (training, calibration) or left out
+        (evaluation) in this part of the batch.
+
+    Raises:
+        DataError: too few images for a batch, or a batch that does not divide among the processes.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        split: str,
+        *,
+        batch_size: int,
+        train: bool = False,
+        limit: int = 0,
+        seed: int | None = None,
+        num_workers: int | None = None,
+        process_index: int = 0,
+        process_count: int = 1,
+    ):
+        if split not in _SPLITS:
+            raise DataError(f"split is {split!r}: expected one of {', '.join(_SPLITS)}")
+        if not 0 <= process_index < process_count:
+            raise DataError(f"process {process_index} of {process_count}: expected 0 to {process_count - 1}")
+        if batch_size < 1 or batch_size % process_count:
+            raise DataError(
+                f"{_SPLITS[split]} is {batch_size}: expected a multiple of the {process_count} processes"
+            )
+        self._source, self._indices = dataset.select("train" if split == "calibration" else split)
+        self._train, self._full = train, train or split == "calibration"
+        self._seed = dataset.seed if seed is None else seed
+        self._num_workers = dataset.num_workers if num_workers is None else num_workers
+        self._dataset = dataset
+        self._batch_size, self._process = batch_size, (process_index, process_count)
+        self._evaluation_batches = None
+
+        available = len(self._indices)
+        if limit > available:
+            raise DataError(
+                f"{limit} images of the {split} split are asked for, but it has {available}: "
+                f"lower {'config.calibration.num_images' if split == 'calibration' else 'the limit'}"
+            )
+        wanted = limit or available
+        if available == 0:
+            raise DataError(
+                f"the {split} split has no images" + (": set config.data.holdout" * (split == "holdout"))
+            )
+        if self._full and wanted < batch_size:
+            raise DataError(
+                f"{wanted} images of the {split} split do not fill one batch of {batch_size}: "
+                f"lower {_SPLITS[split]}"
+            )
+        self.steps_per_epoch = wanted // batch_size if self._full else math.ceil(wanted / batch_size)
+        self.num_images = self.steps_per_epoch * batch_size if self._full else wanted
+
+    def order(self, epoch: int) -> np.ndarray:
+        """The images of an epoch in reading order, as numbers in their source: int64 [num_images]."""
+        if not self._full and self.num_images == len(self._indices):
+            return self._indices
+        shuffled = draws.permutation(draws.key(self._seed, epoch, draws.ORDER), len(self._indices))
+        chosen = self._indices[shuffled[: self.num_images]]
+        return chosen if self._full else np.sort(chosen)
+
+    def epochs(self, start_step: int = 0, stop_step: int | None = None) -> "Batches":
+        """Training batches of steps [start_step, stop_step), epoch after epoch; without end if `stop_step`
+        is None.
+
+        Nothing before `start_step` is read. Workers start at once and live until the iterator ends or is
+        closed.
+        """
+        if not self._train:
+            raise ValueError("epochs() needs Loader(..., train=True); once() reads a split for evaluation")
+        return Batches(self._reader(), _Steps(self, start_step, stop_step), self._num_workers)
+
+    def once(self) -> "Batches":
+        """Every image once, the last batch padded to full size (all batches are full for 'calibration').
+
+        Workers stay for the next call, until `close()`; an iterator closed before its end ends them too.
+        """
+        if self._train:
+            raise ValueError("once() needs Loader(..., train=False); epochs() reads a split for training")
+        if self._evaluation_batches is None or not self._evaluation_batches.restart():
+            self._evaluation_batches = Batches(
+                self._reader(), _Steps(self, 0, self.steps_per_epoch), self._num_workers, stay=True
+            )
+        return self._evaluation_batches
+
+    def close(self) -> None:
+        """Ends the workers that `once()` left waiting."""
+        if self._evaluation_batches is not None:
+            self._evaluation_batches.close()
+
+    def _reader(self) -> Reader:
+        replaces = self._full and self._dataset.on_corrupt == "skip"
+        return Reader(
+            source=self._source,
+            evaluation=self._dataset.evaluation,
+            augmentation=self._dataset.augmentation if self._train else None,
+            seed=self._seed,
+            replacements=torch.from_numpy(self._indices) if replaces else None,
+            skip_corrupt=self._dataset.on_corrupt == "skip",
+            cancelled=torch.zeros(1, dtype=torch.uint8),
+        )
+
+
+class _Steps(Iterable):
+    """The slices of a loader's steps [start, stop), this process's part."""
+
+    def __init__(self, loader: Loader, start: int, stop: int | None):
+        self._loader, self._start, self._stop = loader, start, stop
+
+    def __iter__(self) -> Iterator[Slice]:
+        loader = self._loader
+        batch_size, (process, count) = loader._batch_size, loader._process
+        local, step, order_epoch, order = batch_size // count, self._start, None, None
+        while self._stop is None or step < self._stop:
+            epoch, batch = divmod(step, loader.steps_per_epoch)
+            if epoch != order_epoch:
+                order_epoch, order = epoch, loader.order(epoch)
+            first = batch * batch_size + process * local
+            end = min(first + local, (batch + 1) * batch_size)
+            yield Slice(epoch, order[first:end], local)
+            step += 1
+
+
+class Batches:
+    """An iterator of batches that owns its workers. `cancel` may be called from any thread."""
+
+    def __init__(self, reader: Reader, steps: Iterable[Slice], num_workers: int, stay: bool = False):
+        self._reader, self._stay = reader, stay
+        self._loader = _start_workers(reader, steps, num_workers, stay) if num_workers else None
+        self._steps = steps
+        self._source = self._begin()
+        _open.add(self)
+
+    def _begin(self) -> Iterator:
+        if self._loader is None:
+            return map(self._read_here, self._steps)
+        with _starting_workers():
+            return iter(self._loader)
+
+    def _read_here(self, part: Slice):
+        augmentation = self._reader.augmentation
+        if augmentation is None or not augmentation.uses_torch_generator:
+            return self._reader[part]
+        state = torch.default_generator.get_state()
+        try:
+            return self._reader[part]
+        finally:
+            torch.default_generator.set_state(state)
+
+    def __iter__(self) -> "Batches":
+        return self
+
+    def __next__(self) -> dict:
+        if self._source is None:
+            raise StopIteration
+        try:
+            batch = next(self._source)
+        except StopIteration:
+            if self._stay:
+                self._source = None
+            else:
+                self.close()
+            raise
+        except RuntimeError as error:
+            self.close()
+            if "DataLoader worker" not in str(error):
+                raise
+            raise DataError(
+                f"a data worker ended: {str(error).splitlines()[0]}; often memory or shared memory "
+                "(/dev/shm) ran out: lower config.data.num_workers or the batch size"
+            ) from None
+        if isinstance(batch, DataError):
+            self.close()
+            raise batch
+        if batch is None:
+            self.close()
+            raise StopIteration
+        batch["image"] = batch["image"].numpy()
+        return batch
+
+    def restart(self) -> bool:
+        """From the first step again, by the same workers; False if they have ended."""
+        if self._reader.cancelled.item():
+            return False
+        self._source = self._begin()
+        return True
+
+    def cancel(self) -> None:
+        """Makes a `next` that waits in another thread end soon, as if the batches were over."""
+        self._reader.cancelled.fill_(1)
+
+    def close(self) -> None:
+        """Ends the workers now."""
+        self.cancel()
+        source, self._source = self._source, None
+        loader, self._loader = self._loader, None
+        workers = source if loader is not None and source is not None else getattr(loader, "_iterator", None)
+        # Dropping torch's iterator ends its workers too, but only once no traceback holds it any more.
+        if workers is not None:
+            workers._shutdown_workers()
+        _open.discard(self)
+
+    def __del__(self):
+        if getattr(self, "_loader", None) is not None:
+            self.close()
+
+
+_open: "weakref.WeakSet[Batches]" = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    for batches in list(_open):
+        batches.close()
+
+
+def _start_workers(reader: Reader, steps: Iterable[Slice], num_workers: int, stay: bool):
+    """torch's loader over whole batches, in fresh processes: to fork one where JAX runs threads may hang."""
+    return torch.utils.data.DataLoader(
+        reader,
+        batch_size=None,
+        sampler=steps,
+        num_workers=num_workers,
+        collate_fn=as_it_is,
+        worker_init_fn=start_worker,
+        multiprocessing_context="spawn",
+        persistent_workers=stay,
+        generator=torch.Generator(),  # workers get a seed from it, else from the caller's generator
+    )
+
+
+@contextlib.contextmanager
+def _starting_workers():
+    """Keeps new workers from importing the caller's script, and with it JAX, which they have no use for.
+
+    And from taking signals before they know how to: a process starts with those blocked that its parent
+    blocks; `start_worker` lets SIGTERM through.
+    """
+    main, sys.modules["__main__"] = sys.modules["__main__"], types.ModuleType("__main__")
+    resource_tracker.ensure_running()  # a helper that unblocks them when it is first started
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        sys.modules["__main__"] = main

@@ -1,0 +1,139 @@
+"""From image numbers to a batch of pixels: what runs in a loader's workers."""
+
+import os
+import signal
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data import get_worker_info
+
+from bignas_jax.data import draws
+from bignas_jax.data.errors import CorruptImage, DataError
+from bignas_jax.data.sources import Source
+from bignas_jax.data.transforms import NUM_DRAWS, Augmentation, Evaluation
+
+_MAX_REPLACEMENTS = 100  # in a row; a data set in which so many are corrupt is not worth training on
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One process's part of a batch: image numbers int64 [n], padded up to `size` images when read."""
+
+    epoch: int
+    indices: np.ndarray
+    size: int
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads slices of a source, each a function of the slice and the seed alone.
+
+    Attributes:
+        augmentation: for training; None for the evaluation transform.
+        replacements: int64 tensor of the images that stand in for corrupt ones; None gives a corrupt image
+            weight 0.
+        skip_corrupt: replace or weight 0 (and count); otherwise a corrupt image is an error.
+        cancelled: uint8 tensor [1] in memory shared with the workers; once it is 1, what is being read is
+            given up.
+    """
+
+    source: Source
+    evaluation: Evaluation
+    augmentation: Augmentation | None
+    seed: int
+    replacements: torch.Tensor | None
+    skip_corrupt: bool
+    cancelled: torch.Tensor
+
+    def __getitem__(self, part: Slice) -> dict | DataError | None:
+        """The batch (image as a torch tensor), an error for the process that asked, or None once cancelled.
+
+        An error is returned, not raised: torch would wrap it into the worker's traceback.
+        """
+        try:
+            return self.read(part)
+        except DataError as error:
+            return error
+
+    def read(self, part: Slice) -> dict | None:
+        side = self.evaluation.image_size
+        image = torch.empty((part.size, side, side, 3), dtype=torch.uint8)
+        pixels = image.numpy()
+        pixels[len(part.indices) :] = 0
+        label = np.zeros(part.size, np.int32)
+        weight = np.zeros(part.size, np.float32)
+        skipped = 0
+        indices = part.indices.tolist()
+        numbers, seeds = self._draw(part)
+        for row, index in enumerate(indices):
+            if self.cancelled.item():
+                return None
+            index, decoded, failures = self._load(part.epoch, index)
+            skipped += failures
+            if decoded is None:
+                pixels[row] = 0
+                continue
+            if self.augmentation is None:
+                pixels[row] = self.evaluation(decoded)
+            else:
+                pixels[row] = self.augmentation(decoded, numbers[row], seeds[row])
+            label[row], weight[row] = self.source.labels[index], 1
+        return {"image": image, "label": label, "weight": weight, "skipped": skipped}
+
+    def _draw(self, part: Slice) -> tuple[list, list]:
+        """The random numbers of a slice's images: for each NUM_DRAWS in [0, 1) and a seed for torch."""
+        if self.augmentation is None:
+            return [], []
+        key = draws.key(self.seed, part.epoch, draws.AUGMENT)
+        numbers = draws.uniforms(key, part.indices, NUM_DRAWS)
+        return numbers.tolist(), draws.bits(key ^ np.uint64(1), part.indices).tolist()
+
+    def _load(self, epoch: int, index: int) -> tuple[int, np.ndarray | None, int]:
+        """Image `index`, or what stands in for it: (its number, pixels or None, 1 if it was corrupt)."""
+        try:
+            return index, self.source.load(index), 0
+        except CorruptImage as error:
+            if not self.skip_corrupt:
+                raise DataError(
+                    f"corrupt image {error}; replace it, or set config.data.on_corrupt='skip'"
+                ) from None
+        if self.replacements is None:
+            return index, None, 1
+        key = draws.key(self.seed, epoch, draws.REPLACE)
+        candidates = draws.uniforms(key, [index], _MAX_REPLACEMENTS)[0] * len(self.replacements)
+        for candidate in self.replacements[torch.from_numpy(candidates.astype(np.int64))].tolist():
+            try:
+                return candidate, self.source.load(candidate), 1
+            except CorruptImage:
+                continue
+        raise DataError(
+            f"{_MAX_REPLACEMENTS} images in a row are corrupt, among them {self.source.name(index)}: "
+            "check the data set"
+        )
+
+
+def as_it_is(batch):
+    """In place of torch's collation: a reader's batches are whole already."""
+    return batch
+
+
+def start_worker(_worker: int) -> None:
+    """Leaves signals to the process that trains: it saves first, and the workers go on reading for it
+    meanwhile.
+
+    Ctrl-C, and the SIGTERM of a scheduler that means every process of a job, reach workers too. SIGTERM
+    ends a worker only after its loader was closed. A worker whose parent is gone ends by itself: torch
+    looks every few seconds.
+    """
+    cancelled = get_worker_info().dataset.cancelled
+
+    def end_if_closed(_signal, _frame):
+        if cancelled.item():
+            os._exit(0)  # an exception could surface anywhere, in torch's or the interpreter's own closing
+
+    warnings.filterwarnings("ignore", module="PIL")  # oddities in metadata, of no weight for pixels
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, end_if_closed)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})

@@ -1,0 +1,73 @@
+"""Where images come from: files by name, or arrays in memory.
+
+A source has `labels` (int32 [N]), `load(i)` (uint8 [H, W, 3], raising CorruptImage) and `name(i)`. What is
+large lies in torch tensors, which the processes of a loader share instead of copying.
+"""
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from bignas_jax.data.decode import read_image
+
+
+class FileSource:
+    """Image files under `root`: 1.28 million of them take some 60 MB, once for all workers."""
+
+    def __init__(self, root: str, names: torch.Tensor, ends: torch.Tensor, labels: torch.Tensor):
+        self.root = root
+        self._tensors = (names, ends, labels)
+        self._names, self._ends, self.labels = names.numpy(), ends.numpy(), labels.numpy()
+
+    @classmethod
+    def from_names(cls, root: str, names: Sequence[str], labels: Sequence[int]) -> "FileSource":
+        """Paths `names` relative to `root`, one label each."""
+        encoded = [os.fsencode(name) for name in names]
+        ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+        joined = np.frombuffer(b"".join(encoded), np.uint8).copy()
+        labels = torch.as_tensor(labels, dtype=torch.int32)
+        return cls(root, torch.from_numpy(joined), torch.from_numpy(ends), labels)
+
+    def __reduce__(self):
+        return FileSource, (self.root, *self._tensors)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def name(self, i: int) -> str:
+        return os.path.join(self.root, os.fsdecode(self._names[self._ends[i] : self._ends[i + 1]].tobytes()))
+
+    def load(self, i: int) -> np.ndarray:
+        return read_image(self.name(i))
+
+
+class ArraySource:
+    """Images in memory: uint8 [N, H, W, C] with C = 1 (grey) or 3."""
+
+    def __init__(self, title: str, images: torch.Tensor, labels: torch.Tensor):
+        self.title = title
+        self._tensors = (images, labels)
+        self._images, self.labels = images.numpy(), labels.numpy()
+
+    @classmethod
+    def from_numpy(cls, title: str, images: np.ndarray, labels: Sequence[int]) -> "ArraySource":
+        images = np.ascontiguousarray(images, np.uint8)
+        return cls(title, torch.from_numpy(images), torch.as_tensor(labels, dtype=torch.int32))
+
+    def __reduce__(self):
+        return ArraySource, (self.title, *self._tensors)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def name(self, i: int) -> str:
+        return f"image {i} of {self.title}"
+
+    def load(self, i: int) -> np.ndarray:
+        image = self._images[i]
+        return np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
+
+
+Source = FileSource | ArraySource

@@ -1,0 +1,185 @@
+"""Decoded images to training and evaluation images, uint8 [H, W, 3] to uint8 [S, S, 3].
+
+Resizing runs in torch (its uint8 kernels are several times faster than PIL's); AutoAugment, RandAugment and
+colour jitter run on PIL images (two to three times faster there than on tensors, and what the policies were
+searched with).
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+from bignas_jax.data.errors import DataError
+
+CROPS = ("resized", "padded", "none")
+POLICIES = ("none", "imagenet", "cifar10", "svhn", "rand")
+
+_TRIES = 10  # of random resized crop, as torchvision has it
+_FLIP, _JITTER, _CROP = 0, 1, 9  # columns of the draws of an image
+NUM_DRAWS = _CROP + 4 * _TRIES
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The short side to `resize_to`, bicubic with antialias, then the centre."""
+
+    image_size: int
+    resize_to: int
+
+    def __post_init__(self):
+        if not 0 < self.image_size <= self.resize_to:
+            raise DataError(
+                f"config.data.eval_resize is {self.resize_to} and config.data.image_size {self.image_size}: "
+                "expected 0 < image_size <= eval_resize"
+            )
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        height, width = image.shape[:2]
+        if min(height, width) != self.resize_to:
+            short = min(height, width)
+            image = _resize(image, self.resize_to * height // short, self.resize_to * width // short)
+            height, width = image.shape[:2]
+        top, left = (round((side - self.image_size) / 2) for side in (height, width))
+        return image[top : top + self.image_size, left : left + self.image_size]
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Crop, flip, policy and colour jitter, in this order, by the draws that a caller passes in.
+
+    `crop`: 'resized' (Szegedy et al. 2015, section 6), 'padded' (He et al. 2016, section 4.2: zeros on each
+    side, then a crop of the size before) or 'none'. `policy`: AutoAugment's for ImageNet, CIFAR-10 or SVHN
+    (Cubuk et al. 2019) or 'rand' (RandAugment, Cubuk et al. 2020). `color_jitter`: brightness, contrast,
+    saturation and hue, in random order.
+    """
+
+    image_size: int
+    crop: str
+    crop_scale: tuple[float, float]
+    crop_ratio: tuple[float, float]
+    padding: int
+    flip: float
+    policy: str
+    rand_ops: int
+    rand_magnitude: int
+    color_jitter: tuple[float, float, float, float]
+
+    def __post_init__(self):
+        for field, value, known in (("crop", self.crop, CROPS), ("policy", self.policy, POLICIES)):
+            if value not in known:
+                raise DataError(
+                    f"config.data.augment.{field} is {value!r}: expected one of {', '.join(known)}"
+                )
+        for field, (low, high) in (("crop_scale", self.crop_scale), ("crop_ratio", self.crop_ratio)):
+            if not 0 < low <= high:
+                raise DataError(f"config.data.augment.{field} is ({low}, {high}): expected 0 < low <= high")
+        if not 0 <= self.flip <= 1:
+            raise DataError(f"config.data.augment.flip is {self.flip}: expected a probability")
+        if self.crop == "padded" and not 0 <= self.padding <= self.image_size:
+            raise DataError(
+                f"config.data.augment.padding is {self.padding}: expected 0 to image_size, {self.image_size}"
+            )
+        if min(self.color_jitter) < 0 or self.color_jitter[3] > 0.5:
+            raise DataError(
+                f"config.data.augment.color_jitter is {self.color_jitter}: expected four numbers of at "
+                "least 0, the last (hue) at most 0.5"
+            )
+
+    @cached_property
+    def _policy(self):
+        grey = [128, 128, 128]
+        if self.policy == "rand":
+            return v2.RandAugment(self.rand_ops, self.rand_magnitude, fill=grey)
+        return v2.AutoAugment(v2.AutoAugmentPolicy(self.policy), fill=grey)
+
+    @property
+    def uses_torch_generator(self) -> bool:
+        """Whether images draw from torch's default generator, which `__call__` then seeds for each."""
+        return self.policy != "none"
+
+    def __call__(self, image: np.ndarray, draws: list[float], torch_seed: int) -> np.ndarray:
+        """`draws`: NUM_DRAWS numbers in [0, 1); `torch_seed`: 64 bits for policies, which draw from torch."""
+        if self.crop == "resized":
+            top, left, height, width = resized_crop_box(
+                *image.shape[:2], self.crop_scale, self.crop_ratio, draws[_CROP:]
+            )
+            image = _resize(image[top : top + height, left : left + width], self.image_size, self.image_size)
+        else:
+            if image.shape[:2] != (self.image_size, self.image_size):
+                image = Evaluation(self.image_size, self.image_size)(image)
+            if self.crop == "padded":
+                down, right = (
+                    int(draw * (2 * self.padding + 1)) - self.padding for draw in draws[_CROP : _CROP + 2]
+                )
+                image = shifted(image, down, right)
+        if draws[_FLIP] < self.flip:
+            image = image[:, ::-1]
+        if self.policy != "none" or any(self.color_jitter):
+            image = self._recolor(Image.fromarray(np.ascontiguousarray(image)), draws, torch_seed)
+        return image
+
+    def _recolor(self, image: Image.Image, draws: list[float], torch_seed: int) -> np.ndarray:
+        if self.policy != "none":
+            # Not torch.manual_seed, which also asks for CUDA's generators and takes a hundred times as long.
+            torch.default_generator.manual_seed(torch_seed)
+            image = self._policy(image)
+        ranks = draws[_JITTER + 4 : _JITTER + 8]
+        for which in sorted(range(4), key=ranks.__getitem__):
+            strength = self.color_jitter[which]
+            if strength:
+                image = _adjust(image, which, strength, draws[_JITTER + which])
+        return np.asarray(image)
+
+
+def _adjust(image: Image.Image, which: int, strength: float, draw: float) -> Image.Image:
+    """Brightness, contrast, saturation (0, 1, 2) by a factor around 1, or hue (3) by a shift around 0."""
+    if which == 3:
+        return F.adjust_hue(image, strength * (2 * draw - 1))
+    low = max(0.0, 1 - strength)
+    factor = low + draw * (1 + strength - low)
+    return (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation)[which](image, factor)
+
+
+def resized_crop_box(height: int, width: int, scale, ratio, draws: list[float]) -> tuple[int, int, int, int]:
+    """(top, left, height, width) of a random resized crop: `scale` of the area at an aspect of `ratio`,
+    log-uniform.
+
+    After ten tries that do not fit the image, its centre at the nearest aspect allowed. `draws`: four for
+    each try.
+    """
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    for k in range(0, 4 * _TRIES, 4):
+        area = height * width * (scale[0] + draws[k] * (scale[1] - scale[0]))
+        aspect = math.exp(low + draws[k + 1] * (high - low))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            return int(draws[k + 2] * (height - h + 1)), int(draws[k + 3] * (width - w + 1)), h, w
+    aspect = min(max(width / height, ratio[0]), ratio[1])
+    h, w = min(height, max(1, round(width / aspect))), min(width, max(1, round(height * aspect)))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def shifted(image: np.ndarray, down: int, right: int) -> np.ndarray:
+    """The image moved by so many pixels, zeros where it left: a padded crop without the padding."""
+    size = image.shape[0]
+    out = np.zeros_like(image)
+    out[max(0, down) : size + min(0, down), max(0, right) : size + min(0, right)] = image[
+        max(0, -down) : size + min(0, -down), max(0, -right) : size + min(0, -right)
+    ]
+    return out
+
+
+def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    if image.shape[:2] == (height, width):
+        return image
+    tensor = torch.from_numpy(image).permute(
+        2, 0, 1
+    )  # channels last in memory, which is the fast path and needs no copy
+    resized = F.resize(tensor, [height, width], interpolation=v2.InterpolationMode.BICUBIC, antialias=True)
+    return resized.permute(1, 2, 0).numpy()

@@ -1,0 +1,175 @@
+"""Evaluation and training transforms, against torchvision's own pipeline and by their properties."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from data_folders import data_config, make_folder, picture
+from PIL import Image
+from torchvision.transforms import v2
+
+from bignas_jax.data import draws, open_dataset
+from bignas_jax.data.transforms import NUM_DRAWS, Augmentation, Evaluation, resized_crop_box, shifted
+
+BICUBIC = v2.InterpolationMode.BICUBIC
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return make_folder(tmp_path_factory.mktemp("set"), train=1, val=1)
+
+
+def augmentation(root, **changes) -> Augmentation:
+    off = dict(crop="none", flip=0.0)
+    return open_dataset(data_config(root, image_size=32, eval_resize=32, augment=off | changes)).augmentation
+
+
+def pixels(seed=0, size=(32, 32)) -> np.ndarray:
+    return np.asarray(picture(seed, size, noise=True)).copy()
+
+
+def numbers(seed: int) -> list[float]:
+    return draws.uniforms(draws.key(seed), [0], NUM_DRAWS)[0].tolist()
+
+
+@pytest.mark.parametrize("size", [(40, 30), (30, 40), (33, 33), (20, 20), (47, 16), (9, 8), (301, 77)])
+def test_evaluation_is_torchvisions_resize_and_centre_crop(size):
+    image = np.asarray(picture(1, size)).copy()
+    ours = Evaluation(image_size=16, resize_to=20)(image)
+    assert ours.shape == (16, 16, 3)
+    pipeline = v2.Compose([v2.Resize(20, interpolation=BICUBIC, antialias=True), v2.CenterCrop(16)])
+    by_pil = np.asarray(pipeline(Image.fromarray(image)))
+    assert np.abs(ours.astype(int) - by_pil).max() <= 1
+    by_tensor = pipeline(torch.from_numpy(image).permute(2, 0, 1)).permute(1, 2, 0).numpy()
+    assert np.array_equal(ours, by_tensor)
+
+
+def test_evaluation_leaves_an_image_of_the_right_size_alone():
+    image = pixels()
+    assert np.array_equal(Evaluation(32, 32)(image), image)
+
+
+@pytest.mark.parametrize("down, right", [(0, 0), (4, 4), (-4, 3), (2, -1), (-3, -4)])
+def test_shifted_is_a_crop_of_the_padded_image(down, right):
+    image = pixels()
+    padded = np.pad(image, ((4, 4), (4, 4), (0, 0)))
+    assert np.array_equal(shifted(image, down, right), padded[4 - down : 36 - down, 4 - right : 36 - right])
+
+
+def test_padded_crop_takes_every_offset_about_equally(root):
+    crop = augmentation(root, crop="padded", padding=1)
+    image = pixels()
+    expected = {shifted(image, down, right).tobytes(): 0 for down in (-1, 0, 1) for right in (-1, 0, 1)}
+    for seed in range(900):
+        expected[crop(image, numbers(seed), 0).tobytes()] += 1
+    assert len(expected) == 9 and 60 < min(expected.values()) and max(expected.values()) < 140
+
+
+def test_flip_mirrors_about_half_of_the_images(root):
+    image = pixels()
+    flip_half = augmentation(root, flip=0.5)
+    results = [flip_half(image, numbers(seed), 0) for seed in range(400)]
+    flipped = [np.array_equal(result, image[:, ::-1]) for result in results]
+    assert all(flip or np.array_equal(result, image) for flip, result in zip(flipped, results, strict=True))
+    assert 160 < sum(flipped) < 240
+
+
+def test_resized_crop_boxes_are_distributed_as_torchvisions():
+    height, width, scale, ratio = 300, 400, (0.08, 1.0), (0.75, 1.3333)
+    ours = np.array(
+        [resized_crop_box(height, width, scale, ratio, numbers(seed)[9:]) for seed in range(3000)]
+    )
+    image, crop = torch.empty(3, height, width), v2.RandomResizedCrop(16, scale=scale, ratio=ratio)
+    torch.manual_seed(0)
+    drawn = [crop.make_params([image]) for _ in range(3000)]
+    theirs = np.array([[box[name] for name in ("top", "left", "height", "width")] for box in drawn])
+    top, left, h, w = ours.T
+    assert top.min() >= 0 and left.min() >= 0 and (top + h).max() <= height and (left + w).max() <= width
+    # 3,000 of each: quantiles of top, left, height and width agree within a few of their standard errors.
+    for quantile in (0.1, 0.25, 0.5, 0.75, 0.9):
+        difference = np.quantile(ours, quantile, axis=0) - np.quantile(theirs, quantile, axis=0)
+        assert np.abs(difference).max() < 15, (quantile, difference)
+    assert abs(np.log(w / h).mean() - np.log(theirs[:, 3] / theirs[:, 2]).mean()) < 0.02
+
+
+def test_resized_crop_of_a_sliver_falls_back_to_its_centre():
+    assert resized_crop_box(10, 1000, (1.0, 1.0), (0.75, 1.25), numbers(0)[9:]) == (0, 494, 10, 12)
+    assert resized_crop_box(1000, 10, (1.0, 1.0), (0.5, 1.25), numbers(0)[9:]) == (490, 0, 20, 10)
+
+
+def test_resized_crop_resizes_its_box(root):
+    image = pixels(size=(90, 70))
+    drawn = numbers(3)
+    ours = augmentation(root, crop="resized")(image, drawn, 0)
+    top, left, height, width = resized_crop_box(70, 90, (0.08, 1.0), (0.75, 1.3333), drawn[9:])
+    box = (left, top, left + width, top + height)
+    by_pil = np.asarray(Image.fromarray(image).crop(box).resize((32, 32), Image.Resampling.BICUBIC))
+    assert np.abs(ours.astype(int) - by_pil).max() <= 1
+
+
+@pytest.mark.parametrize("policy", ["imagenet", "cifar10", "svhn", "rand"])
+def test_policies_are_torchvisions_under_the_seed(root, policy):
+    image = pixels(5)
+    grey = [128] * 3
+    if policy == "rand":
+        module = v2.RandAugment(2, 9, fill=grey)
+    else:
+        module = v2.AutoAugment(v2.AutoAugmentPolicy(policy), fill=grey)
+    ours = augmentation(root, policy=policy)
+    changed = 0
+    for seed in (1, 2**63 + 5, 2**64 - 1, *range(10, 20)):
+        torch.default_generator.manual_seed(seed)
+        expected = np.asarray(module(Image.fromarray(image)))
+        assert np.array_equal(ours(image, numbers(0), seed), expected)
+        changed += not np.array_equal(expected, image)
+    assert changed >= 6
+
+
+@pytest.mark.parametrize("channel, name", [(0, "brightness"), (1, "contrast"), (2, "saturation"), (3, "hue")])
+def test_color_jitter_is_torchvisions_within_its_strength(root, channel, name):
+    strengths = [0.0] * 4
+    strengths[channel] = 0.4
+    image = pixels(7)
+    jitter = augmentation(root, color_jitter=tuple(strengths))
+    drawn = numbers(11)
+    factor = 0.4 * (2 * drawn[1 + channel] - 1) + (name != "hue")
+    expected = getattr(v2.functional, f"adjust_{name}")(Image.fromarray(image), factor)
+    assert not np.array_equal(expected, image)
+    assert np.array_equal(jitter(image, drawn, 0), np.asarray(expected))
+
+
+def test_color_jitter_takes_its_four_steps_in_random_order(root):
+    image = pixels(7)
+    jitter = augmentation(root, color_jitter=(0.4, 0.4, 0.0, 0.0))
+    drawn = numbers(11)
+    results = set()
+    for ranks in ([0.1, 0.2, 0.3, 0.4], [0.2, 0.1, 0.3, 0.4]):
+        drawn[5:9] = ranks
+        results.add(jitter(image, drawn, 0).tobytes())
+    assert len(results) == 2
+
+
+def test_draws_are_uniform_and_independent():
+    table = draws.uniforms(draws.key(3, 1, 4), np.arange(4000), 8)
+    assert 0 <= table.min() and table.max() < 1
+    counts = np.apply_along_axis(lambda column: np.histogram(column, 10, (0, 1))[0], 0, table)
+    assert np.all(((counts - 400) ** 2 / 400).sum(axis=0) < 30)  # chi squared of 9 degrees: 30 is p < 0.001
+    correlations = np.corrcoef(np.concatenate([table.T, np.roll(table, 1, axis=0).T]))
+    assert np.abs(correlations - np.eye(16)).max() < 4 / math.sqrt(4000)
+
+
+def test_draws_depend_on_key_and_index_alone():
+    key = draws.key(-1, 2**70, 0)
+    assert np.array_equal(draws.uniforms(key, [7, 5], 3)[::-1], draws.uniforms(key, [5, 7], 3))
+    assert draws.key(0, 1) != draws.key(1, 0)
+    order = draws.permutation(key, 1000)
+    assert np.array_equal(np.sort(order), np.arange(1000))
+    assert not np.array_equal(order, draws.permutation(key + np.uint64(1), 1000))
+
+
+def test_draws_are_splitmix64():
+    """The generator's first outputs for seed 1234567 (as Rosetta Code lists them)."""
+    expected = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431]
+    expected.append(16408922859458223821)
+    assert draws.bits(np.uint64(1234567), np.arange(5)).tolist() == expected
