@@ -1,0 +1,100 @@
+"""Which bucket an architecture runs in, and the executables of a run, compiled ahead of its first step.
+
+A space has 10^12 architectures and no time to compile each: the biggest and the smallest have executables of their
+own ("sliced"), all others share one a resolution, as wide and deep as the biggest ("masked").
+"""
+
+import concurrent.futures
+import dataclasses
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any
+
+import jax
+from tqdm import tqdm
+
+from bignas_jax.architecture import Architecture
+from bignas_jax.space import SearchSpace
+from bignas_jax.supernet import sizes
+
+
+@dataclasses.dataclass(frozen=True)
+class Bucket:
+    """What an executable is compiled for: `arch` itself, or, if `masked`, every architecture inside it."""
+
+    arch: Architecture
+    masked: bool
+
+    def sampled(self, space: SearchSpace, arch: Architecture) -> dict | None:
+        """What the executable must be told of `arch`: None if it is `self.arch`, sliced.
+
+        Raises:
+          ValueError: `arch` does not run in this bucket.
+        """
+        if self.masked:
+            return sizes(space, self.arch, arch)
+        if arch != self.arch:
+            raise ValueError(f"architecture {arch.to_json()} has no place in the sliced bucket {self.arch.to_json()}")
+        return None
+
+
+def shared(space: SearchSpace, resolution: int) -> Bucket:
+    """The masked bucket of all architectures of a resolution."""
+    return Bucket(dataclasses.replace(space.biggest, resolution=resolution), masked=True)
+
+
+def bucket_for(space: SearchSpace, arch: Architecture) -> Bucket:
+    """Where `arch` runs without a compile: its own bucket for the biggest and the smallest, else the shared one.
+
+    Raises:
+      ValueError: `arch` is not in the space.
+    """
+    space.check(arch)
+    if arch in (space.biggest, space.smallest):
+        return Bucket(arch, masked=False)
+    return shared(space, arch.resolution)
+
+
+def compile_ahead(
+    lower: Mapping[Hashable, Callable[[], Any]], title: str = "compile", progress: bool = True
+) -> dict[Hashable, Any]:
+    """Compiles several programs side by side.
+
+    Args:
+      lower: functions that trace and lower a program (`jax.jit(f).lower(...)`), by key. They run one after the
+        other, for tracing holds Python's lock; XLA compiles what is lowered meanwhile, on all cores.
+      title: of the progress bar. progress: whether to show it (on a terminal or not: one line a program is cheap).
+    Returns:
+      The compiled programs by key.
+    """
+    workers = max(1, os.cpu_count() or 1)
+    with (
+        concurrent.futures.ThreadPoolExecutor(workers) as pool,
+        tqdm(total=len(lower), desc=title, unit="program", disable=not progress, file=sys.stderr) as bar,
+    ):
+        futures = {}
+        for key, make in lower.items():
+            futures[key] = pool.submit(make().compile)
+            futures[key].add_done_callback(lambda _: bar.update())
+        return {key: future.result() for key, future in futures.items()}
+
+
+def use_compilation_cache() -> pathlib.Path | None:
+    """Keeps XLA's compiled programs in the user's cache folder, so that a second start does not compile.
+
+    The folder is `$JAX_COMPILATION_CACHE_DIR`, else `bignas_jax/xla` under `$XDG_CACHE_HOME` or `~/.cache`; None if it
+    cannot be made. Settings that the user made for JAX stand.
+    """
+    if jax.config.jax_compilation_cache_dir:
+        return pathlib.Path(jax.config.jax_compilation_cache_dir)
+    folder = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "bignas_jax" / "xla"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        print(f"no compilation cache: cannot make {folder}: {error.strerror}", file=sys.stderr)
+        return None
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    return folder

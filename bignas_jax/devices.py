@@ -1,0 +1,60 @@
+"""The mesh of devices and what lies where on it: one `data` axis, for one device, eight, or many hosts."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+AXIS = "data"
+REPLICATED = PartitionSpec()
+SPLIT = PartitionSpec(AXIS)
+
+
+def connect(coordinator: str, num_processes: int, process_id: int) -> None:
+    """Joins the processes of a run, before anything else touches JAX. Does nothing for one process.
+
+    Args:
+      coordinator: host:port of process 0, the same in all processes.
+    """
+    if num_processes > 1:
+        if jax.config.jax_platforms == "cpu":
+            jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize(coordinator, num_processes, process_id)
+
+
+def make_mesh(num_devices: int, batch_sizes: dict[str, int]) -> Mesh:
+    """A mesh with one axis, `data`.
+
+    Args:
+      num_devices: how many of the devices to use; 0 for all.
+      batch_sizes: images a step by field name, each of which must divide evenly over the devices.
+    Raises:
+      ValueError: there are fewer devices, a part of a multi-process run would be left out, or a batch does not
+        divide.
+    """
+    devices = jax.devices()
+    if num_devices > len(devices):
+        raise ValueError(f"config.num_devices: found {num_devices}, expected at most {len(devices)}, the devices here")
+    if num_devices and jax.process_count() > 1 and num_devices != len(devices):
+        raise ValueError("config.num_devices: with several processes all devices are used, set it to 0")
+    devices = devices[: num_devices or len(devices)]
+    for field, size in batch_sizes.items():
+        if size % len(devices):
+            raise ValueError(f"config.{field}: found {size}, expected a multiple of {len(devices)}, the devices in use")
+    return Mesh(np.array(devices), (AXIS,))
+
+
+def replicate(mesh: Mesh, tree: Any) -> Any:
+    """Every device gets a copy of every array."""
+    return jax.device_put(tree, NamedSharding(mesh, REPLICATED))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Of arrays whose first axis is the batch."""
+    return NamedSharding(mesh, SPLIT)
+
+
+def shapes(tree: Any, sharding: NamedSharding) -> Any:
+    """The tree's shapes and dtypes on a sharding, to lower a program with."""
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(np.shape(a), a.dtype, sharding=sharding), tree)
