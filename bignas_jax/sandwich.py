@@ -1,0 +1,277 @@
+"""The sandwich step (Yu et al., 2020, section 3.1): biggest, n random and smallest architecture, one update.
+
+Each member's gradient is an executable of its own, compiled for its bucket; every device adds its members'
+gradients up for itself. One last executable reduces the sum over the devices, once, and updates.
+"""
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.flatten_util import ravel_pytree
+from jax.sharding import Mesh, NamedSharding
+
+from bignas_jax.architecture import Architecture
+from bignas_jax.buckets import Bucket, compile_ahead, shared
+from bignas_jax.devices import AXIS, REPLICATED, SPLIT, batch_sharding, replicate, shapes
+from bignas_jax.losses import cross_entropy, smooth_labels
+from bignas_jax.ops import prepare
+from bignas_jax.space import SearchSpace
+from bignas_jax.supernet import Mode, Supernet, sizes
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """All that a run carries from step to step.
+
+    Attributes:
+      params, ema: weights, and their exponential moving average (None if off).
+      opt_state: of the optax chain.
+      step: int32, steps made. skipped, skipped_in_row: int32, those whose update was left out because the loss or
+        the gradient was not finite: in all, and without a good one since.
+    """
+
+    params: Any
+    opt_state: Any
+    ema: Any
+    step: jax.Array
+    skipped: jax.Array
+    skipped_in_row: jax.Array
+
+    @property
+    def weights(self) -> Any:
+        """What to evaluate: the moving average where there is one."""
+        return self.params if self.ema is None else self.ema
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What a sandwich step needs of a config, as plain values."""
+
+    num_random: int = 2
+    label_smoothing: float = 0.0
+    dropout: float = 0.0
+    drop_connect: float = 0.0
+    sync_batch_norm: bool = False
+    ema_decay: float = 0.0
+    remat: bool = False
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    seed: int = 0
+
+    @classmethod
+    def from_config(cls, config: Any) -> "Recipe":
+        return cls(
+            num_random=config.sandwich.num_random,
+            label_smoothing=config.sandwich.label_smoothing,
+            dropout=config.model.dropout,
+            drop_connect=config.model.drop_connect,
+            sync_batch_norm=config.model.sync_batch_norm,
+            ema_decay=config.optimizer.ema_decay,
+            remat=config.remat,
+            mean=tuple(config.data.mean),
+            std=tuple(config.data.std),
+            seed=config.seed,
+        )
+
+
+def members(space: SearchSpace, recipe: Recipe, step: int) -> tuple[Architecture, ...]:
+    """The architectures of a step: biggest, `num_random` drawn from (seed, step) alone, smallest."""
+    rng = np.random.default_rng((recipe.seed, step))
+    return (space.biggest, *(space.sample(rng) for _ in range(recipe.num_random)), space.smallest)
+
+
+def member_names(recipe: Recipe) -> tuple[str, ...]:
+    return ("biggest", *(f"random{n + 1}" for n in range(recipe.num_random)), "smallest")
+
+
+class Sandwich:
+    """The executables of a sandwich step, and the step itself.
+
+    Args:
+      space: the search space. graphdef: of its supernet. recipe: losses and regularisation.
+      optimizer: optax transformation of the summed gradient.
+      mesh: devices, as `devices.make_mesh` gives them.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        graphdef: nnx.GraphDef,
+        recipe: Recipe,
+        optimizer: optax.GradientTransformation,
+        mesh: Mesh,
+    ):
+        self.space, self.graphdef, self.recipe, self.optimizer, self.mesh = space, graphdef, recipe, optimizer, mesh
+        self.executables: dict[Any, Any] = {}
+
+    def init(self, params: Any) -> TrainState:
+        """A train state at step 0 on the mesh."""
+        zero = np.int32(0)
+        ema = jax.tree.map(np.array, params) if self.recipe.ema_decay else None
+        opt_state = jax.jit(self.optimizer.init)(params)
+        return replicate(self.mesh, TrainState(params, opt_state, ema, zero, zero, zero))
+
+    def compile(self, state: TrainState, batch: dict[str, Any], progress: bool = True) -> None:
+        """Compiles every executable that a step can need.
+
+        Args:
+          state: the state, or its shapes. batch: `image` uint8 [B, S, S, 3] and `label` int32 [B], B being the
+            global batch; shapes suffice.
+        """
+        split, whole = batch_sharding(self.mesh), NamedSharding(self.mesh, REPLICATED)
+        params = shapes(state.params, whole)
+        image, label = shapes(batch["image"], split), shapes(batch["label"], split)
+        step = shapes(np.int32(0), whole)
+        classes = params["classifier"]["bias"].shape[0]
+        targets = jax.ShapeDtypeStruct((image.shape[0], classes), np.float32, sharding=split)
+        totals = self._shape_of_totals(params)
+
+        def lower_student(bucket: Bucket):
+            sampled = None
+            if bucket.masked:
+                sampled = shapes(sizes(self.space, bucket.arch, bucket.arch), whole)
+            return self._student(bucket).lower(params, image, label, targets, sampled, totals[0], totals[1])
+
+        buckets = [Bucket(self.space.smallest, masked=False)]
+        if self.recipe.num_random:
+            buckets += [shared(self.space, resolution) for resolution in self.space.resolution]
+        jobs = {"teacher": lambda: self._teacher().lower(params, image, label, step)}
+        jobs |= {bucket: partial(lower_student, bucket) for bucket in buckets}
+        metrics = [totals[1]] * (self.recipe.num_random + 2)
+        jobs["update"] = lambda: self._update().lower(shapes(state, whole), totals[0], metrics)
+        self.executables = compile_ahead(jobs, "compile sandwich", progress)
+
+    def __call__(self, state: TrainState, batch: dict[str, jax.Array], step: int) -> tuple[TrainState, Any]:
+        """One sandwich step. `state` is donated.
+
+        Args:
+          step: `state.step` as the host knows it.
+        Returns:
+          The new state, and metrics on the device: `loss` and `accuracy` [members] (agreement with the labels),
+          `gradient_norm` before clipping, `finite` (whether the update was made), `skipped`, `skipped_in_row`.
+        """
+        first, *others = members(self.space, self.recipe, step)
+        image, label = batch["image"], batch["label"]
+        grads, metrics, targets = self.executables["teacher"](state.params, image, label, np.int32(step))
+        all_metrics = [metrics]
+        for arch in others:
+            smallest = arch is others[-1]
+            bucket = Bucket(arch, masked=False) if smallest else shared(self.space, arch.resolution)
+            sampled = replicate(self.mesh, bucket.sampled(self.space, arch))
+            run = self.executables[bucket]
+            grads, metrics = run(state.params, image, label, targets, sampled, grads, metrics)
+            all_metrics.append(metrics)
+        return self.executables["update"](state, grads, all_metrics)
+
+    def _shape_of_totals(self, params: Any) -> tuple[Any, Any]:
+        """Shapes of the gradient, one a device, and of a member's metrics."""
+        devices, split = self.mesh.size, batch_sharding(self.mesh)
+
+        def one_a_device(a):
+            return jax.ShapeDtypeStruct((devices, *a.shape), a.dtype, sharding=split)
+
+        return jax.tree.map(one_a_device, params), jax.ShapeDtypeStruct((devices, 2), np.float32, sharding=split)
+
+    def _over_devices(self, function, in_specs, out_specs, **jit_arguments):
+        mapped = jax.shard_map(
+            function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+        )
+        return jax.jit(mapped, **jit_arguments)
+
+    def _logits(self, params, image, bucket: Architecture, sampled, rng=None):
+        recipe = self.recipe
+        x = prepare(image, bucket.resolution, recipe.mean, recipe.std)
+        mode = Mode(axis_name=AXIS if recipe.sync_batch_norm else None, remat=recipe.remat)
+        if rng is not None:
+            mode = dataclasses.replace(mode, rng=rng, dropout=recipe.dropout, drop_connect=recipe.drop_connect)
+        net: Supernet = nnx.merge(self.graphdef, params)
+        return net(x, bucket, sampled, mode)[0]
+
+    def _teacher(self):
+        """Gradient of the biggest architecture on the labels: (gradient, metrics, soft targets)."""
+        space, recipe = self.space, self.recipe
+
+        def teach(params, image, label, step):
+            rng = jax.random.fold_in(jax.random.fold_in(jax.random.key(recipe.seed), step), jax.lax.axis_index(AXIS))
+
+            def loss(params):
+                logits = self._logits(params, image, space.biggest, None, rng)
+                targets = smooth_labels(label, logits.shape[-1], recipe.label_smoothing)
+                return cross_entropy(logits, targets), logits
+
+            (value, logits), grads = jax.value_and_grad(loss, has_aux=True)(params)
+            return _stack(grads), _metrics(value, logits, label), jax.nn.softmax(logits)
+
+        return self._over_devices(teach, (REPLICATED, SPLIT, SPLIT, REPLICATED), (SPLIT, SPLIT, SPLIT))
+
+    def _student(self, bucket: Bucket):
+        """Gradient of a member on the biggest's soft predictions, added to those before it."""
+
+        def study(params, image, label, targets, sampled, total, _):
+            def loss(params):
+                logits = self._logits(params, image, bucket.arch, sampled)
+                return cross_entropy(logits, targets), logits
+
+            (value, logits), grads = jax.value_and_grad(loss, has_aux=True)(params)
+            total = jax.tree.map(jnp.add, total, _stack(grads))
+            return total, _metrics(value, logits, label)
+
+        specs = (REPLICATED, SPLIT, SPLIT, SPLIT, REPLICATED, SPLIT, SPLIT)
+        return self._over_devices(study, specs, (SPLIT, SPLIT), donate_argnums=(5,))
+
+    def _update(self):
+        """The one reduction over the devices, the clip and the update."""
+        recipe = self.recipe
+
+        def update(state, grads, metrics):
+            # One vector, so that one all-reduce carries all of it.
+            total, unravel = ravel_pytree((grads, jnp.stack(metrics)))
+            grads, metrics = unravel(jax.lax.pmean(total, AXIS))
+            grads = jax.tree.map(lambda g: g[0], grads)
+            norm, loss = optax.global_norm(grads), metrics[:, 0, 0]
+            finite = jnp.isfinite(norm) & jnp.all(jnp.isfinite(loss))
+
+            updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
+            ema = state.ema
+            if ema is not None:
+                # Early on the average follows the weights faster, so as not to keep their start.
+                decay = jnp.minimum(recipe.ema_decay, (1 + state.step) / (10 + state.step))
+                ema = optax.incremental_update(params, ema, 1 - decay)
+            keep = partial(jax.tree.map, lambda new, old: jnp.where(finite, new, old))
+            missed = 1 - finite.astype(jnp.int32)
+            new = TrainState(
+                params=keep(params, state.params),
+                opt_state=keep(opt_state, state.opt_state),
+                ema=keep(ema, state.ema),
+                step=state.step + 1,
+                skipped=state.skipped + missed,
+                skipped_in_row=(state.skipped_in_row + missed) * missed,
+            )
+            return new, {
+                "loss": loss,
+                "accuracy": metrics[:, 0, 1],
+                "gradient_norm": norm,
+                "finite": finite,
+                "skipped": new.skipped,
+                "skipped_in_row": new.skipped_in_row,
+            }
+
+        return self._over_devices(update, (REPLICATED, SPLIT, SPLIT), (REPLICATED, REPLICATED), donate_argnums=(0,))
+
+
+def _stack(grads: Any) -> Any:
+    """A leading axis, which the devices share."""
+    return jax.tree.map(lambda g: g[None], grads)
+
+
+def _metrics(loss: jax.Array, logits: jax.Array, label: jax.Array) -> jax.Array:
+    """[1, 2]: loss and accuracy of this device's images."""
+    return jnp.stack([loss, jnp.mean(jnp.argmax(logits, -1) == label)])[None]
