@@ -1,0 +1,220 @@
+"""Calibration and evaluation of architectures on a trained supernet's weights.
+
+The supernet keeps no running statistics. Before an architecture is evaluated it gets its own, by forward passes
+over training images (Yu et al., 2020, section 3.1, "batch norm calibration"): the means and the unbiased variances
+of the batches, averaged with equal weight. A batch is the global one: its statistics are taken over all devices,
+so that a result does not depend on how many there are.
+"""
+
+import dataclasses
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+
+from bignas_jax.architecture import Architecture
+from bignas_jax.buckets import Bucket, bucket_for, compile_ahead
+from bignas_jax.devices import AXIS, REPLICATED, SPLIT, batch_sharding, replicate, shapes
+from bignas_jax.losses import cross_entropy
+from bignas_jax.ops import prepare
+from bignas_jax.space import SearchSpace
+from bignas_jax.supernet import Mode, sizes
+
+Batch = Mapping[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """Accuracy of an architecture on a set of images.
+
+    Attributes:
+      top1, top5: fractions of the images. loss: mean cross-entropy with the labels.
+      images: how many were scored. images_per_second: of the device's forward passes alone, without reading images;
+        0 if no batch was timed.
+    """
+
+    top1: float
+    top5: float
+    loss: float
+    images: int
+    images_per_second: float
+
+
+class Evaluator:
+    """Calibrates and scores architectures.
+
+    Args:
+      space: the search space. graphdef: of its supernet. mesh: the devices.
+      mean, std: of images in 0..1, three numbers each.
+    """
+
+    def __init__(self, space: SearchSpace, graphdef: nnx.GraphDef, mesh: Mesh, mean: Sequence, std: Sequence):
+        self.space, self.graphdef, self.mesh = space, graphdef, mesh
+        self.mean, self.std = tuple(mean), tuple(std)
+        self.executables: dict[Any, Any] = {}
+
+    def compile(
+        self,
+        params: Any,
+        buckets: Iterable[Bucket],
+        image_size: int,
+        calibration_batch: int,
+        batch: int,
+        progress: bool = True,
+    ) -> None:
+        """Compiles what the buckets need, unless it is there.
+
+        Args:
+          params: the weights, or their shapes. image_size: side of the uint8 images that will come.
+          calibration_batch, batch: images (over all devices) of a calibration and an evaluation batch.
+        """
+        split, whole = batch_sharding(self.mesh), NamedSharding(self.mesh, REPLICATED)
+        params = shapes(params, whole)
+
+        def of(shape, dtype):
+            return jax.ShapeDtypeStruct(shape, dtype, sharding=split)
+
+        def images(count):
+            return of((count, image_size, image_size, 3), np.uint8)
+
+        jobs = {}
+        for bucket in buckets:
+            sampled = shapes(sizes(self.space, bucket.arch, bucket.arch), whole) if bucket.masked else None
+            statistics = shapes(self._zero_statistics(params, bucket), whole)
+            weight = shapes(np.float32(0), whole)
+
+            def lower_calibrate(bucket=bucket, sampled=sampled, statistics=statistics, weight=weight):
+                return self._calibrate(bucket).lower(params, images(calibration_batch), sampled, statistics, weight)
+
+            def lower_score(bucket=bucket, sampled=sampled, statistics=statistics):
+                rows = of((batch,), np.int32), of((batch,), np.float32)
+                totals = shapes(np.zeros(4, np.float32), whole)
+                return self._score(bucket).lower(params, statistics, images(batch), *rows, sampled, totals)
+
+            jobs["calibrate", bucket, calibration_batch] = lower_calibrate
+            jobs["score", bucket, batch] = lower_score
+        jobs = {key: job for key, job in jobs.items() if key not in self.executables}
+        if jobs:
+            self.executables |= compile_ahead(jobs, "compile evaluation", progress)
+
+    def calibrate(
+        self, params: Any, archs: Mapping[Architecture, Bucket], batches: Iterable[Batch], num_batches: int
+    ) -> dict[Architecture, Any]:
+        """Batch-norm statistics of each architecture, from one pass over the images.
+
+        Args:
+          archs: architectures with the bucket that each runs in (`bucket_for`, or a sliced one of its own).
+          batches: `num_batches` batches with `image`, uint8 [B, S, S, 3] on the devices.
+        Raises:
+          ValueError: another number of batches came.
+        """
+        sampled = self._sampled(archs)
+        statistics = {
+            arch: replicate(self.mesh, self._zero_statistics(params, bucket)) for arch, bucket in archs.items()
+        }
+        came = 0
+        for came, batch in enumerate(batches, 1):
+            for arch, bucket in archs.items():
+                run = self.executables["calibrate", bucket, len(batch["image"])]
+                statistics[arch] = run(
+                    params, batch["image"], sampled[arch], statistics[arch], np.float32(1 / num_batches)
+                )
+        if came != num_batches:
+            raise ValueError(f"calibration: found {came} batches of images, expected {num_batches}")
+        return statistics
+
+    def score(
+        self,
+        params: Any,
+        archs: Mapping[Architecture, Bucket],
+        statistics: Mapping[Architecture, Any],
+        batches: Iterable[Batch],
+    ) -> dict[Architecture, Score]:
+        """Accuracy of each architecture, from one pass over the images.
+
+        Args:
+          statistics: as `calibrate` returns them.
+          batches: `image` uint8 [B, S, S, 3], `label` int32 [B], `weight` float32 [B] (0 for padding).
+        Raises:
+          ValueError: there was no image to score.
+        """
+        sampled = self._sampled(archs)
+        totals = {arch: replicate(self.mesh, np.zeros(4, np.float32)) for arch in archs}
+        seconds = dict.fromkeys(archs, 0.0)
+        timed = 0
+        for number, batch in enumerate(batches):
+            for arch, bucket in archs.items():
+                run = self.executables["score", bucket, len(batch["image"])]
+                operands = batch["image"], batch["label"], batch["weight"]
+                start = time.perf_counter()
+                totals[arch] = run(params, statistics[arch], *operands, sampled[arch], totals[arch])
+                jax.block_until_ready(totals[arch])
+                if number:  # the first call of an executable is no measure
+                    seconds[arch] += time.perf_counter() - start
+            timed += len(batch["image"]) if number else 0
+        return {arch: _score(np.asarray(totals[arch]), timed, seconds[arch]) for arch in archs}
+
+    def _sampled(self, archs: Mapping[Architecture, Bucket]) -> dict[Architecture, Any]:
+        return {a: replicate(self.mesh, bucket.sampled(self.space, a)) for a, bucket in archs.items()}
+
+    def _over_devices(self, function, in_specs, out_specs, **jit_arguments):
+        mapped = jax.shard_map(
+            function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+        )
+        return jax.jit(mapped, **jit_arguments)
+
+    def _forward(self, params, image, bucket: Bucket, sampled, mode: Mode):
+        x = prepare(image, bucket.arch.resolution, self.mean, self.std)
+        return nnx.merge(self.graphdef, params)(x, bucket.arch, sampled, mode)
+
+    def _zero_statistics(self, params: Any, bucket: Bucket) -> Any:
+        """Zeros in the form of the bucket's statistics."""
+        side = bucket.arch.resolution
+        image = jax.ShapeDtypeStruct((1, side, side, 3), np.uint8)
+        sampled = sizes(self.space, bucket.arch, bucket.arch) if bucket.masked else None
+        form = jax.eval_shape(
+            lambda params, image: self._forward(params, image, bucket, sampled, Mode(collect=True))[1], params, image
+        )
+        return jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), form)
+
+    def _calibrate(self, bucket: Bucket):
+        def calibrate(params, image, sampled, total, weight):
+            mode = Mode(collect=True, axis_name=AXIS)
+            _, statistics = self._forward(params, image, bucket, sampled, mode)
+            return jax.tree.map(lambda t, s: t + weight * s, total, statistics)
+
+        specs = (REPLICATED, SPLIT, REPLICATED, REPLICATED, REPLICATED)
+        return self._over_devices(calibrate, specs, REPLICATED, donate_argnums=(3,))
+
+    def _score(self, bucket: Bucket):
+        def score(params, statistics, image, label, weight, sampled, total):
+            logits, _ = self._forward(params, image, bucket, sampled, Mode(statistics=statistics))
+            targets = jax.nn.one_hot(label, logits.shape[-1])
+            losses = jax.vmap(lambda row, target: cross_entropy(row[None], target[None]))(logits, targets)
+            # Rank of the label's logit; a tie counts against it, and so do logits that are not numbers.
+            own = jnp.sum(jnp.where(targets > 0, logits, 0), -1, keepdims=True)
+            rank = jnp.sum(~(logits < own), -1) - 1
+            rows = jnp.stack([rank < 1, rank < 5, losses, jnp.ones_like(losses)], -1)
+            rows = jnp.where(weight[:, None] > 0, rows, 0)
+            return total + jax.lax.psum(jnp.sum(rows, 0), AXIS)
+
+        specs = (REPLICATED, REPLICATED, SPLIT, SPLIT, SPLIT, REPLICATED, REPLICATED)
+        return self._over_devices(score, specs, REPLICATED, donate_argnums=(6,))
+
+
+def _score(totals: np.ndarray, timed: int, seconds: float) -> Score:
+    top1, top5, loss, images = (float(v) for v in totals)
+    if not images:
+        raise ValueError("evaluation: found no image to score, expected at least one")
+    speed = timed / seconds if seconds else 0.0
+    return Score(top1 / images, top5 / images, loss / images, int(images), speed)
+
+
+def placed(space: SearchSpace, archs: Iterable[Architecture], sliced: bool) -> dict[Architecture, Bucket]:
+    """The bucket of each architecture: its own if `sliced` (one compile each), else the one it shares."""
+    return {arch: Bucket(arch, masked=False) if sliced else bucket_for(space, arch) for arch in archs}
