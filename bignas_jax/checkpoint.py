@@ -1,0 +1,175 @@
+"""Checkpoints of a run, by orbax: written in the background, the newest few and the best one kept."""
+
+import dataclasses
+import logging
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.sharding import Mesh, NamedSharding
+from orbax.checkpoint import checkpoint_managers
+
+from bignas_jax.devices import REPLICATED, shapes
+from bignas_jax.sandwich import TrainState
+
+# orbax reports every save and directory scan as a warning-free running commentary; errors still come through.
+logging.getLogger("absl").setLevel(logging.ERROR)
+
+
+class CheckpointError(ValueError):
+    """There is no checkpoint to read, or it does not fit. The message is one line for the user."""
+
+
+class Checkpoints:
+    """The checkpoints of a run's folder.
+
+    A checkpoint has the items `params`, `ema` (where there is a moving average) and `training` (optimizer state and
+    counters), so that evaluation and search read the weights alone.
+
+    Args:
+      workdir: the run's folder; checkpoints lie in `checkpoints/` under it.
+      keep: how many of the newest to keep, besides the best.
+      read_only: refuse to save, create nothing.
+    """
+
+    def __init__(self, workdir: str | pathlib.Path, keep: int = 1, read_only: bool = False):
+        self.folder = pathlib.Path(workdir).absolute() / "checkpoints"
+        if read_only and not self.folder.is_dir():
+            raise CheckpointError(f"no checkpoint under {self.folder}: train first, or give the run's --workdir")
+        policy = checkpoint_managers.AnyPreservationPolicy(
+            [
+                checkpoint_managers.LatestN(keep),
+                checkpoint_managers.BestN(
+                    get_metric_fn=lambda metrics: metrics["top1"], n=1, keep_checkpoints_without_metrics=False
+                ),
+            ]
+        )
+        self._manager = ocp.CheckpointManager(
+            self.folder,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=policy,
+                best_fn=lambda metrics: metrics["top1"],
+                create=not read_only,
+                read_only=read_only,
+                enable_async_checkpointing=not read_only,
+            ),
+        )
+
+    def save(self, state: TrainState, step: int, top1: float | None = None) -> None:
+        """Starts to save in the background; the arrays are copied before this returns.
+
+        Args:
+          top1: mean accuracy of the biggest and the smallest architecture, by which the best is chosen; None where
+            they were not evaluated.
+        """
+        if step in self._manager.all_steps():
+            return
+        items = {"params": ocp.args.StandardSave(_named(state.params))}
+        if state.ema is not None:
+            items["ema"] = ocp.args.StandardSave(_named(state.ema))
+        items["training"] = ocp.args.StandardSave(_training(state))
+        metrics = None if top1 is None else {"top1": top1}
+        self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
+
+    def find(self, which: str | int = "newest") -> int:
+        """The step of the 'newest' or the 'best' checkpoint, or of the given one.
+
+        Raises:
+          CheckpointError: there is none.
+        """
+        steps = sorted(self._manager.all_steps())
+        if not steps:
+            raise CheckpointError(f"no checkpoint under {self.folder}: train first, or give the run's --workdir")
+        if which == "newest":
+            return steps[-1]
+        if which == "best":
+            return self._manager.best_step() or steps[-1]
+        if not str(which).isdigit() or int(which) not in steps:
+            raise CheckpointError(
+                f"--checkpoint: found {which}, expected newest, best or one of {', '.join(map(str, steps))}"
+            )
+        return int(which)
+
+    def newest(self) -> int | None:
+        """The step of the newest checkpoint, or None."""
+        return self._manager.latest_step()
+
+    def restore(self, state: TrainState, mesh: Mesh) -> TrainState:
+        """The newest checkpoint, in the form of `state`, on the mesh.
+
+        Raises:
+          CheckpointError: there is none, or its arrays have other shapes or names.
+        """
+        step, sharding = self.find(), NamedSharding(mesh, REPLICATED)
+        items = {"params": _named(state.params), "training": _training(state)}
+        if state.ema is not None:
+            items["ema"] = _named(state.ema)
+        read = self._read(step, {name: shapes(item, sharding) for name, item in items.items()})
+        _, form = jax.tree.flatten(state.opt_state)
+        training = read["training"]
+        leaves = [training["optimizer"][name] for name in sorted(training["optimizer"])]
+        return dataclasses.replace(
+            state,
+            params=_unnamed(read["params"], state.params),
+            ema=None if state.ema is None else _unnamed(read["ema"], state.ema),
+            opt_state=jax.tree.unflatten(form, leaves),
+            **{name: training[name] for name in ("step", "skipped", "skipped_in_row")},
+        )
+
+    def weights(self, params: Any, mesh: Mesh, which: str | int = "newest") -> tuple[Any, int]:
+        """The weights to evaluate (the moving average where the checkpoint has one), and their step.
+
+        Args:
+          params: parameters, or their shapes, in the form of `supernet.build`.
+        Raises:
+          CheckpointError: there is no such checkpoint, or it does not fit.
+        """
+        step = self.find(which)
+        item = "ema" if (self.folder / str(step) / "ema").is_dir() else "params"
+        form = shapes(_named(params), NamedSharding(mesh, REPLICATED))
+        return _unnamed(self._read(step, {item: form})[item], params), step
+
+    def _read(self, step: int, items: dict[str, Any]) -> Any:
+        args = {name: ocp.args.StandardRestore(item) for name, item in items.items()}
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**args))
+        except (ValueError, KeyError) as error:
+            reason = str(error).strip().split("\n")[0]
+            raise CheckpointError(
+                f"checkpoint {self.folder / str(step)} does not fit this config's space and model: {reason}"
+            ) from error
+
+    def wait(self) -> None:
+        """Until what was started to save is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        self._manager.close()
+
+
+def _training(state: TrainState) -> dict:
+    leaves = jax.tree.leaves(state.opt_state)
+    return {
+        "optimizer": {f"{number:05d}": leaf for number, leaf in enumerate(leaves)},
+        "step": state.step,
+        "skipped": state.skipped,
+        "skipped_in_row": state.skipped_in_row,
+    }
+
+
+def _named(tree: Any) -> dict[str, Any]:
+    """The arrays by dotted path (`blocks.3.expand.kernel`): a form that does not depend on orbax or flax."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {".".join(str(key.key) for key in path): leaf for path, leaf in leaves}
+
+
+def _unnamed(named: dict[str, Any], like: Any) -> Any:
+    names = _named(like)
+    return jax.tree.unflatten(jax.tree.structure(like), [named[name] for name in names])
+
+
+def to_host(tree: Any) -> Any:
+    """NumPy copies of replicated arrays."""
+    return jax.tree.map(np.asarray, tree)

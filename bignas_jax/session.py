@@ -1,0 +1,103 @@
+"""What training, evaluation and search build alike from a config: space, data, devices, supernet, evaluator."""
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from bignas_jax.architecture import Architecture
+from bignas_jax.buckets import Bucket
+from bignas_jax.config import ConfigError
+from bignas_jax.data import Dataset, Loader, Prefetch, open_dataset, prefetch
+from bignas_jax.devices import make_mesh
+from bignas_jax.evaluation import Evaluator, Score
+from bignas_jax.space import SearchSpace
+from bignas_jax.supernet import Supernet
+
+
+@dataclasses.dataclass(frozen=True)
+class Session:
+    """The parts of a run that follow from its config alone."""
+
+    config: ConfigDict
+    space: SearchSpace
+    dataset: Dataset
+    mesh: Mesh
+    graphdef: nnx.GraphDef
+    shapes: Any  # of the parameters
+    evaluator: Evaluator
+
+    @classmethod
+    def open(cls, config: ConfigDict) -> "Session":
+        """Checks the data and the devices against the config, and builds what is static.
+
+        Raises:
+          ValueError: the data cannot be used, its classes are not those of the config, or a batch does not divide
+            over the devices; one line.
+        """
+        space = SearchSpace.from_config(config.space)
+        mesh = make_mesh(
+            config.num_devices,
+            {
+                "batch_size": config.batch_size,
+                "calibration.batch_size": config.calibration.batch_size,
+                "evaluation.batch_size": config.evaluation.batch_size,
+            },
+        )
+        dataset = open_dataset(config.data, seed=config.seed)
+        if dataset.num_classes != config.model.num_classes:
+            raise ConfigError(
+                f"config.model.num_classes: found {config.model.num_classes}, "
+                f"expected {dataset.num_classes}, the classes of the data"
+            )
+
+        def make():
+            return Supernet(space, config.model.num_classes, dtype=config.model.dtype, rngs=nnx.Rngs(0))
+
+        graphdef, state = nnx.split(nnx.eval_shape(make))
+        evaluator = Evaluator(space, graphdef, mesh, config.data.mean, config.data.std)
+        return cls(config, space, dataset, mesh, graphdef, nnx.to_pure_dict(state), evaluator)
+
+    def loader(self, split: str, batch_size: int, **arguments: Any) -> Loader:
+        """This process's part of a split."""
+        return Loader(
+            self.dataset,
+            split,
+            batch_size=batch_size,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            **arguments,
+        )
+
+    def compile_evaluation(self, buckets: Iterable[Bucket], progress: bool = True) -> None:
+        config = self.config
+        self.evaluator.compile(
+            self.shapes,
+            buckets,
+            config.data.image_size,
+            config.calibration.batch_size,
+            config.evaluation.batch_size,
+            progress,
+        )
+
+    def evaluate(self, weights: Any, archs: dict[Architecture, Bucket], split: str) -> dict[Architecture, Score]:
+        """Calibrates the architectures on training images and scores them on a split ('val', 'holdout', 'train').
+
+        Raises:
+          ValueError: too few training images for the calibration batches, or an empty split; one line.
+        """
+        config = self.config
+        calibration = self.loader(
+            "calibration", config.calibration.batch_size, limit=config.calibration.num_images
+        )
+        with self._stream(calibration) as batches:
+            statistics = self.evaluator.calibrate(weights, archs, batches, calibration.steps_per_epoch)
+        with self._stream(self.loader(split, config.evaluation.batch_size)) as batches:
+            return self.evaluator.score(weights, archs, statistics, batches)
+
+    def _stream(self, loader: Loader) -> Prefetch:
+        return prefetch(loader.once(), self.mesh)
