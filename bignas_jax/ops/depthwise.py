@@ -85,7 +85,7 @@ def _kernel_gradient_in_loop(padded: jax.Array, g: jax.Array, size: int, stride:
     """
     batch, rows, columns, channels = g.shape
     block = _largest_divisor(rows, 8)
-    images = _largest_divisor(batch, max(1, 16 // block))
+    images = _largest_divisor(batch, max(1, 8 // block))
     blocks = rows // block
     width = stride * (columns - 1) + 1
     terms = list(itertools.product(range(images), range(block)))
