@@ -1,0 +1,35 @@
+# make demo    trains a supernet on handwritten digits, then calibrates and evaluates slices of it
+# make test    runs the tests
+# make lint    checks the style
+# make setup   only installs
+#
+# Each of them sets up .venv first, and again when requirements.txt has changed.
+# Another Python than python3: remove .venv, then for instance `make setup PYTHON=python3.12`.
+
+PYTHON ?= python3
+VENV := .venv
+READY := $(VENV)/ready
+
+.PHONY: demo test lint setup
+
+# Repeated, it goes on from the checkpoints in exp/digits.
+demo: $(READY)
+	$(VENV)/bin/python train.py
+	$(VENV)/bin/python eval.py
+
+test: $(READY)
+	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+lint: $(READY)
+	$(VENV)/bin/python -m ruff check .
+
+setup: $(READY)
+
+$(READY): requirements.txt
+	$(if $(shell ($(PYTHON) -c 'import sys; print(sys.version_info >= (3, 11) or "")') 2>/dev/null),,$(error \
+	  found $(shell ($(PYTHON) --version || :) 2>&1), expected Python 3.11 or later; name one, as in PYTHON=python3.12))
+	$(PYTHON) -m venv $(VENV)
+	if nvidia-smi -L 2>/dev/null | grep -q '^GPU'; then cp requirements.txt $(VENV)/requirements.txt; \
+	  else sed 's/^jax\[cuda13\]/jax/' requirements.txt > $(VENV)/requirements.txt; fi
+	$(VENV)/bin/python -m pip install --disable-pip-version-check -r $(VENV)/requirements.txt
+	@touch $@
