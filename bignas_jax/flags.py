@@ -29,13 +29,14 @@ def refuse(program: str, message: str) -> NoReturn:
 
 
 def parse(argv: Sequence[str], doc: str, extra: Callable[[flags.FlagValues], None] | None = None,
-          ) -> tuple[ConfigDict, SimpleNamespace]:
+          of_run: bool = False) -> tuple[ConfigDict, SimpleNamespace]:
     """Reads a script's command line.
 
     Args:
       argv: `sys.argv`: the program, `--config FILE`, `--config.FIELD=VALUE`, `--workdir DIR`, extra flags.
       doc: the script's docstring, for `--help`.
       extra: defines the script's own absl flags on the FlagValues it is given.
+      of_run: take the config that a run left in its folder, where there is one, in place of the recipe's.
 
     Returns:
       The validated, locked config, and the options: `workdir` (default `exp/<name of the config file>`),
@@ -48,9 +49,11 @@ def parse(argv: Sequence[str], doc: str, extra: Callable[[flags.FlagValues], Non
     try:
         path, arguments = _split_config(argv)
         path = find_config(path)
-        config = config_lib.canonical(load_config(path))
-        values = flags.FlagValues()
         workdir = os.path.join("exp", path.stem)
+        left = Path(_workdir_of(arguments) or workdir) / "config.json"
+        config = load_run_config(left) if of_run and left.is_file() else load_config(path)
+        config = config_lib.canonical(config)
+        values = flags.FlagValues()
         flags.DEFINE_string("workdir", workdir, "the folder of the run", flag_values=values)
         if extra is not None:
             extra(values)
@@ -79,6 +82,28 @@ def _split_config(argv: Sequence[str]) -> tuple[str, list[str]]:
             rest.append(argv[i])
         i += 1
     return path, rest
+
+
+def _workdir_of(arguments: Sequence[str]) -> str | None:
+    """The value of `--workdir`, which decides where a run's config is looked for before flags are parsed."""
+    for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
+        if argument in ("--workdir", "-workdir"):
+            return following
+        if re.match(r"--?workdir=", argument):
+            return argument.split("=", 1)[1]
+    return None
+
+
+def load_run_config(path: Path) -> ConfigDict:
+    """The config.json of a run's folder, unlocked.
+
+    Raises:
+      ConfigError: the file is not what training writes.
+    """
+    try:
+        return config_lib.from_json(path.read_text()).unlock()
+    except (ConfigError, OSError) as error:
+        raise ConfigError(f"{path}: {error}") from error
 
 
 def find_config(path: str) -> Path:

@@ -1,18 +1,14 @@
-"""What a run tells: a progress bar, metrics.jsonl, TensorBoard, and the table of an evaluation."""
+"""What a run tells while it trains: a progress bar, metrics.jsonl and TensorBoard."""
 
 import json
 import pathlib
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
-
-from bignas_jax.cost import Cost
-from bignas_jax.evaluation import Score
 
 
 class Logs:
@@ -99,40 +95,3 @@ def _complete_lines(path: pathlib.Path) -> list[str]:
         lines.append(line)
     return lines
 
-
-def table(rows: Sequence[tuple[str, int, Cost, Score]]) -> str:
-    """The table of an evaluation: (name, resolution, cost, score) by row."""
-    head = ("architecture", "resolution", "MACs (M)", "params (M)", "top-1 %", "top-5 %", "images/s")
-    body = [
-        (
-            name,
-            str(resolution),
-            f"{cost.macs / 1e6:,.2f}",
-            f"{cost.params / 1e6:,.3f}",
-            f"{100 * score.top1:.2f}",
-            f"{100 * score.top5:.2f}",
-            f"{score.images_per_second:,.0f}" if score.images_per_second else "-",
-        )
-        for name, resolution, cost, score in rows
-    ]
-    widths = [max(len(row[column]) for row in (head, *body)) for column in range(len(head))]
-    lines = [
-        "  ".join(cell.ljust(w) if column == 0 else cell.rjust(w) for column, (cell, w) in enumerate(zip(row, widths)))
-        for row in (head, *body)
-    ]
-    return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
-
-
-def report(name: str, arch: Any, cost: Cost, score: Score) -> dict[str, Any]:
-    """The JSON form of a row."""
-    return {
-        "name": name,
-        "architecture": arch.to_dict(),
-        "macs": cost.macs,
-        "params": cost.params,
-        "top1": score.top1,
-        "top5": score.top5,
-        "loss": score.loss,
-        "images": score.images,
-        "images_per_second": round(score.images_per_second, 1),
-    }

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from bignas_jax.architecture import Architecture
 from bignas_jax.buckets import Bucket
 from bignas_jax.config import ConfigError
-from bignas_jax.data import Dataset, Loader, Prefetch, open_dataset, prefetch
+from bignas_jax.data import Dataset, Loader, open_dataset, prefetch
 from bignas_jax.devices import make_mesh
 from bignas_jax.evaluation import Evaluator, Score
 from bignas_jax.space import SearchSpace
@@ -73,6 +73,17 @@ class Session:
             **arguments,
         )
 
+    def check_evaluation(self) -> None:
+        """Refuses, before work starts, splits with too few images to calibrate with or to evaluate on."""
+        config = self.config
+        self._calibration_loader()
+        for split in ("holdout", "val") if config.data.holdout else ("val",):
+            self.loader(split, config.evaluation.batch_size)
+
+    def _calibration_loader(self) -> Loader:
+        config = self.config.calibration
+        return self.loader("calibration", config.batch_size, limit=config.num_images)
+
     def compile_evaluation(self, buckets: Iterable[Bucket], progress: bool = True) -> None:
         config = self.config
         self.evaluator.compile(
@@ -90,14 +101,8 @@ class Session:
         Raises:
           ValueError: too few training images for the calibration batches, or an empty split; one line.
         """
-        config = self.config
-        calibration = self.loader(
-            "calibration", config.calibration.batch_size, limit=config.calibration.num_images
-        )
-        with self._stream(calibration) as batches:
+        calibration = self._calibration_loader()
+        with prefetch(calibration.once(), self.mesh) as batches:
             statistics = self.evaluator.calibrate(weights, archs, batches, calibration.steps_per_epoch)
-        with self._stream(self.loader(split, config.evaluation.batch_size)) as batches:
+        with prefetch(self.loader(split, self.config.evaluation.batch_size).once(), self.mesh) as batches:
             return self.evaluator.score(weights, archs, statistics, batches)
-
-    def _stream(self, loader: Loader) -> Prefetch:
-        return prefetch(loader.once(), self.mesh)

@@ -1,0 +1,151 @@
+"""Evaluations as users see them: architectures from the command line, a table, a JSON file."""
+
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bignas_jax.architecture import Architecture
+from bignas_jax.buckets import Bucket
+from bignas_jax.checkpoint import Checkpoints
+from bignas_jax.config import ConfigError
+from bignas_jax.cost import Cost, count
+from bignas_jax.evaluation import Score
+from bignas_jax.session import Session
+from bignas_jax.space import SearchSpace
+
+
+def read_architectures(space: SearchSpace, names: Sequence[str]) -> dict[str, Architecture]:
+    """Architectures by name, from 'max', 'min', the path of a JSON file, or JSON itself.
+
+    Raises:
+      ConfigError: a file is missing or malformed, or an architecture is not in the space; one line that names it.
+    """
+    found = {}
+    for name in names:
+        label, text = name, name
+        try:
+            if name in ("max", "min"):
+                found[name.upper()] = space.biggest if name == "max" else space.smallest
+                continue
+            if not name.lstrip().startswith("{"):
+                path = pathlib.Path(name)
+                # Searched children are all called architecture.json; their folder tells them apart.
+                label = path.parent.name if path.stem == "architecture" and path.parent.name else path.stem
+                text = path.read_text()
+            else:
+                label = f"given{sum(key.startswith('given') for key in found) + 1}"
+            arch = Architecture.from_json(text)
+            space.check(arch)
+        except OSError as error:
+            raise ConfigError(
+                f"--arch: cannot read {name} ({error.strerror}), expected max, min, a JSON file, or JSON"
+            ) from error
+        except ValueError as error:
+            raise ConfigError(f"--arch {name}: {error}") from error
+        found[_unused(label, found)] = arch
+    return found
+
+
+def _unused(label: str, taken: Mapping[str, Any]) -> str:
+    number, free = 2, label
+    while free in taken:
+        free, number = f"{label}-{number}", number + 1
+    return free
+
+
+def assess(
+    session: Session, weights: Any, archs: Mapping[Architecture, Bucket], split: str, names: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """Calibrates and scores architectures whose executables are compiled.
+
+    Args:
+      names: of the architectures, in order; MAX and MIN stand for the biggest and the smallest by default.
+    Returns:
+      A row for each: name, architecture, macs, params, top1, top5, loss, images, images_per_second.
+    """
+    extremes = {session.space.biggest: "MAX", session.space.smallest: "MIN"}
+    labels = list(names) or [extremes.get(arch, f"arch{n + 1}") for n, arch in enumerate(archs)]
+    scores = session.evaluate(weights, archs, split)
+    classes = session.config.model.num_classes
+    return [
+        _row(label, arch, count(session.space, arch, classes), scores[arch])
+        for label, arch in zip(labels, archs, strict=True)
+    ]
+
+
+def _row(name: str, arch: Architecture, cost: Cost, score: Score) -> dict[str, Any]:
+    return {
+        "name": name,
+        "architecture": arch.to_dict(),
+        "macs": cost.macs,
+        "params": cost.params,
+        "top1": score.top1,
+        "top5": score.top5,
+        "loss": score.loss,
+        "images": score.images,
+        "images_per_second": round(score.images_per_second, 1),
+    }
+
+
+def evaluate_run(
+    session: Session, workdir: pathlib.Path, names: Sequence[str], split: str, checkpoint: str = "newest"
+) -> list[dict[str, Any]]:
+    """Evaluates architectures on a run's checkpoint, each in an executable of its own.
+
+    Args:
+      names: as `read_architectures` takes them. split: 'val', 'holdout' or 'train'.
+      checkpoint: 'newest', 'best' or a step.
+    Returns:
+      The rows of `assess`, which are also written to evaluation_<split>.json.
+    Raises:
+      ValueError: no such checkpoint, or an architecture is not in the space; one line.
+    """
+    found = read_architectures(session.space, names)
+    unique = {arch: label for label, arch in reversed(found.items())}
+    archs = {arch: Bucket(arch, masked=False) for arch in found.values()}
+    checkpoints = Checkpoints(workdir, read_only=True)
+    try:
+        weights, step = checkpoints.weights(session.shapes, session.mesh, checkpoint)
+    finally:
+        checkpoints.close()
+    session.compile_evaluation(archs.values())
+    rows = assess(session, weights, archs, split, [unique[arch] for arch in archs])
+    write(rows, workdir, split, step)
+    return rows
+
+
+def write(rows: Sequence[Mapping[str, Any]], workdir: pathlib.Path, split: str, step: int) -> pathlib.Path:
+    """Writes rows to evaluation_<split>.json in the run's folder."""
+    path = pathlib.Path(workdir) / f"evaluation_{split}.json"
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps({"step": step, "split": split, "rows": list(rows)}, indent=2) + "\n")
+    temporary.replace(path)
+    return path
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows of `assess` as text."""
+    head = ("architecture", "resolution", "MACs (M)", "params (M)", "top-1 %", "top-5 %", "images/s")
+    body = [
+        (
+            row["name"],
+            str(row["architecture"]["resolution"]),
+            f"{row['macs'] / 1e6:,.2f}",
+            f"{row['params'] / 1e6:,.3f}",
+            f"{100 * row['top1']:.2f}",
+            f"{100 * row['top5']:.2f}",
+            f"{row['images_per_second']:,.0f}" if row["images_per_second"] else "-",
+        )
+        for row in rows
+    ]
+    widths = [max(len(line[column]) for line in (head, *body)) for column in range(len(head))]
+
+    def text(line: Sequence[str]) -> str:
+        first, *others = (
+            cell.rjust(width) if number else cell.ljust(width)
+            for number, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        return "  ".join([first, *others]).rstrip()
+
+    return "\n".join([text(head), "  ".join("-" * width for width in widths), *map(text, body)])

@@ -1,0 +1,330 @@
+"""The training loop: from a config to a trained, evaluated supernet in a folder that can be continued at any time."""
+
+import collections
+import contextlib
+import dataclasses
+import pathlib
+import signal
+import threading
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+
+from bignas_jax import config as configs
+from bignas_jax import optimizer as optimizers
+from bignas_jax import reporting
+from bignas_jax.buckets import use_compilation_cache
+from bignas_jax.checkpoint import Checkpoints
+from bignas_jax.config import ConfigError
+from bignas_jax.data import Loader, prefetch
+from bignas_jax.devices import connect
+from bignas_jax.evaluation import placed
+from bignas_jax.logs import Logs
+from bignas_jax.sandwich import Recipe, Sandwich, TrainState, member_names
+from bignas_jax.session import Session
+from bignas_jax.supernet import build
+
+# What a folder's checkpoints depend on; anything else may change when a run goes on.
+FIXED_FIELDS = ("config.space.", "config.model.num_classes", "config.optimizer.name")
+LAG = 2  # steps that may be under way before the host looks at their outcome
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on. The message is one line for the user."""
+
+
+class Stopped(Exception):
+    """A signal ended the run; its state was saved. `signum` is the signal, `step` the steps made."""
+
+    def __init__(self, signum: int, step: int):
+        super().__init__(f"{signal.Signals(signum).name} at step {step}")
+        self.signum, self.step = signum, step
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """When things happen, in steps."""
+
+    stop: int
+    steps_per_epoch: int
+    evaluate_every: int
+    save_every: int
+    log_every: int
+
+    @classmethod
+    def of(cls, config: ConfigDict, steps_per_epoch: int) -> "Plan":
+        steps = config.epochs * steps_per_epoch
+        return cls(
+            stop=min(steps, config.max_steps or steps),
+            steps_per_epoch=steps_per_epoch,
+            evaluate_every=max(1, round(config.evaluation.every_epochs * steps_per_epoch)),
+            save_every=config.checkpoint.every_steps,
+            log_every=config.log.every_steps,
+        )
+
+    def evaluates(self, step: int) -> bool:
+        return step % self.evaluate_every == 0 or step == self.stop
+
+    def saves(self, step: int) -> bool:
+        return step % self.save_every == 0 or self.evaluates(step)
+
+
+def train(config: ConfigDict, workdir: str | pathlib.Path, progress: bool = True) -> list[dict[str, Any]]:
+    """Trains a supernet, or goes on where a run in `workdir` stopped, and evaluates its biggest and smallest child.
+
+    Writes config.json, checkpoints/, metrics.jsonl, TensorBoard events and evaluation_val.json under `workdir`.
+    A run that was interrupted at any step and continued ends with the same bits as one that never was, on the same
+    devices.
+
+    Args:
+      config: validated, as `flags.parse` returns it.
+    Returns:
+      The rows of the final evaluation, as `reporting.assess` gives them.
+    Raises:
+      ValueError: the data, the devices or the folder do not fit the config; one line.
+      TrainingError: the loss was not finite in `config.max_nonfinite_steps` steps in a row.
+      Stopped: by SIGTERM or SIGINT, after the state was saved.
+    """
+    connect(**config.distributed)
+    use_compilation_cache()
+    workdir = pathlib.Path(workdir)
+    session = Session.open(config)
+    loader = session.loader("train", config.batch_size, train=True)
+    session.check_evaluation()
+    claim(workdir, config)
+    checkpoints = Checkpoints(workdir, config.checkpoint.keep)
+    run = Run(session, loader, workdir, checkpoints, progress)
+    try:
+        state = run.start()
+        state = run.loop(state)
+        checkpoints.wait()
+        rows = reporting.assess(session, state.weights, _extremes(session), "val")
+    finally:
+        checkpoints.close()
+    reporting.write(rows, workdir, "val", run.plan.stop)
+    return rows
+
+
+def claim(workdir: pathlib.Path, config: ConfigDict) -> None:
+    """Writes the config into the run's folder, after a comparison with the one that is there.
+
+    Raises:
+      ConfigError: the folder holds checkpoints of another search space or model; the message shows the differences.
+    """
+    path = workdir / "config.json"
+    if path.exists() and any((workdir / "checkpoints").glob("[0-9]*")):
+        changes = configs.differences(configs.from_json(path.read_text()), config)
+        fatal = [line for line in changes if line.startswith(FIXED_FIELDS) or _changes_state(line)]
+        if fatal:
+            raise ConfigError(
+                f"{workdir} holds a run of another config ({'; '.join(fatal)}): "
+                "give another --workdir, or the config that the run was started with"
+            )
+        if changes and jax.process_index() == 0:
+            print("continuing with a changed config: " + "; ".join(changes))
+    if jax.process_index() == 0:
+        workdir.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(configs.to_json(config))
+        temporary.replace(path)
+
+
+def _changes_state(line: str) -> bool:
+    """Whether a changed field adds or removes a part of the train state: the moving average or the momentum."""
+    name, _, change = line.partition(": ")
+    switched = change.split(" -> ")
+    return name in ("config.optimizer.ema_decay", "config.optimizer.momentum") and "0.0" in switched
+
+
+class Run:
+    """One training run: its parts, and the loop over them."""
+
+    def __init__(
+        self, session: Session, loader: Loader, workdir: pathlib.Path, checkpoints: Checkpoints, progress: bool
+    ):
+        config = session.config
+        self.session, self.config, self.loader, self.workdir = session, config, loader, workdir
+        self.checkpoints, self.progress = checkpoints, progress and jax.process_index() == 0
+        self.plan = Plan.of(config, loader.steps_per_epoch)
+        self.schedule = optimizers.schedule(config.optimizer, loader.steps_per_epoch, config.epochs)
+        self.recipe = Recipe.from_config(config)
+        self.sandwich = Sandwich(
+            session.space,
+            session.graphdef,
+            self.recipe,
+            optimizers.optimizer(config.optimizer, self.schedule),
+            session.mesh,
+        )
+        self.watch = Watch(config.max_nonfinite_steps)
+        self.corrupt = 0
+
+    def start(self) -> TrainState:
+        """The state to go on from, with everything compiled that the rest of the run needs."""
+        config, session = self.config, self.session
+        _, params = build(session.space, config.model.num_classes, dtype=config.model.dtype, seed=config.seed)
+        state = self.sandwich.init(params)
+        newest = self.checkpoints.newest()
+        if newest is not None:
+            state = self.checkpoints.restore(state, session.mesh)
+            print(f"going on from step {newest} of {self.plan.stop} in {self.workdir}")
+        if int(state.step) < self.plan.stop:
+            size, batch = config.data.image_size, config.batch_size
+            self.sandwich.compile(
+                state,
+                {
+                    "image": jax.ShapeDtypeStruct((batch, size, size, 3), np.uint8),
+                    "label": jax.ShapeDtypeStruct((batch,), np.int32),
+                },
+                self.progress,
+            )
+        session.compile_evaluation(_extremes(session).values(), self.progress)
+        return state
+
+    def loop(self, state: TrainState) -> TrainState:
+        """Steps until the plan's end. Raises TrainingError or Stopped; what was done is saved first."""
+        plan, step = self.plan, int(state.step)
+        if step >= plan.stop:
+            return state
+        logs = Logs(self.workdir, step, plan.stop, active=self.progress)
+        batches = prefetch(self.loader.epochs(step, plan.stop), self.session.mesh)
+        with contextlib.closing(logs), batches, Signals() as signals:
+            for batch in batches:
+                if step == 0:
+                    logs.images("images", _first_images(batch, self.config.log.images), step)
+                state, metrics = self.sandwich(state, batch, step)
+                step += 1
+                logs.advance()
+                self._note_corrupt(batch, logs)
+                if step % plan.log_every == 0 or step == plan.stop:
+                    self._log(logs, step, metrics)
+                failed = self.watch.add(step, metrics, drain=plan.saves(step))
+                top1 = self._evaluate(state, logs, step) if plan.evaluates(step) and not failed else None
+                stopped = _agreed(signals.received, step % plan.log_every == 0)
+                if plan.saves(step) or stopped or failed:
+                    self.checkpoints.save(state, step, top1)
+                if failed:
+                    self.checkpoints.wait()
+                    raise TrainingError(
+                        f"the loss was not finite in {self.config.max_nonfinite_steps} steps in a row, up to step "
+                        f"{failed}; their updates were left out, so that the checkpoint of step {step} in "
+                        f"{self.checkpoints.folder} holds the last good weights: lower "
+                        "config.optimizer.learning_rate or set config.optimizer.clip_norm, and go on from there"
+                    )
+                if stopped and step < plan.stop:
+                    self.checkpoints.wait()
+                    raise Stopped(stopped, step)
+        return state
+
+    def _log(self, logs: Logs, step: int, metrics: Any) -> None:
+        metrics = jax.device_get(metrics)
+        names = member_names(self.recipe)
+        rate = logs.images_per_second(step, self.config.batch_size)
+        learning_rate = float(self.schedule(step - 1 - int(metrics["skipped"])))
+        values = {f"loss/{name}": float(v) for name, v in zip(names, metrics["loss"], strict=True)}
+        values |= {f"accuracy/{name}": float(v) for name, v in zip(names, metrics["accuracy"], strict=True)}
+        values |= {
+            "learning_rate": learning_rate,
+            "gradient_norm": float(metrics["gradient_norm"]),
+            "skipped_updates": int(metrics["skipped"]),
+            "epoch": step / self.plan.steps_per_epoch,
+            "images_per_second": rate,
+        }
+        show = {
+            "biggest": f"{values['loss/biggest']:.3f}",
+            "smallest": f"{values['loss/smallest']:.3f}",
+            "lr": f"{learning_rate:.2g}",
+            "images/s": f"{rate:,.0f}",
+        }
+        if values["skipped_updates"]:
+            show["skipped"] = str(values["skipped_updates"])
+        logs.record(step, values, show)
+
+    def _evaluate(self, state: TrainState, logs: Logs, step: int) -> float:
+        """Accuracies of MAX and MIN on the held-out images (on the validation split if none are held out)."""
+        archs = _extremes(self.session)
+        split = "holdout" if self.config.data.holdout else "val"
+        scores = list(self.session.evaluate(state.weights, archs, split).values())
+        values = {}
+        for name, score in zip(("max", "min"), scores, strict=True):
+            values |= {f"{split}_top1/{name}": score.top1, f"{split}_top5/{name}": score.top5}
+            values |= {f"{split}_loss/{name}": score.loss}
+        logs.record(step, values)
+        logs.say(
+            f"step {step}, epoch {step / self.plan.steps_per_epoch:.1f}: {split} top-1 "
+            f"MAX {100 * scores[0].top1:.2f}%, MIN {100 * scores[1].top1:.2f}%"
+        )
+        logs.pause()
+        return float(np.mean([score.top1 for score in scores]))
+
+    def _note_corrupt(self, batch: dict, logs: Logs) -> None:
+        if batch["skipped"]:
+            self.corrupt += batch["skipped"]
+            logs.say(f"{self.corrupt} corrupt images replaced so far (config.data.on_corrupt is skip)")
+
+
+class Watch:
+    """Looks at the outcome of steps a little later, so that the host never waits for the device.
+
+    Args:
+      limit: so many steps in a row without a finite loss are too many.
+    """
+
+    def __init__(self, limit: int):
+        self._limit, self._pending = limit, collections.deque()
+
+    def add(self, step: int, metrics: dict[str, jax.Array], drain: bool) -> int | None:
+        """Takes the metrics of a step; looks at those of `LAG` steps ago, or at all with `drain`.
+
+        Returns:
+          The step at which the limit was reached, or None.
+        """
+        self._pending.append((step, metrics["skipped_in_row"]))
+        while len(self._pending) > (0 if drain else LAG):
+            step, in_row = self._pending.popleft()
+            if int(in_row) >= self._limit:
+                return step
+        return None
+
+
+class Signals:
+    """Within it, SIGTERM and SIGINT are noted in `received`; a second SIGINT interrupts at once."""
+
+    def __init__(self):
+        self.received = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Signals":
+        if threading.current_thread() is threading.main_thread():
+            for signum in (signal.SIGTERM, signal.SIGINT):
+                self._before[signum] = signal.signal(signum, self._note)
+        return self
+
+    def __exit__(self, *_) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+
+    def _note(self, signum: int, _) -> None:
+        if signum == signal.SIGINT and self.received == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = signum
+
+
+def _agreed(received: int, may_ask: bool) -> int:
+    """The signal that any process received: all must stop at the same step. Asked at a log step only."""
+    if jax.process_count() == 1:
+        return received
+    if not may_ask:
+        return 0
+    return int(np.max(multihost_utils.process_allgather(np.int32(received))))
+
+
+def _extremes(session: Session) -> dict:
+    return placed(session.space, (session.space.biggest, session.space.smallest), sliced=False)
+
+
+def _first_images(batch: dict, count: int) -> np.ndarray:
+    return np.asarray(batch["image"].addressable_shards[0].data)[:count]
+

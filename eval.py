@@ -1,0 +1,50 @@
+"""Evaluate architectures of a trained supernet: calibrate each on training images, then score it.
+
+    python eval.py
+    python eval.py --config configs/cifar10.py --arch max --arch min --arch child.json --split val
+    python eval.py --arch '{"resolution": 16, ...}' --checkpoint best
+
+The config is the one that the run left in its folder; overrides such as --config.data.root=DIR come on top.
+"""
+
+import pathlib
+import sys
+
+from absl import flags as absl_flags
+
+from bignas_jax import flags
+
+
+def define(values: absl_flags.FlagValues) -> None:
+    absl_flags.DEFINE_multi_string(
+        "arch", ["max", "min"], "max, min, a JSON file, or JSON; may be repeated", flag_values=values
+    )
+    absl_flags.DEFINE_enum(
+        "split", "val", ["val", "holdout", "train"], "the images to score on", flag_values=values
+    )
+    absl_flags.DEFINE_string("checkpoint", "newest", "newest, best, or a step", flag_values=values)
+
+
+def main() -> int:
+    config, options = flags.parse(sys.argv, __doc__, define, of_run=True)
+    # JAX and torch are imported once the command line is known to be good.
+    from bignas_jax import reporting
+    from bignas_jax.buckets import use_compilation_cache
+    from bignas_jax.session import Session
+
+    use_compilation_cache()
+    workdir = pathlib.Path(options.workdir)
+    try:
+        rows = reporting.evaluate_run(Session.open(config), workdir, options.arch, options.split, options.checkpoint)
+    except ValueError as error:
+        flags.refuse(sys.argv[0], str(error))
+    except KeyboardInterrupt:
+        print("eval.py: interrupted", file=sys.stderr)
+        return 130
+    print(reporting.table(rows))
+    print(f"\nwritten to {workdir / f'evaluation_{options.split}.json'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
