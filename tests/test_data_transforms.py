@@ -33,7 +33,9 @@ def numbers(seed: int) -> list[float]:
     return draws.uniforms(draws.key(seed), [0], NUM_DRAWS)[0].tolist()
 
 
-@pytest.mark.parametrize("size", [(40, 30), (30, 40), (33, 33), (20, 20), (47, 16), (9, 8), (301, 77)])
+@pytest.mark.parametrize(
+    "size", [(40, 30), (30, 40), (27, 20), (20, 29), (33, 33), (20, 20), (47, 16), (9, 8), (301, 77)]
+)
 def test_evaluation_is_torchvisions_resize_and_centre_crop(size):
     image = np.asarray(picture(1, size)).copy()
     ours = Evaluation(image_size=16, resize_to=20)(image)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import warnings
 from dataclasses import dataclass
 
@@ -120,8 +121,7 @@ def as_it_is(batch):
 
 
 def start_worker(_worker: int) -> None:
-    """Leaves signals to the process that trains: it saves first, and the workers go on reading for it
-    meanwhile.
+    """Leaves signals to the process that trains: it saves first, and its workers read on meanwhile.
 
     Ctrl-C, and the SIGTERM of a scheduler that means every process of a job, reach workers too. SIGTERM
     ends a worker only after its loader was closed. A worker whose parent is gone ends by itself: torch
@@ -133,6 +133,11 @@ def start_worker(_worker: int) -> None:
         if cancelled.item():
             os._exit(0)  # an exception could surface anywhere, in torch's or the interpreter's own closing
 
+    def forgive_hanging_up(kind, error, trace):
+        if not issubclass(kind, ConnectionError):  # Ctrl-C came while the parent was taking a batch over
+            sys.__excepthook__(kind, error, trace)
+
+    sys.excepthook = forgive_hanging_up
     warnings.filterwarnings("ignore", module="PIL")  # oddities in metadata, of no weight for pixels
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, end_if_closed)
