@@ -1,0 +1,33 @@
+"""Eight virtual CPU devices for every test, set before anything imports JAX."""
+
+import os
+
+# LLVM at level 0 halves the time of a compile; the programs here run for milliseconds, whatever their code.
+_FLAGS = {"--xla_force_host_platform_device_count": 8, "--xla_backend_optimization_level": 0}
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+flags = [f"{name}={value}" for name, value in _FLAGS.items()]
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags])
+# Compiles are counted and timed here: none may come from an earlier run.
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+
+import pytest  # noqa: E402
+from tiny import Tiny  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Tiny:
+    """The tiny space with weights, by the names of both sides."""
+    return Tiny()
+
+
+@pytest.fixture(scope="session")
+def tiny_v3() -> Tiny:
+    """The same with a v3 head and h-swish."""
+    return Tiny(v3_head=True, activation="h_swish")
+
+
+@pytest.fixture(scope="session")
+def tiny_relu() -> Tiny:
+    """The same with relu."""
+    return Tiny(activation="relu")
