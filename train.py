@@ -29,8 +29,9 @@ def main() -> int:
     except KeyboardInterrupt:
         print("train.py: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
-    print(reporting.table(rows))
-    print(f"\nrun: {options.workdir} (tensorboard --logdir {options.workdir})")
+    if config.distributed.process_id == 0:
+        print(reporting.table(rows))
+        print(f"\nrun: {options.workdir} (tensorboard --logdir {options.workdir})")
     return 0
 
 

@@ -20,8 +20,6 @@ def connect(coordinator: str, num_processes: int, process_id: int) -> None:
       coordinator: host:port of process 0, the same in all processes.
     """
     if num_processes > 1:
-        if jax.config.jax_platforms == "cpu":
-            jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(coordinator, num_processes, process_id)
 
 

@@ -19,10 +19,10 @@ class Logs:
     Args:
       workdir: the run's folder. start, stop: steps; records of later steps than `start`, left by a run that was
         killed after its last checkpoint, are dropped.
-      active: False writes and shows nothing.
+      active: False writes and shows nothing. bar: whether to show the progress bar.
     """
 
-    def __init__(self, workdir: pathlib.Path, start: int, stop: int, active: bool = True):
+    def __init__(self, workdir: pathlib.Path, start: int, stop: int, active: bool = True, bar: bool = True):
         self.active = active
         if not active:
             return
@@ -34,7 +34,9 @@ class Logs:
         self._file = path.open("a")
         # The rate of a curve belongs to this process alone: what was logged before a stop stands.
         self._board = SummaryWriter(str(workdir), purge_step=start + 1 if start else None, flush_secs=20)
-        self._bar = tqdm(total=stop, initial=start, desc="train", unit="step", file=sys.stderr, mininterval=0.5)
+        self._bar = tqdm(
+            total=stop, initial=start, desc="train", unit="step", file=sys.stderr, mininterval=0.5, disable=not bar
+        )
         self._clock = time.perf_counter(), start
 
     def advance(self) -> None:

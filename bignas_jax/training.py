@@ -104,7 +104,8 @@ def train(config: ConfigDict, workdir: str | pathlib.Path, progress: bool = True
         rows = reporting.assess(session, state.weights, _extremes(session), "val")
     finally:
         checkpoints.close()
-    reporting.write(rows, workdir, "val", run.plan.stop)
+    if run.first:
+        reporting.write(rows, workdir, "val", run.plan.stop)
     return rows
 
 
@@ -147,7 +148,8 @@ class Run:
     ):
         config = session.config
         self.session, self.config, self.loader, self.workdir = session, config, loader, workdir
-        self.checkpoints, self.progress = checkpoints, progress and jax.process_index() == 0
+        self.checkpoints, self.first = checkpoints, jax.process_index() == 0
+        self.progress = progress and self.first
         self.plan = Plan.of(config, loader.steps_per_epoch)
         self.schedule = optimizers.schedule(config.optimizer, loader.steps_per_epoch, config.epochs)
         self.recipe = Recipe.from_config(config)
@@ -169,7 +171,8 @@ class Run:
         newest = self.checkpoints.newest()
         if newest is not None:
             state = self.checkpoints.restore(state, session.mesh)
-            print(f"going on from step {newest} of {self.plan.stop} in {self.workdir}")
+            if self.first:
+                print(f"going on from step {newest} of {self.plan.stop} in {self.workdir}")
         if int(state.step) < self.plan.stop:
             size, batch = config.data.image_size, config.batch_size
             self.sandwich.compile(
@@ -188,7 +191,7 @@ class Run:
         plan, step = self.plan, int(state.step)
         if step >= plan.stop:
             return state
-        logs = Logs(self.workdir, step, plan.stop, active=self.progress)
+        logs = Logs(self.workdir, step, plan.stop, active=self.first, bar=self.progress)
         batches = prefetch(self.loader.epochs(step, plan.stop), self.session.mesh)
         with contextlib.closing(logs), batches, Signals() as signals:
             for batch in batches:
@@ -203,20 +206,27 @@ class Run:
                 failed = self.watch.add(step, metrics, drain=plan.saves(step))
                 top1 = self._evaluate(state, logs, step) if plan.evaluates(step) and not failed else None
                 stopped = _agreed(signals.received, step % plan.log_every == 0)
-                if plan.saves(step) or stopped or failed:
-                    self.checkpoints.save(state, step, top1)
                 if failed:
-                    self.checkpoints.wait()
-                    raise TrainingError(
-                        f"the loss was not finite in {self.config.max_nonfinite_steps} steps in a row, up to step "
-                        f"{failed}; their updates were left out, so that the checkpoint of step {step} in "
-                        f"{self.checkpoints.folder} holds the last good weights: lower "
-                        "config.optimizer.learning_rate or set config.optimizer.clip_norm, and go on from there"
-                    )
+                    raise self._not_finite(failed)
+                # Weights whose last loss was not finite are no ground to go on from.
+                if stopped or (plan.saves(step) and not self.watch.in_row):
+                    self.checkpoints.save(state, step, top1)
                 if stopped and step < plan.stop:
                     self.checkpoints.wait()
                     raise Stopped(stopped, step)
         return state
+
+    def _not_finite(self, step: int) -> TrainingError:
+        self.checkpoints.wait()
+        newest = self.checkpoints.newest()
+        last = "there is no checkpoint yet"
+        if newest is not None:
+            last = f"the last good checkpoint is that of step {newest} in {self.checkpoints.folder}"
+        return TrainingError(
+            f"the loss was not finite in {self.config.max_nonfinite_steps} steps in a row, up to step {step}, and "
+            f"their updates were left out; {last}: lower config.optimizer.learning_rate or set "
+            "config.optimizer.clip_norm, and run the command again"
+        )
 
     def _log(self, logs: Logs, step: int, metrics: Any) -> None:
         metrics = jax.device_get(metrics)
@@ -247,7 +257,7 @@ class Run:
         archs = _extremes(self.session)
         split = "holdout" if self.config.data.holdout else "val"
         scores = list(self.session.evaluate(state.weights, archs, split).values())
-        values = {}
+        values = {"epoch": step / self.plan.steps_per_epoch}
         for name, score in zip(("max", "min"), scores, strict=True):
             values |= {f"{split}_top1/{name}": score.top1, f"{split}_top5/{name}": score.top5}
             values |= {f"{split}_loss/{name}": score.loss}
@@ -270,10 +280,12 @@ class Watch:
 
     Args:
       limit: so many steps in a row without a finite loss are too many.
+    Attributes:
+      in_row: such steps without a good one since, when it last looked.
     """
 
     def __init__(self, limit: int):
-        self._limit, self._pending = limit, collections.deque()
+        self._limit, self._pending, self.in_row = limit, collections.deque(), 0
 
     def add(self, step: int, metrics: dict[str, jax.Array], drain: bool) -> int | None:
         """Takes the metrics of a step; looks at those of `LAG` steps ago, or at all with `drain`.
@@ -284,7 +296,8 @@ class Watch:
         self._pending.append((step, metrics["skipped_in_row"]))
         while len(self._pending) > (0 if drain else LAG):
             step, in_row = self._pending.popleft()
-            if int(in_row) >= self._limit:
+            self.in_row = int(in_row)
+            if self.in_row >= self._limit:
                 return step
         return None
 

@@ -57,10 +57,11 @@ def _input_gradient(g: jax.Array, kernel: jax.Array, stride: int, shape: tuple[i
 
     def phase(a: int, b: int) -> jax.Array:
         taps = itertools.product(range(a, size, 2), range(b, size, 2))
-        return sum(
+        terms = (
             _tap(padded, reach - (i - a) // 2, reach - (j - b) // 2, rows, columns, 1) * kernel[i, j]
             for i, j in taps
         )
+        return sum(terms, start=jnp.zeros((batch, rows, columns, channels), g.dtype))  # a 1x1 kernel has no odd tap
 
     phases = jnp.stack([jnp.stack([phase(a, b) for b in (0, 1)], 3) for a in (0, 1)], 2)
     full = phases.reshape(batch, 2 * rows, 2 * columns, channels)
