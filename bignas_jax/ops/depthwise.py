@@ -61,7 +61,8 @@ def _input_gradient(g: jax.Array, kernel: jax.Array, stride: int, shape: tuple[i
             _tap(padded, reach - (i - a) // 2, reach - (j - b) // 2, rows, columns, 1) * kernel[i, j]
             for i, j in taps
         )
-        return sum(terms, start=jnp.zeros((batch, rows, columns, channels), g.dtype))  # a 1x1 kernel has no odd tap
+        zeros = jnp.zeros((batch, rows, columns, channels), g.dtype)  # all there is, in a 1x1 kernel's odd phases
+        return sum(terms, start=zeros)
 
     phases = jnp.stack([jnp.stack([phase(a, b) for b in (0, 1)], 3) for a in (0, 1)], 2)
     full = phases.reshape(batch, 2 * rows, 2 * columns, channels)

@@ -1,0 +1,108 @@
+"""Depthwise convolution and its own gradient against PyTorch's; elastic kernels against exact ones."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from flax import nnx
+from tiny import relative_error
+
+from bignas_jax.ops import DepthwiseConv, Size
+from bignas_jax.ops.depthwise import _kernel_gradient, depthwise_conv
+
+
+def operands(kernel_size, stride, height, width, channels=3, batch=4):
+    rng = np.random.default_rng(kernel_size)
+    out = batch, -(-height // stride), -(-width // stride), channels
+    shapes = (batch, height, width, channels), (kernel_size, kernel_size, channels), out
+    return [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
+
+
+def torch_conv(x, kernel, stride, weight):
+    x, kernel = (torch.tensor(np.asarray(a), requires_grad=True) for a in (x, kernel))
+    y = F.conv2d(x.permute(0, 3, 1, 2), kernel.permute(2, 0, 1)[:, None], None, stride, kernel.shape[0] // 2,
+                 groups=kernel.shape[-1]).permute(0, 2, 3, 1)
+    (y * torch.tensor(weight)).sum().backward()
+    return y.detach().numpy(), x.grad.numpy(), kernel.grad.numpy()
+
+
+@partial(jax.jit, static_argnames="stride")
+def ours(x, kernel, stride, weight):
+    y, pull = jax.vjp(partial(depthwise_conv, stride=stride), x, kernel)
+    return y, *pull(weight.astype(y.dtype))
+
+
+@pytest.mark.parametrize("sides", [(8, 6), (7, 9)])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("kernel_size", [1, 3, 5, 7])
+def test_values_and_gradients_equal_pytorch(kernel_size, stride, sides):
+    x, kernel, weight = operands(kernel_size, stride, *sides)
+    found = ours(x, kernel, stride, weight)
+    for value, expected in zip(found, torch_conv(x, kernel, stride, weight), strict=True):
+        assert relative_error(value, expected) < 1e-5
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_an_image_smaller_than_the_kernel(stride):
+    x, kernel, weight = operands(5, stride, 1, 2)
+    found = ours(x, kernel, stride, weight)
+    for value, expected in zip(found, torch_conv(x, kernel, stride, weight), strict=True):
+        assert relative_error(value, expected) < 1e-5
+
+
+@pytest.mark.parametrize("kernel_size, stride", [(3, 1), (5, 2)])
+def test_both_kernel_gradients_agree(kernel_size, stride):
+    """The loop that a CPU runs was compared above; this is what other devices run."""
+    x, kernel, weight = operands(kernel_size, stride, 9, 6)
+    half = kernel_size // 2
+    padded = np.pad(x, ((0, 0), (half, half), (half, half), (0, 0)))
+    found = jax.jit(_kernel_gradient, static_argnums=(2, 3))(padded, weight, kernel_size, stride)
+    assert relative_error(found, torch_conv(x, kernel, stride, weight)[2]) < 1e-5
+
+
+def test_bfloat16_is_summed_in_float32():
+    x, kernel, weight = operands(5, 1, 8, 8)
+    rough = jnp.asarray(x, jnp.bfloat16), kernel, 1, jnp.asarray(weight, jnp.bfloat16)
+    y, dx, d_kernel = ours(*rough)
+    assert (y.dtype, dx.dtype, d_kernel.dtype) == (jnp.bfloat16, jnp.bfloat16, jnp.float32)
+    exact = torch_conv(rough[0].astype(np.float32), kernel, 1, np.asarray(rough[3].astype(np.float32)))
+    assert relative_error(y.astype(np.float32), exact[0]) < 2**-8
+    assert relative_error(dx.astype(np.float32), exact[1]) < 2**-8
+    assert relative_error(d_kernel, exact[2]) < 1e-5
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [3, 5, 7])
+def test_masked_kernel_equals_sliced_and_pytorch(size, stride):
+    x, kernel, weight = operands(7, stride, 9, 9)
+    conv = nnx.graphdef(DepthwiseConv(3, 7, stride, rngs=nnx.Rngs(0)))
+
+    @partial(jax.jit, static_argnames="bucket")
+    def run(x, kernel, bucket, sampled=None):
+        def total(x, kernel):
+            y = nnx.merge(conv, {"kernel": kernel})(x, Size(bucket, sampled))
+            return jnp.sum(y * weight), y
+
+        (dx, d_kernel), y = jax.grad(total, (0, 1), has_aux=True)(x, kernel)
+        return y, dx, d_kernel
+
+    border = (7 - size) // 2
+    centre = kernel[border : 7 - border, border : 7 - border]
+    y, dx, d_centre = torch_conv(x, centre, stride, weight)
+    for found in (run(x, kernel, 7, jnp.int32(size)), run(x, kernel, size)):
+        assert relative_error(found[0], y) < 1e-5 and relative_error(found[1], dx) < 1e-5
+        assert relative_error(found[2][border : 7 - border, border : 7 - border], d_centre) < 1e-5
+        outside = np.array(found[2])
+        outside[border : 7 - border, border : 7 - border] = 0
+        assert not outside.any()
+
+
+def test_fewer_channels_use_the_first_ones():
+    x, kernel, weight = operands(3, 1, 6, 6, channels=2)
+    conv = DepthwiseConv(5, 3, 1, rngs=nnx.Rngs(0))
+    y = conv(x, Size(3))
+    assert relative_error(y, torch_conv(x, np.asarray(conv.kernel[...])[..., :2], 1, weight)[0]) < 1e-5
