@@ -1,7 +1,7 @@
 """Which bucket an architecture runs in, and the executables of a run, compiled ahead of its first step.
 
-A space has 10^12 architectures and no time to compile each: the biggest and the smallest have executables of their
-own ("sliced"), all others share one a resolution, as wide and deep as the biggest ("masked").
+A space has billions of architectures, too many to compile each: the biggest and the smallest have executables of
+their own ("sliced"), all others share one a resolution, as wide and deep as the biggest ("masked").
 """
 
 import concurrent.futures

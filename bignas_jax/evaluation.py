@@ -118,7 +118,8 @@ class Evaluator:
             arch: replicate(self.mesh, self._zero_statistics(params, bucket)) for arch, bucket in archs.items()
         }
         came = 0
-        for came, batch in enumerate(batches, 1):
+        for batch in batches:
+            came += 1
             for arch, bucket in archs.items():
                 run = self.executables["calibrate", bucket, len(batch["image"])]
                 statistics[arch] = run(

@@ -235,7 +235,7 @@ class Sandwich:
             total, unravel = ravel_pytree((grads, jnp.stack(metrics)))
             grads, metrics = unravel(jax.lax.pmean(total, AXIS))
             grads = jax.tree.map(lambda g: g[0], grads)
-            norm, loss = optax.global_norm(grads), metrics[:, 0, 0]
+            norm, loss = optax.tree.norm(grads), metrics[:, 0, 0]
             finite = jnp.isfinite(norm) & jnp.all(jnp.isfinite(loss))
 
             updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)

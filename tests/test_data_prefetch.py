@@ -107,5 +107,5 @@ def test_closing_ends_the_workers_of_a_loader_at_once(tmp_path, mesh):
             )
         assert multiprocessing.active_children()
         start = time.monotonic()
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 20
     assert not multiprocessing.active_children() and not prefetchers()
