@@ -7,7 +7,6 @@
 The config is the one that the run left in its folder; overrides such as --config.data.root=DIR come on top.
 """
 
-import pathlib
 import sys
 
 from absl import flags as absl_flags
@@ -28,22 +27,17 @@ def define(values: absl_flags.FlagValues) -> None:
 def main() -> int:
     config, options = flags.parse(sys.argv, __doc__, define, of_run=True)
     # JAX and torch are imported once the command line is known to be good.
-    from bignas_jax import reporting
-    from bignas_jax.buckets import use_compilation_cache
-    from bignas_jax.session import Session
+    from bignas_jax import reporting, scripts
 
-    use_compilation_cache()
-    workdir = pathlib.Path(options.workdir)
-    try:
-        rows = reporting.evaluate_run(Session.open(config), workdir, options.arch, options.split, options.checkpoint)
-    except ValueError as error:
-        flags.refuse(sys.argv[0], str(error))
-    except KeyboardInterrupt:
-        print("eval.py: interrupted", file=sys.stderr)
-        return 130
-    print(reporting.table(rows))
-    print(f"\nwritten to {workdir / f'evaluation_{options.split}.json'}")
-    return 0
+    def work() -> None:
+        rows, step = reporting.evaluate_run(
+            config, options.workdir, options.arch, options.split, options.checkpoint
+        )
+        print(reporting.table(rows))
+        path = reporting.write(rows, options.workdir, options.split, step)
+        print(f"\nstep {step} of {options.workdir} on the {options.split} images; written to {path}")
+
+    return scripts.run(sys.argv[0], work)
 
 
 if __name__ == "__main__":

@@ -70,15 +70,17 @@ def compile_ahead(
       The compiled programs by key.
     """
     workers = max(1, os.cpu_count() or 1)
-    with (
-        concurrent.futures.ThreadPoolExecutor(workers) as pool,
-        tqdm(total=len(lower), desc=title, unit="program", disable=not progress, file=sys.stderr) as bar,
-    ):
-        futures = {}
-        for key, make in lower.items():
-            futures[key] = pool.submit(make().compile)
-            futures[key].add_done_callback(lambda _: bar.update())
-        return {key: future.result() for key, future in futures.items()}
+    pool = concurrent.futures.ThreadPoolExecutor(workers)
+    with tqdm(total=len(lower), desc=title, unit="program", disable=not progress, file=sys.stderr) as bar:
+        try:
+            futures = {}
+            for key, make in lower.items():
+                futures[key] = pool.submit(make().compile)
+                futures[key].add_done_callback(lambda _: bar.update())
+            return {key: future.result() for key, future in futures.items()}
+        finally:
+            # After an interrupt nobody waits for programs that have not begun to compile.
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def use_compilation_cache() -> pathlib.Path | None:
@@ -96,5 +98,6 @@ def use_compilation_cache() -> pathlib.Path | None:
         print(f"no compilation cache: cannot make {folder}: {error.strerror}", file=sys.stderr)
         return None
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     return folder

@@ -6,7 +6,6 @@ import pathlib
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh, NamedSharding
 from orbax.checkpoint import checkpoint_managers
@@ -141,6 +140,13 @@ class Checkpoints:
                 f"checkpoint {self.folder / str(step)} does not fit this config's space and model: {reason}"
             ) from error
 
+    def delete_from(self, step: int) -> int | None:
+        """Deletes the checkpoints of `step` and later ones; returns the newest that is left, or None."""
+        self.wait()
+        for later in [s for s in self._manager.all_steps() if s >= step]:
+            self._manager.delete(later)
+        return self.newest()
+
     def wait(self) -> None:
         """Until what was started to save is on disk."""
         self._manager.wait_until_finished()
@@ -168,8 +174,3 @@ def _named(tree: Any) -> dict[str, Any]:
 def _unnamed(named: dict[str, Any], like: Any) -> Any:
     names = _named(like)
     return jax.tree.unflatten(jax.tree.structure(like), [named[name] for name in names])
-
-
-def to_host(tree: Any) -> Any:
-    """NumPy copies of replicated arrays."""
-    return jax.tree.map(np.asarray, tree)

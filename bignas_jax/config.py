@@ -52,7 +52,7 @@ _NAME = Field(str, lambda v: bool(v), "a string that is not empty")
 
 # Every field but those of `space`, which SearchSpace checks.
 FIELDS: dict[str, Field] = {
-    "seed": _integer(0),
+    "seed": Field(int, lambda v: 0 <= v < 2**32, "an integer >= 0 and < 2**32"),
     "batch_size": _integer(1),
     "epochs": _integer(1),
     "model.num_classes": _integer(2),

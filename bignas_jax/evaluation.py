@@ -19,13 +19,17 @@ from jax.sharding import Mesh, NamedSharding
 
 from bignas_jax.architecture import Architecture
 from bignas_jax.buckets import Bucket, bucket_for, compile_ahead
-from bignas_jax.devices import AXIS, REPLICATED, SPLIT, batch_sharding, replicate, shapes
+from bignas_jax.devices import AXIS, REPLICATED, SPLIT, batch_sharding, over_devices, shapes
 from bignas_jax.losses import cross_entropy
 from bignas_jax.ops import prepare
 from bignas_jax.space import SearchSpace
 from bignas_jax.supernet import Mode, sizes
 
 Batch = Mapping[str, jax.Array]
+
+
+class EvaluationError(ValueError):
+    """There is nothing to evaluate on. The message is one line for the user."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +61,7 @@ class Evaluator:
         self.space, self.graphdef, self.mesh = space, graphdef, mesh
         self.mean, self.std = tuple(mean), tuple(std)
         self.executables: dict[Any, Any] = {}
+        self._zeros: dict[Bucket, Any] = {}
 
     def compile(
         self,
@@ -110,13 +115,14 @@ class Evaluator:
         Args:
           archs: architectures with the bucket that each runs in (`bucket_for`, or a sliced one of its own).
           batches: `num_batches` batches with `image`, uint8 [B, S, S, 3] on the devices.
+        Returns:
+          By architecture what `Supernet.__call__` takes as `Mode.statistics`: layer name to (mean, unbiased variance),
+          each [width of the bucket], on all devices.
         Raises:
           ValueError: another number of batches came.
         """
         sampled = self._sampled(archs)
-        statistics = {
-            arch: replicate(self.mesh, self._zero_statistics(params, bucket)) for arch, bucket in archs.items()
-        }
+        statistics = {arch: self._zero_statistics(params, bucket) for arch, bucket in archs.items()}
         came = 0
         for batch in batches:
             came += 1
@@ -142,10 +148,10 @@ class Evaluator:
           statistics: as `calibrate` returns them.
           batches: `image` uint8 [B, S, S, 3], `label` int32 [B], `weight` float32 [B] (0 for padding).
         Raises:
-          ValueError: there was no image to score.
+          EvaluationError: there was no image to score.
         """
         sampled = self._sampled(archs)
-        totals = {arch: replicate(self.mesh, np.zeros(4, np.float32)) for arch in archs}
+        totals = {arch: np.zeros(4, np.float32) for arch in archs}
         seconds = dict.fromkeys(archs, 0.0)
         timed = 0
         for number, batch in enumerate(batches):
@@ -161,27 +167,24 @@ class Evaluator:
         return {arch: _score(np.asarray(totals[arch]), timed, seconds[arch]) for arch in archs}
 
     def _sampled(self, archs: Mapping[Architecture, Bucket]) -> dict[Architecture, Any]:
-        return {a: replicate(self.mesh, bucket.sampled(self.space, a)) for a, bucket in archs.items()}
-
-    def _over_devices(self, function, in_specs, out_specs, **jit_arguments):
-        mapped = jax.shard_map(
-            function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
-        )
-        return jax.jit(mapped, **jit_arguments)
+        return {arch: bucket.sampled(self.space, arch) for arch, bucket in archs.items()}
 
     def _forward(self, params, image, bucket: Bucket, sampled, mode: Mode):
         x = prepare(image, bucket.arch.resolution, self.mean, self.std)
         return nnx.merge(self.graphdef, params)(x, bucket.arch, sampled, mode)
 
     def _zero_statistics(self, params: Any, bucket: Bucket) -> Any:
-        """Zeros in the form of the bucket's statistics."""
+        """Zeros in the form of the bucket's statistics. Found by a trace of the network, so once a bucket."""
+        if bucket in self._zeros:
+            return self._zeros[bucket]
         side = bucket.arch.resolution
         image = jax.ShapeDtypeStruct((1, side, side, 3), np.uint8)
         sampled = sizes(self.space, bucket.arch, bucket.arch) if bucket.masked else None
         form = jax.eval_shape(
             lambda params, image: self._forward(params, image, bucket, sampled, Mode(collect=True))[1], params, image
         )
-        return jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), form)
+        self._zeros[bucket] = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), form)
+        return self._zeros[bucket]
 
     def _calibrate(self, bucket: Bucket):
         def calibrate(params, image, sampled, total, weight):
@@ -190,7 +193,7 @@ class Evaluator:
             return jax.tree.map(lambda t, s: t + weight * s, total, statistics)
 
         specs = (REPLICATED, SPLIT, REPLICATED, REPLICATED, REPLICATED)
-        return self._over_devices(calibrate, specs, REPLICATED, donate_argnums=(3,))
+        return over_devices(self.mesh, calibrate, specs, REPLICATED)
 
     def _score(self, bucket: Bucket):
         def score(params, statistics, image, label, weight, sampled, total):
@@ -205,13 +208,13 @@ class Evaluator:
             return total + jax.lax.psum(jnp.sum(rows, 0), AXIS)
 
         specs = (REPLICATED, REPLICATED, SPLIT, SPLIT, SPLIT, REPLICATED, REPLICATED)
-        return self._over_devices(score, specs, REPLICATED, donate_argnums=(6,))
+        return over_devices(self.mesh, score, specs, REPLICATED)
 
 
 def _score(totals: np.ndarray, timed: int, seconds: float) -> Score:
     top1, top5, loss, images = (float(v) for v in totals)
     if not images:
-        raise ValueError("evaluation: found no image to score, expected at least one")
+        raise EvaluationError("evaluation: found no image to score, expected at least one")
     speed = timed / seconds if seconds else 0.0
     return Score(top1 / images, top5 / images, loss / images, int(images), speed)
 

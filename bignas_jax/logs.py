@@ -23,17 +23,17 @@ class Logs:
     """
 
     def __init__(self, workdir: pathlib.Path, start: int, stop: int, active: bool = True, bar: bool = True):
-        self.active = active
+        self.active, self.evaluated = active, True
         if not active:
             return
         path = workdir / "metrics.jsonl"
         kept = [line for line in _complete_lines(path) if json.loads(line)["step"] <= start]
+        self.evaluated = any(_is_evaluation(json.loads(line), start) for line in kept)
         temporary = path.with_suffix(".tmp")
         temporary.write_text("".join(f"{line}\n" for line in kept))
         temporary.replace(path)
         self._file = path.open("a")
-        # The rate of a curve belongs to this process alone: what was logged before a stop stands.
-        self._board = SummaryWriter(str(workdir), purge_step=start + 1 if start else None, flush_secs=20)
+        self._board = SummaryWriter(str(workdir), purge_step=start + 1 if start else 0, flush_secs=20)
         self._bar = tqdm(
             total=stop, initial=start, desc="train", unit="step", file=sys.stderr, mininterval=0.5, disable=not bar
         )
@@ -49,12 +49,12 @@ class Logs:
             return 0.0
         then, before = self._clock
         self._clock = time.perf_counter(), step
-        return (step - before) * batch_size / (self._clock[0] - then)
+        return (step - before) * batch_size / (self._clock[0] - then) if step > before else 0.0
 
-    def pause(self) -> None:
-        """Leaves the time since the last `images_per_second` out of account."""
+    def pause(self, step: int) -> None:
+        """Measures `images_per_second` from now and from this step on: what came before held other work."""
         if self.active:
-            self._clock = time.perf_counter(), self._clock[1]
+            self._clock = time.perf_counter(), step
 
     def record(self, step: int, values: Mapping[str, float], show: Mapping[str, str] | None = None) -> None:
         """Writes numbers by curve name; `show` replaces what stands behind the progress bar."""
@@ -82,6 +82,10 @@ class Logs:
             self._bar.close()
             self._board.close()
             self._file.close()
+
+
+def _is_evaluation(record: Mapping[str, float], step: int) -> bool:
+    return record["step"] == step and any(name.endswith("_top1/max") for name in record)
 
 
 def _complete_lines(path: pathlib.Path) -> list[str]:

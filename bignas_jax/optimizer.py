@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 
@@ -20,13 +21,12 @@ def schedule(config: Any, steps_per_epoch: int, epochs: int) -> optax.Schedule:
     warmup = round(config.warmup_epochs * steps_per_epoch)
     rate = config.learning_rate
     if config.schedule == "exponential":
-        decay = optax.exponential_decay(
-            rate,
-            max(1, round(config.decay_epochs * steps_per_epoch)),
-            config.decay_rate,
-            staircase=config.staircase,
-            end_value=rate * config.end_factor,
-        )
+        period = max(1, round(config.decay_epochs * steps_per_epoch))
+
+        def decay(step):
+            periods = step // period if config.staircase else step / period
+            return rate * jnp.maximum(config.decay_rate**periods, config.end_factor)
+
     else:
         steps = max(1, steps_per_epoch * epochs - warmup)
         cosine = optax.cosine_decay_schedule(rate, steps, config.end_factor)
@@ -37,7 +37,7 @@ def schedule(config: Any, steps_per_epoch: int, epochs: int) -> optax.Schedule:
     if not warmup:
         return decay
     # The first step already moves: it has rate / warmup, not 0.
-    return lambda step: jax.numpy.where(step < warmup, rate * (step + 1) / warmup, decay(step))
+    return lambda step: jnp.where(step < warmup, rate * (step + 1) / warmup, decay(step))
 
 
 def decayed(params: dict) -> dict:

@@ -5,8 +5,10 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from bignas_jax.architecture import Architecture
-from bignas_jax.buckets import Bucket
+from bignas_jax.buckets import Bucket, use_compilation_cache
 from bignas_jax.checkpoint import Checkpoints
 from bignas_jax.config import ConfigError
 from bignas_jax.cost import Cost, count
@@ -89,37 +91,43 @@ def _row(name: str, arch: Architecture, cost: Cost, score: Score) -> dict[str, A
 
 
 def evaluate_run(
-    session: Session, workdir: pathlib.Path, names: Sequence[str], split: str, checkpoint: str = "newest"
-) -> list[dict[str, Any]]:
+    config: ConfigDict, workdir: str | pathlib.Path, names: Sequence[str], split: str, checkpoint: str = "newest"
+) -> tuple[list[dict[str, Any]], int]:
     """Evaluates architectures on a run's checkpoint, each in an executable of its own.
 
     Args:
       names: as `read_architectures` takes them. split: 'val', 'holdout' or 'train'.
       checkpoint: 'newest', 'best' or a step.
     Returns:
-      The rows of `assess`, which are also written to evaluation_<split>.json.
+      The rows of `assess`, and the step of the checkpoint.
     Raises:
-      ValueError: no such checkpoint, or an architecture is not in the space; one line.
+      ValueError: no such checkpoint, no such images, or an architecture is not in the space; one line.
     """
-    found = read_architectures(session.space, names)
-    unique = {arch: label for label, arch in reversed(found.items())}
-    archs = {arch: Bucket(arch, masked=False) for arch in found.values()}
+    use_compilation_cache()
     checkpoints = Checkpoints(workdir, read_only=True)
     try:
+        session = Session.open(config)
+        session.check_evaluation(split)
+        found = read_architectures(session.space, names)
         weights, step = checkpoints.weights(session.shapes, session.mesh, checkpoint)
     finally:
         checkpoints.close()
+    labels = {arch: label for label, arch in reversed(found.items())}
+    archs = {arch: Bucket(arch, masked=False) for arch in found.values()}
     session.compile_evaluation(archs.values())
-    rows = assess(session, weights, archs, split, [unique[arch] for arch in archs])
-    write(rows, workdir, split, step)
-    return rows
+    return assess(session, weights, archs, split, [labels[arch] for arch in archs]), step
 
 
-def write(rows: Sequence[Mapping[str, Any]], workdir: pathlib.Path, split: str, step: int) -> pathlib.Path:
-    """Writes rows to evaluation_<split>.json in the run's folder."""
+def write(rows: Sequence[Mapping[str, Any]], workdir: str | pathlib.Path, split: str, step: int) -> pathlib.Path:
+    """Writes rows to evaluation_<split>.json in the run's folder, beside those of other architectures at that step."""
     path = pathlib.Path(workdir) / f"evaluation_{split}.json"
+    kept = {}
+    if path.exists():
+        before = json.loads(path.read_text())
+        kept = {row["name"]: row for row in before["rows"]} if before["step"] == step else {}
+    kept |= {row["name"]: dict(row) for row in rows}
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"step": step, "split": split, "rows": list(rows)}, indent=2) + "\n")
+    temporary.write_text(json.dumps({"step": step, "split": split, "rows": list(kept.values())}, indent=2) + "\n")
     temporary.replace(path)
     return path
 

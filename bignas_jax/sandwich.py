@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from bignas_jax.architecture import Architecture
 from bignas_jax.buckets import Bucket, compile_ahead, shared
-from bignas_jax.devices import AXIS, REPLICATED, SPLIT, batch_sharding, replicate, shapes
+from bignas_jax.devices import AXIS, REPLICATED, SPLIT, batch_sharding, over_devices, replicate, shapes
 from bignas_jax.losses import cross_entropy, smooth_labels
 from bignas_jax.ops import prepare
 from bignas_jax.space import SearchSpace
@@ -96,7 +96,7 @@ class Sandwich:
 
     Args:
       space: the search space. graphdef: of its supernet. recipe: losses and regularisation.
-      optimizer: optax transformation of the summed gradient.
+      optimizer: optax transformation of the summed gradient. schedule: its learning rate by update, to report.
       mesh: devices, as `devices.make_mesh` gives them.
     """
 
@@ -107,8 +107,10 @@ class Sandwich:
         recipe: Recipe,
         optimizer: optax.GradientTransformation,
         mesh: Mesh,
+        schedule: optax.Schedule = lambda step: 0.0,
     ):
         self.space, self.graphdef, self.recipe, self.optimizer, self.mesh = space, graphdef, recipe, optimizer, mesh
+        self.schedule = schedule
         self.executables: dict[Any, Any] = {}
 
     def init(self, params: Any) -> TrainState:
@@ -137,7 +139,7 @@ class Sandwich:
             sampled = None
             if bucket.masked:
                 sampled = shapes(sizes(self.space, bucket.arch, bucket.arch), whole)
-            return self._student(bucket).lower(params, image, label, targets, sampled, totals[0], totals[1])
+            return self._student(bucket).lower(params, image, label, targets, sampled, totals[0])
 
         buckets = [Bucket(self.space.smallest, masked=False)]
         if self.recipe.num_random:
@@ -155,7 +157,8 @@ class Sandwich:
           step: `state.step` as the host knows it.
         Returns:
           The new state, and metrics on the device: `loss` and `accuracy` [members] (agreement with the labels),
-          `gradient_norm` before clipping, `finite` (whether the update was made), `skipped`, `skipped_in_row`.
+          `gradient_norm` before clipping, `learning_rate`, `finite` (whether the update was made), and the counters
+          `skipped` and `skipped_in_row`.
         """
         first, *others = members(self.space, self.recipe, step)
         image, label = batch["image"], batch["label"]
@@ -164,9 +167,8 @@ class Sandwich:
         for arch in others:
             smallest = arch is others[-1]
             bucket = Bucket(arch, masked=False) if smallest else shared(self.space, arch.resolution)
-            sampled = replicate(self.mesh, bucket.sampled(self.space, arch))
-            run = self.executables[bucket]
-            grads, metrics = run(state.params, image, label, targets, sampled, grads, metrics)
+            sampled = bucket.sampled(self.space, arch)
+            grads, metrics = self.executables[bucket](state.params, image, label, targets, sampled, grads)
             all_metrics.append(metrics)
         return self.executables["update"](state, grads, all_metrics)
 
@@ -178,12 +180,6 @@ class Sandwich:
             return jax.ShapeDtypeStruct((devices, *a.shape), a.dtype, sharding=split)
 
         return jax.tree.map(one_a_device, params), jax.ShapeDtypeStruct((devices, 2), np.float32, sharding=split)
-
-    def _over_devices(self, function, in_specs, out_specs, **jit_arguments):
-        mapped = jax.shard_map(
-            function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
-        )
-        return jax.jit(mapped, **jit_arguments)
 
     def _logits(self, params, image, bucket: Architecture, sampled, rng=None):
         recipe = self.recipe
@@ -209,12 +205,15 @@ class Sandwich:
             (value, logits), grads = jax.value_and_grad(loss, has_aux=True)(params)
             return _stack(grads), _metrics(value, logits, label), jax.nn.softmax(logits)
 
-        return self._over_devices(teach, (REPLICATED, SPLIT, SPLIT, REPLICATED), (SPLIT, SPLIT, SPLIT))
+        return over_devices(self.mesh, teach, (REPLICATED, SPLIT, SPLIT, REPLICATED), (SPLIT, SPLIT, SPLIT))
 
     def _student(self, bucket: Bucket):
-        """Gradient of a member on the biggest's soft predictions, added to those before it."""
+        """Gradient of a member on the biggest's soft predictions, added to that of the members before it.
 
-        def study(params, image, label, targets, sampled, total, _):
+        The gradient has a leading axis of the devices, each of which holds its own.
+        """
+
+        def study(params, image, label, targets, sampled, total):
             def loss(params):
                 logits = self._logits(params, image, bucket.arch, sampled)
                 return cross_entropy(logits, targets), logits
@@ -223,8 +222,8 @@ class Sandwich:
             total = jax.tree.map(jnp.add, total, _stack(grads))
             return total, _metrics(value, logits, label)
 
-        specs = (REPLICATED, SPLIT, SPLIT, SPLIT, REPLICATED, SPLIT, SPLIT)
-        return self._over_devices(study, specs, (SPLIT, SPLIT), donate_argnums=(5,))
+        specs = (REPLICATED, SPLIT, SPLIT, SPLIT, REPLICATED, SPLIT)
+        return over_devices(self.mesh, study, specs, (SPLIT, SPLIT), donate_argnums=(5,))
 
     def _update(self):
         """The one reduction over the devices, the clip and the update."""
@@ -259,12 +258,14 @@ class Sandwich:
                 "loss": loss,
                 "accuracy": metrics[:, 0, 1],
                 "gradient_norm": norm,
+                "learning_rate": jnp.float32(self.schedule(state.step - state.skipped)),
                 "finite": finite,
                 "skipped": new.skipped,
                 "skipped_in_row": new.skipped_in_row,
             }
 
-        return self._over_devices(update, (REPLICATED, SPLIT, SPLIT), (REPLICATED, REPLICATED), donate_argnums=(0,))
+        specs = (REPLICATED, SPLIT, SPLIT)
+        return over_devices(self.mesh, update, specs, (REPLICATED, REPLICATED), donate_argnums=(0,))
 
 
 def _stack(grads: Any) -> Any:

@@ -1,7 +1,8 @@
 """What training, evaluation and search build alike from a config: space, data, devices, supernet, evaluator."""
 
 import dataclasses
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -32,23 +33,22 @@ class Session:
     evaluator: Evaluator
 
     @classmethod
-    def open(cls, config: ConfigDict) -> "Session":
+    def open(cls, config: ConfigDict, training: bool = False) -> "Session":
         """Checks the data and the devices against the config, and builds what is static.
 
+        Args:
+          training: whether `config.batch_size` matters.
         Raises:
           ValueError: the data cannot be used, its classes are not those of the config, or a batch does not divide
             over the devices; one line.
         """
         keep_memory()
         space = SearchSpace.from_config(config.space)
-        mesh = make_mesh(
-            config.num_devices,
-            {
-                "batch_size": config.batch_size,
-                "calibration.batch_size": config.calibration.batch_size,
-                "evaluation.batch_size": config.evaluation.batch_size,
-            },
-        )
+        batches = {
+            "calibration.batch_size": config.calibration.batch_size,
+            "evaluation.batch_size": config.evaluation.batch_size,
+        }
+        mesh = make_mesh(config.num_devices, batches | ({"batch_size": config.batch_size} if training else {}))
         dataset = open_dataset(config.data, seed=config.seed)
         if dataset.num_classes != config.model.num_classes:
             raise ConfigError(
@@ -74,12 +74,11 @@ class Session:
             **arguments,
         )
 
-    def check_evaluation(self) -> None:
+    def check_evaluation(self, *splits: str) -> None:
         """Refuses, before work starts, splits with too few images to calibrate with or to evaluate on."""
-        config = self.config
         self._calibration_loader()
-        for split in ("holdout", "val") if config.data.holdout else ("val",):
-            self.loader(split, config.evaluation.batch_size)
+        for split in splits:
+            self.loader(split, self.config.evaluation.batch_size)
 
     def _calibration_loader(self) -> Loader:
         config = self.config.calibration
@@ -106,4 +105,14 @@ class Session:
         with prefetch(calibration.once(), self.mesh) as batches:
             statistics = self.evaluator.calibrate(weights, archs, batches, calibration.steps_per_epoch)
         with prefetch(self.loader(split, self.config.evaluation.batch_size).once(), self.mesh) as batches:
-            return self.evaluator.score(weights, archs, statistics, batches)
+            return self.evaluator.score(weights, archs, statistics, _tell_skipped(batches, split))
+
+
+def _tell_skipped(batches: Iterable[dict], split: str) -> Iterator[dict]:
+    """The batches, and at their end a line if corrupt images were left out."""
+    skipped = 0
+    for batch in batches:
+        skipped += batch["skipped"]
+        yield batch
+    if skipped:
+        print(f"{skipped} corrupt {split} images left out of the evaluation", file=sys.stderr)

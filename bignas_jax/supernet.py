@@ -90,7 +90,7 @@ class MBConv(nnx.Module):
     """Inverted residual block (Sandler et al., 2018) with squeeze-and-excitation and a shortcut, always residual.
 
     Args:
-      block: the block in the biggest architecture. kernel_size: its largest kernel.
+      block: the block in the biggest architecture. activation: a name in `ops.activation.FUNCTIONS`.
     """
 
     def __init__(self, block: Block, activation: str, *, rngs: nnx.Rngs):
@@ -107,7 +107,12 @@ class MBConv(nnx.Module):
         self.shortcut = ops.Shortcut(block.in_width, block.out_width, block.stride, rngs=rngs) if first else None
 
     def __call__(self, x, size: dict[str, Size], mode: Mode, drop_rate: float = 0.0, rng=None):
-        """[B, H, W, in] -> [B, H / stride, W / stride, out], and the statistics of its batch norms by name."""
+        """[B, H, W, in] -> [B, ceil(H / stride), ceil(W / stride), out], and its batch norms' statistics by name.
+
+        Args:
+          size: `in`, `mid`, `out`, `se` and `kernel`. mode: its `statistics` are this block's own, by name.
+          drop_rate: of drop-connect, with the key `rng`.
+        """
         statistics = {}
         y = x
         if self.expand is not None:

@@ -19,7 +19,7 @@ from bignas_jax import reporting
 from bignas_jax.buckets import use_compilation_cache
 from bignas_jax.checkpoint import Checkpoints
 from bignas_jax.config import ConfigError
-from bignas_jax.data import Loader, prefetch
+from bignas_jax.data import DataError, Loader, prefetch
 from bignas_jax.devices import connect
 from bignas_jax.evaluation import placed
 from bignas_jax.logs import Logs
@@ -28,7 +28,15 @@ from bignas_jax.session import Session
 from bignas_jax.supernet import build
 
 # What a folder's checkpoints depend on; anything else may change when a run goes on.
-FIXED_FIELDS = ("config.space.", "config.model.num_classes", "config.optimizer.name")
+FIXED_FIELDS = (
+    "config.space.",
+    "config.model.num_classes",
+    "config.optimizer.name",
+    # Images that were trained on must not become held-out ones.
+    "config.data.source",
+    "config.data.holdout",
+)
+AGREE_EVERY = 10  # steps between two questions of several processes whether one of them got a signal
 LAG = 2  # steps that may be under way before the host looks at their outcome
 
 
@@ -91,10 +99,10 @@ def train(config: ConfigDict, workdir: str | pathlib.Path, progress: bool = True
     connect(**config.distributed)
     use_compilation_cache()
     workdir = pathlib.Path(workdir)
-    session = Session.open(config)
+    session = Session.open(config, training=True)
     loader = session.loader("train", config.batch_size, train=True)
-    session.check_evaluation()
-    claim(workdir, config)
+    session.check_evaluation("val", watched_split(config))
+    claim(workdir, config, Plan.of(config, loader.steps_per_epoch).stop)
     checkpoints = Checkpoints(workdir, config.checkpoint.keep)
     run = Run(session, loader, workdir, checkpoints, progress)
     try:
@@ -109,14 +117,18 @@ def train(config: ConfigDict, workdir: str | pathlib.Path, progress: bool = True
     return rows
 
 
-def claim(workdir: pathlib.Path, config: ConfigDict) -> None:
+def claim(workdir: pathlib.Path, config: ConfigDict, stop: int) -> None:
     """Writes the config into the run's folder, after a comparison with the one that is there.
 
+    The config of a run that has made its `stop` steps stays as it is.
+
     Raises:
-      ConfigError: the folder holds checkpoints of another search space or model; the message shows the differences.
+      ConfigError: the folder holds checkpoints of another search space or model (the message shows the differences),
+        or cannot be written to.
     """
-    path = workdir / "config.json"
-    if path.exists() and any((workdir / "checkpoints").glob("[0-9]*")):
+    path, first = workdir / "config.json", jax.process_index() == 0
+    steps = [int(folder.name) for folder in (workdir / "checkpoints").glob("[0-9]*") if folder.name.isdigit()]
+    if steps and path.exists():
         changes = configs.differences(configs.from_json(path.read_text()), config)
         fatal = [line for line in changes if line.startswith(FIXED_FIELDS) or _changes_state(line)]
         if fatal:
@@ -124,13 +136,21 @@ def claim(workdir: pathlib.Path, config: ConfigDict) -> None:
                 f"{workdir} holds a run of another config ({'; '.join(fatal)}): "
                 "give another --workdir, or the config that the run was started with"
             )
-        if changes and jax.process_index() == 0:
-            print("continuing with a changed config: " + "; ".join(changes))
-    if jax.process_index() == 0:
+        finished = max(steps) >= stop
+        if changes and first:
+            verb = "the run is finished and is not changed by" if finished else "continuing with a changed config:"
+            print(f"{verb} {'; '.join(changes)}")
+        if finished:
+            return
+    if not first:
+        return
+    try:
         workdir.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".tmp")
         temporary.write_text(configs.to_json(config))
         temporary.replace(path)
+    except OSError as error:
+        raise ConfigError(f"--workdir: cannot write to {workdir} ({error.strerror}), expected a folder") from error
 
 
 def _changes_state(line: str) -> bool:
@@ -151,17 +171,18 @@ class Run:
         self.checkpoints, self.first = checkpoints, jax.process_index() == 0
         self.progress = progress and self.first
         self.plan = Plan.of(config, loader.steps_per_epoch)
-        self.schedule = optimizers.schedule(config.optimizer, loader.steps_per_epoch, config.epochs)
+        schedule = optimizers.schedule(config.optimizer, loader.steps_per_epoch, config.epochs)
         self.recipe = Recipe.from_config(config)
         self.sandwich = Sandwich(
             session.space,
             session.graphdef,
             self.recipe,
-            optimizers.optimizer(config.optimizer, self.schedule),
+            optimizers.optimizer(config.optimizer, schedule),
             session.mesh,
+            schedule,
         )
         self.watch = Watch(config.max_nonfinite_steps)
-        self.corrupt = 0
+        self.corrupt = 0  # images replaced since this process began
 
     def start(self) -> TrainState:
         """The state to go on from, with everything compiled that the rest of the run needs."""
@@ -187,43 +208,57 @@ class Run:
         return state
 
     def loop(self, state: TrainState) -> TrainState:
-        """Steps until the plan's end. Raises TrainingError or Stopped; what was done is saved first."""
+        """Steps until the plan's end. Raises TrainingError, Stopped or DataError; what was done is saved first."""
         plan, step = self.plan, int(state.step)
-        if step >= plan.stop:
-            return state
         logs = Logs(self.workdir, step, plan.stop, active=self.first, bar=self.progress)
-        batches = prefetch(self.loader.epochs(step, plan.stop), self.session.mesh)
-        with contextlib.closing(logs), batches, Signals() as signals:
-            for batch in batches:
-                if step == 0:
-                    logs.images("images", _first_images(batch, self.config.log.images), step)
-                state, metrics = self.sandwich(state, batch, step)
-                step += 1
-                logs.advance()
-                self._note_corrupt(batch, logs)
-                if step % plan.log_every == 0 or step == plan.stop:
-                    self._log(logs, step, metrics)
-                failed = self.watch.add(step, metrics, drain=plan.saves(step))
-                top1 = self._evaluate(state, logs, step) if plan.evaluates(step) and not failed else None
-                stopped = _agreed(signals.received, step % plan.log_every == 0)
-                if failed:
-                    raise self._not_finite(failed)
-                # Weights whose last loss was not finite are no ground to go on from.
-                if stopped or (plan.saves(step) and not self.watch.in_row):
-                    self.checkpoints.save(state, step, top1)
-                if stopped and step < plan.stop:
+        with contextlib.closing(logs):
+            if step and plan.evaluates(step) and not _same_everywhere(logs.evaluated):
+                self._evaluate(state, logs, step)  # a signal came between the step and its evaluation
+            if step >= plan.stop:
+                return state
+            batches = prefetch(self.loader.epochs(step, plan.stop), self.session.mesh)
+            with batches, Signals() as signals:
+                try:
+                    for batch in batches:
+                        if step == 0:
+                            logs.images("images", _first_images(batch, self.config.log.images), step)
+                        state, metrics = self.sandwich(state, batch, step)
+                        step += 1
+                        self._after(state, step, batch, metrics, logs, signals)
+                except DataError as error:
+                    self.checkpoints.save(state, step)
                     self.checkpoints.wait()
-                    raise Stopped(stopped, step)
+                    raise DataError(f"{error} (step {step} is saved; the same command goes on from there)") from error
         return state
 
+    def _after(self, state: TrainState, step: int, batch: dict, metrics: Any, logs: Logs, signals: "Signals") -> None:
+        """What follows a step: logging, evaluation, a checkpoint, or the end of the run."""
+        plan = self.plan
+        logs.advance()
+        self._note_corrupt(batch, logs)
+        if step % plan.log_every == 0 or step == plan.stop:
+            self._log(logs, step, metrics)
+        failed = self.watch.add(step, metrics, drain=plan.saves(step))
+        if failed:
+            raise self._not_finite(failed)
+        stopped = _agreed(signals.received, step)
+        top1 = self._evaluate(state, logs, step) if plan.evaluates(step) and not stopped else None
+        # Weights whose last loss was not finite are no ground to go on from, unless there is nothing else to keep.
+        if stopped or step == plan.stop or (plan.saves(step) and not self.watch.in_row):
+            self.checkpoints.save(state, step, top1)
+        if stopped:
+            self.checkpoints.wait()
+            raise Stopped(stopped, step)
+
     def _not_finite(self, step: int) -> TrainingError:
-        self.checkpoints.wait()
-        newest = self.checkpoints.newest()
-        last = "there is no checkpoint yet"
+        """The error of a run whose losses are not finite, after the weights that they came from are out of the way."""
+        first_bad = step - self.watch.in_row + 1
+        newest = self.checkpoints.delete_from(first_bad - 1)
+        last = "there is no checkpoint from before them"
         if newest is not None:
             last = f"the last good checkpoint is that of step {newest} in {self.checkpoints.folder}"
         return TrainingError(
-            f"the loss was not finite in {self.config.max_nonfinite_steps} steps in a row, up to step {step}, and "
+            f"the loss was not finite in {self.watch.in_row} steps in a row, from step {first_bad} on, and "
             f"their updates were left out; {last}: lower config.optimizer.learning_rate or set "
             "config.optimizer.clip_norm, and run the command again"
         )
@@ -232,20 +267,21 @@ class Run:
         metrics = jax.device_get(metrics)
         names = member_names(self.recipe)
         rate = logs.images_per_second(step, self.config.batch_size)
-        learning_rate = float(self.schedule(step - 1 - int(metrics["skipped"])))
         values = {f"loss/{name}": float(v) for name, v in zip(names, metrics["loss"], strict=True)}
         values |= {f"accuracy/{name}": float(v) for name, v in zip(names, metrics["accuracy"], strict=True)}
         values |= {
-            "learning_rate": learning_rate,
+            "learning_rate": float(metrics["learning_rate"]),
             "gradient_norm": float(metrics["gradient_norm"]),
             "skipped_updates": int(metrics["skipped"]),
             "epoch": step / self.plan.steps_per_epoch,
             "images_per_second": rate,
         }
+        if self.corrupt:
+            values["corrupt_images"] = self.corrupt
         show = {
             "biggest": f"{values['loss/biggest']:.3f}",
             "smallest": f"{values['loss/smallest']:.3f}",
-            "lr": f"{learning_rate:.2g}",
+            "lr": f"{values['learning_rate']:.2g}",
             "images/s": f"{rate:,.0f}",
         }
         if values["skipped_updates"]:
@@ -255,8 +291,9 @@ class Run:
     def _evaluate(self, state: TrainState, logs: Logs, step: int) -> float:
         """Accuracies of MAX and MIN on the held-out images (on the validation split if none are held out)."""
         archs = _extremes(self.session)
-        split = "holdout" if self.config.data.holdout else "val"
-        scores = list(self.session.evaluate(state.weights, archs, split).values())
+        split = watched_split(self.config)
+        found = self.session.evaluate(state.weights, archs, split)
+        scores = [found[arch] for arch in (self.session.space.biggest, self.session.space.smallest)]
         values = {"epoch": step / self.plan.steps_per_epoch}
         for name, score in zip(("max", "min"), scores, strict=True):
             values |= {f"{split}_top1/{name}": score.top1, f"{split}_top5/{name}": score.top5}
@@ -266,17 +303,22 @@ class Run:
             f"step {step}, epoch {step / self.plan.steps_per_epoch:.1f}: {split} top-1 "
             f"MAX {100 * scores[0].top1:.2f}%, MIN {100 * scores[1].top1:.2f}%"
         )
-        logs.pause()
+        logs.pause(step)
         return float(np.mean([score.top1 for score in scores]))
 
     def _note_corrupt(self, batch: dict, logs: Logs) -> None:
         if batch["skipped"]:
             self.corrupt += batch["skipped"]
-            logs.say(f"{self.corrupt} corrupt images replaced so far (config.data.on_corrupt is skip)")
+            logs.say(f"{self.corrupt} corrupt images replaced since the start (config.data.on_corrupt is skip)")
+
+
+def watched_split(config: ConfigDict) -> str:
+    """The images that MAX and MIN are scored on during training: the held-out ones, where there are some."""
+    return "holdout" if config.data.holdout else "val"
 
 
 class Watch:
-    """Looks at the outcome of steps a little later, so that the host never waits for the device.
+    """Looks at the outcome of steps a little later, so that the host need not wait for each on the device.
 
     Args:
       limit: so many steps in a row without a finite loss are too many.
@@ -325,11 +367,16 @@ class Signals:
         self.received = signum
 
 
-def _agreed(received: int, may_ask: bool) -> int:
-    """The signal that any process received: all must stop at the same step. Asked at a log step only."""
+def _same_everywhere(first: bool) -> bool:
+    """What the first process found."""
+    return first if jax.process_count() == 1 else bool(multihost_utils.broadcast_one_to_all(np.int32(first)))
+
+
+def _agreed(received: int, step: int) -> int:
+    """The signal that any process received: all must stop at the same step. Several processes ask now and then."""
     if jax.process_count() == 1:
         return received
-    if not may_ask:
+    if step % AGREE_EVERY:
         return 0
     return int(np.max(multihost_utils.process_allgather(np.int32(received))))
 

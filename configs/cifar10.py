@@ -45,5 +45,5 @@ def get_config() -> ConfigDict:
     config.optimizer.clip_norm = 5.0
 
     config.calibration = ConfigDict(dict(num_images=2048, batch_size=256))
-    config.evaluation = ConfigDict(dict(batch_size=500, every_epochs=1.0))
+    config.evaluation = ConfigDict(dict(batch_size=512, every_epochs=1.0))
     return config

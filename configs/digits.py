@@ -16,6 +16,7 @@ def get_config() -> ConfigDict:
     config = base()
     config.batch_size = 64
     config.epochs = 30
+    config.num_devices = 1  # a batch of so small images is no work for more
 
     stages = dict(
         mb1=dict(width=(8, 16), depth=(1,), kernel_size=(3,), expand_ratio=(1,), stride=1, se=False),

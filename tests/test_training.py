@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
@@ -116,7 +117,10 @@ def last_checkpoint(workdir) -> dict[str, np.ndarray]:
     folder = pathlib.Path(workdir).absolute() / "checkpoints" / str(steps_of(workdir)[-1])
     arrays = {}
     for item in ("params", "ema", "training"):
-        tree = ocp.StandardCheckpointer().restore(folder / item)
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            form = reader.metadata(folder / item).item_metadata.tree
+            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), form)
+            tree = reader.restore(folder / item, ocp.args.PyTreeRestore(restore_args=as_numpy))
         optimizer = tree.pop("optimizer", {})
         arrays |= {f"{item}.{name}": np.asarray(a) for name, a in (tree | optimizer).items()}
     return arrays
@@ -205,24 +209,57 @@ def test_another_space_is_refused(lab, whole):
     assert json.loads((whole[0] / "config.json").read_text())["space"]["stages"]["mb1"]["width"] == [8, 16]
 
 
-def test_other_changes_are_told(lab, whole):
+def test_a_finished_run_keeps_its_config(lab, whole):
     out, _ = finish(start(lab, whole[0], "--config.optimizer.learning_rate=0.05"))
-    assert "config.optimizer.learning_rate: 0.1 -> 0.05" in out
+    assert "finished and is not changed by config.optimizer.learning_rate: 0.1 -> 0.05" in out
+    assert json.loads((whole[0] / "config.json").read_text())["optimizer"]["learning_rate"] == 0.1
 
 
-def test_loss_that_is_not_finite_ends_the_run(lab):
+def test_loss_that_is_not_finite_ends_the_run_at_its_last_good_checkpoint(lab):
     workdir = lab / "overflow"
-    arguments = ["--config.optimizer.learning_rate=1e30", "--config.max_nonfinite_steps=4"]
-    arguments += ["--config.optimizer.clip_norm=0", "--config.checkpoint.every_steps=1"]
-    _, err = finish(start(lab, workdir, *arguments), code=1)
+    often = "--config.checkpoint.every_steps=1"
+    finish(start(lab, workdir, "--config.max_steps=10"))
+    # An update this large leaves finite weights that no loss is finite with.
+    arguments = ["--config.optimizer.learning_rate=1e30", "--config.max_nonfinite_steps=4", often]
+    _, err = finish(start(lab, workdir, *arguments, "--config.optimizer.clip_norm=0"), code=1)
     last_line = err.strip().splitlines()[-1]
-    assert "not finite in 4 steps in a row" in last_line and "Traceback" not in err
-    rows = records(workdir)
-    bad = [row["step"] for row in rows if not np.isfinite(row["loss/biggest"])]
-    assert rows[-1]["skipped_updates"] >= 4 and len(bad) >= 4
-    newest = steps_of(workdir)[-1]
-    assert newest < bad[0] and f"step {newest} in" in last_line
-    assert all(np.isfinite(a).all() for a in last_checkpoint(workdir).values())
+    assert "not finite in 4 steps in a row, from step 12 on" in last_line and "Traceback" not in err
+    assert f"that of step {steps_of(workdir)[-1]} in" in last_line and steps_of(workdir)[-1] == 10
+    rows = {row["step"]: row for row in records(workdir) if "loss/biggest" in row}
+    assert rows[15]["skipped_updates"] == 4 and not np.isfinite(rows[12]["loss/biggest"])
+    finish(start(lab, workdir, "--config.max_steps=20"))
+    rows = [row for row in records(workdir) if "loss/biggest" in row]
+    assert len(rows) == 20 and all(np.isfinite(row["loss/biggest"]) for row in rows)
+
+
+def test_a_corrupt_image_ends_the_run_in_one_line_and_loses_nothing(lab):
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 60), ("val", 12)):
+        for name in ("a", "b"):
+            folder = lab / "images" / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = rng.integers(0, 256, (10, 10, 3), np.uint8)
+                Image.fromarray(pixels).save(folder / f"{number}.png")
+    settings = [f"--config.data.root={lab / 'images'}", "--config.data.source=folder", "--config.data.holdout=0"]
+    settings += ["--config.model.num_classes=2", "--config.batch_size=24", "--config.evaluation.batch_size=24"]
+    settings += ["--config.calibration.num_images=24", "--config.calibration.batch_size=24"]
+    settings += ["--config.data.num_workers=1", "--config.checkpoint.every_steps=1000"]
+    settings += ["--config.evaluation.every_epochs=9"]
+    workdir = lab / "folder"
+    bad = lab / "images" / "train" / "a" / "7.png"
+    good = bad.read_bytes()
+    bad.write_bytes(good[: len(good) // 2])
+    _, err = finish(start(lab, workdir, *settings), code=2)
+    assert str(bad) in err.splitlines()[-1] and "Traceback" not in err
+    (saved,) = steps_of(workdir)
+    assert f"step {saved} is saved" in err
+    out, err = finish(start(lab, workdir, *settings, "--config.data.on_corrupt=skip"))
+    assert f"going on from step {saved} of 15" in out
+    assert "corrupt images replaced" in err
+    assert [row["step"] for row in records(workdir) if "loss/biggest" in row] == list(range(1, 16))
 
 
 @pytest.mark.parametrize(
