@@ -11,7 +11,7 @@ import sys
 
 from absl import flags as absl_flags
 
-from bignas_jax import flags
+from bignas_jax import flags, memory
 
 
 def define(values: absl_flags.FlagValues) -> None:
@@ -26,6 +26,7 @@ def define(values: absl_flags.FlagValues) -> None:
 
 def main() -> int:
     config, options = flags.parse(sys.argv, __doc__, define, of_run=True)
+    memory.keep_freed_memory()
     # JAX and torch are imported once the command line is known to be good.
     from bignas_jax import reporting, scripts
 

@@ -8,11 +8,12 @@ Then `python eval.py` with the same --workdir evaluates architectures of it.
 
 import sys
 
-from bignas_jax import flags
+from bignas_jax import flags, memory
 
 
 def main() -> int:
     config, options = flags.parse(sys.argv, __doc__)
+    memory.keep_freed_memory()
     # JAX and torch are imported once the command line is known to be good.
     from bignas_jax import reporting, scripts, training
 

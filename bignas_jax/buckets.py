@@ -16,7 +16,7 @@ import jax
 from tqdm import tqdm
 
 from bignas_jax.architecture import Architecture
-from bignas_jax.devices import release_memory
+from bignas_jax.memory import give_back_freed_memory
 from bignas_jax.space import SearchSpace
 from bignas_jax.supernet import sizes
 
@@ -82,7 +82,7 @@ def compile_ahead(
         finally:
             # After an interrupt nobody waits for programs that have not begun to compile.
             pool.shutdown(wait=False, cancel_futures=True)
-            release_memory()
+            give_back_freed_memory()
 
 
 def use_compilation_cache() -> pathlib.Path | None:

@@ -1,7 +1,5 @@
 """The mesh of devices and what lies where on it: one `data` axis, for one device, eight, or many hosts."""
 
-import ctypes
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -24,34 +22,6 @@ def connect(coordinator: str, num_processes: int, process_id: int) -> None:
     """
     if num_processes > 1:
         jax.distributed.initialize(coordinator, num_processes, process_id)
-
-
-def keep_memory() -> None:
-    """Has the C library keep the memory that XLA's CPU programs free, for the next step to use.
-
-    XLA takes its buffers from malloc anew for each program. glibc gives large ones back to the system at once, and
-    the next step pays for every page again: 350,000 page faults a step of configs/cifar10.py, and over a third of
-    its processor time (2 cores, glibc 2.36: 0.98 + 0.67 s of user and system time, 0.95 + 0.00 s with this). Other
-    platforms' allocators are left alone, and so is glibc where a GPU holds the buffers.
-    """
-    mallopt = _glibc("mallopt") if jax.default_backend() == "cpu" else None
-    if mallopt is not None:
-        trim_threshold, top_pad, mmap_max, arena_max = -1, -2, -4, -8  # malloc.h
-        mallopt(arena_max, 1)
-        mallopt(mmap_max, 0)
-        mallopt(trim_threshold, 2**31 - 1)
-        mallopt(top_pad, 1 << 28)
-
-
-def release_memory() -> None:
-    """Gives the memory back that the C library keeps free: a compile takes gigabytes that no step needs."""
-    trim = _glibc("malloc_trim")
-    if trim is not None:
-        trim(0)
-
-
-def _glibc(name: str) -> Callable[..., int] | None:
-    return getattr(ctypes.CDLL(None), name, None) if sys.platform.startswith("linux") else None
 
 
 def make_mesh(num_devices: int, batch_sizes: dict[str, int]) -> Mesh:

@@ -14,7 +14,7 @@ from bignas_jax.architecture import Architecture
 from bignas_jax.buckets import Bucket
 from bignas_jax.config import ConfigError
 from bignas_jax.data import Dataset, Loader, open_dataset, prefetch
-from bignas_jax.devices import keep_memory, make_mesh
+from bignas_jax.devices import make_mesh
 from bignas_jax.evaluation import Evaluator, Score
 from bignas_jax.space import SearchSpace
 from bignas_jax.supernet import Supernet
@@ -42,7 +42,6 @@ class Session:
           ValueError: the data cannot be used, its classes are not those of the config, or a batch does not divide
             over the devices; one line.
         """
-        keep_memory()
         space = SearchSpace.from_config(config.space)
         batches = {
             "calibration.batch_size": config.calibration.batch_size,
