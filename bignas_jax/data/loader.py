@@ -80,7 +80,6 @@ class Loader:
         self._num_workers = dataset.num_workers if num_workers is None else num_workers
         self._dataset = dataset
         self._batch_size, self._process = batch_size, (process_index, process_count)
-        self._evaluation_batches = None
 
         available = len(self._indices)
         if limit > available:
@@ -123,20 +122,11 @@ class Loader:
     def once(self) -> "Batches":
         """Every image once, the last batch padded to full size (all batches are full for 'calibration').
 
-        Workers stay for the next call, until `close()`; an iterator closed before its end ends them too.
+        Workers live until the iterator ends or is closed.
         """
         if self._train:
             raise ValueError("once() needs Loader(..., train=False); epochs() reads a split for training")
-        if self._evaluation_batches is None or not self._evaluation_batches.restart():
-            self._evaluation_batches = Batches(
-                self._reader(), _Steps(self, 0, self.steps_per_epoch), self._num_workers, stay=True
-            )
-        return self._evaluation_batches
-
-    def close(self) -> None:
-        """Ends the workers that `once()` left waiting."""
-        if self._evaluation_batches is not None:
-            self._evaluation_batches.close()
+        return Batches(self._reader(), _Steps(self, 0, self.steps_per_epoch), self._num_workers)
 
     def _reader(self) -> Reader:
         replaces = self._full and self._dataset.on_corrupt == "skip"
@@ -174,9 +164,9 @@ class _Steps(Iterable):
 class Batches:
     """An iterator of batches that owns its workers. `cancel` may be called from any thread."""
 
-    def __init__(self, reader: Reader, steps: Iterable[Slice], num_workers: int, stay: bool = False):
-        self._reader, self._stay = reader, stay
-        self._loader = _start_workers(reader, steps, num_workers, stay) if num_workers else None
+    def __init__(self, reader: Reader, steps: Iterable[Slice], num_workers: int):
+        self._reader = reader
+        self._loader = _start_workers(reader, steps, num_workers) if num_workers else None
         self._steps = steps
         self._source = self._begin()
         _open.add(self)
@@ -206,10 +196,7 @@ class Batches:
         try:
             batch = next(self._source)
         except StopIteration:
-            if self._stay:
-                self._source = None
-            else:
-                self.close()
+            self.close()
             raise
         except RuntimeError as error:
             self.close()
@@ -227,13 +214,6 @@ class Batches:
             raise StopIteration
         batch["image"] = batch["image"].numpy()
         return batch
-
-    def restart(self) -> bool:
-        """From the first step again, by the same workers; False if they have ended."""
-        if self._reader.cancelled.item():
-            return False
-        self._source = self._begin()
-        return True
 
     def cancel(self) -> None:
         """Makes a `next` that waits in another thread end soon, as if the batches were over."""
@@ -264,7 +244,7 @@ def _close_all() -> None:
         batches.close()
 
 
-def _start_workers(reader: Reader, steps: Iterable[Slice], num_workers: int, stay: bool):
+def _start_workers(reader: Reader, steps: Iterable[Slice], num_workers: int):
     """torch's loader over whole batches, in fresh processes: to fork one where JAX runs threads may hang."""
     return torch.utils.data.DataLoader(
         reader,
@@ -274,7 +254,6 @@ def _start_workers(reader: Reader, steps: Iterable[Slice], num_workers: int, sta
         collate_fn=as_it_is,
         worker_init_fn=start_worker,
         multiprocessing_context="spawn",
-        persistent_workers=stay,
         generator=torch.Generator(),  # workers get a seed from it, else from the caller's generator
     )
 
