@@ -1,0 +1,180 @@
+"""Where architectures run, and that nothing compiles once the executables are there."""
+
+import dataclasses
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import jax
+import jax.monitoring
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from bignas_jax.buckets import Bucket, bucket_for, compile_ahead, shared
+from bignas_jax.devices import batch_sharding, make_mesh, replicate
+from bignas_jax.evaluation import Evaluator
+from bignas_jax.optimizer import optimizer
+from bignas_jax.sandwich import Recipe, Sandwich, members
+from bignas_jax.supernet import sizes
+
+SIDE, BATCH = 24, 8
+MEAN, STD = (0.5,) * 3, (0.25,) * 3
+SGD = ConfigDict(dict(name="sgd", momentum=0.9, nesterov=True, weight_decay=0.01, clip_norm=1.0))
+
+
+def test_bucket_of_an_architecture(tiny):
+    space = tiny.space
+    assert bucket_for(space, space.biggest) == Bucket(space.biggest, masked=False)
+    assert bucket_for(space, space.smallest) == Bucket(space.smallest, masked=False)
+    other = dataclasses.replace(space.smallest, resolution=26)
+    assert bucket_for(space, other) == shared(space, 26) == Bucket(space.biggest, masked=True)
+    rng = np.random.default_rng(0)
+    found = {bucket_for(space, space.sample(rng)) for _ in range(200)}
+    assert found == {Bucket(dataclasses.replace(space.biggest, resolution=r), masked=True) for r in (20, 26)}
+
+
+def test_an_architecture_outside_the_space_is_refused(tiny):
+    with pytest.raises(ValueError, match="resolution: found 23, allowed 20, 26"):
+        bucket_for(tiny.space, dataclasses.replace(tiny.space.smallest, resolution=23))
+
+
+def test_what_an_executable_is_told(tiny):
+    space = tiny.space
+    sliced = Bucket(space.smallest, masked=False)
+    assert sliced.sampled(space, space.smallest) is None
+    with pytest.raises(ValueError, match="has no place in the sliced bucket"):
+        sliced.sampled(space, space.biggest)
+    told, expected = shared(space, 20).sampled(space, space.smallest), sizes(
+        space, dataclasses.replace(space.biggest, resolution=20), space.smallest)
+    assert told.keys() == expected.keys()
+    assert all(np.array_equal(told[key], expected[key]) for key in told)
+
+
+class Lowered:
+    """Stands for a lowered program: its compile takes a while, and says what ran beside it."""
+
+    running, most, lock = 0, 0, threading.Lock()
+
+    def __init__(self, key):
+        self.key = key
+
+    def compile(self):
+        with self.lock:
+            Lowered.running += 1
+            Lowered.most = max(Lowered.most, Lowered.running)
+        time.sleep(0.2)
+        with self.lock:
+            Lowered.running -= 1
+        if self.key == "bad":
+            raise RuntimeError("out of memory")
+        return f"compiled {self.key}"
+
+
+def test_programs_compile_side_by_side(monkeypatch, capfd):
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    keys = ["a", "b", "c", "d"]
+    found = compile_ahead({key: lambda key=key: Lowered(key) for key in keys}, "some programs")
+    assert found == {key: f"compiled {key}" for key in keys}
+    assert Lowered.most == 4
+    output = capfd.readouterr()
+    assert "some programs: 100%" in output.err and "4/4" in output.err and not output.out
+    compile_ahead({"a": lambda: Lowered("a")}, progress=False)
+    assert not capfd.readouterr().err
+
+
+def test_a_failed_compile_is_not_lost():
+    with pytest.raises(RuntimeError, match="out of memory"):
+        compile_ahead({key: lambda key=key: Lowered(key) for key in ("a", "bad")}, progress=False)
+
+
+@pytest.fixture(scope="module")
+def compiles():
+    """A list that grows with every program that JAX builds."""
+    found = []
+
+    def listen(event, duration, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            found.append(duration)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield found
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def data(mesh):
+    rng = np.random.default_rng(0)
+    batch = {"image": rng.integers(0, 256, (BATCH, SIDE, SIDE, 3), np.uint8),
+             "label": rng.integers(0, 7, BATCH).astype(np.int32), "weight": np.ones(BATCH, np.float32)}
+    return jax.device_put(batch, batch_sharding(mesh))
+
+
+def test_two_hundred_architectures_train_without_a_compile(tiny, compiles):
+    mesh = make_mesh(2, {})
+    recipe = Recipe(num_random=10, mean=MEAN, std=STD)
+    sandwich = Sandwich(tiny.space, tiny.graphdef, recipe, optimizer(SGD, lambda step: 0.01), mesh)
+    state, batch = sandwich.init(tiny.params), data(mesh)
+    compiles.clear()
+    sandwich.compile(state, batch, progress=False)
+    # Biggest, smallest, one a resolution, and the update.
+    assert len(sandwich.executables) == 3 + len(tiny.space.resolution) == len(compiles)
+    compiles.clear()
+    seen = set()
+    for step in range(20):
+        state, metrics = sandwich(state, batch, step)
+        seen |= set(members(tiny.space, recipe, step)[1:-1])
+    assert np.isfinite(metrics["loss"]).all() and len(metrics["loss"]) == 12
+    assert len(seen) > 150
+    assert compiles == []
+    jax.jit(lambda x: x + 1.5)(1.0)
+    assert compiles, "the listener is deaf"
+
+
+def test_two_hundred_architectures_are_evaluated_without_a_compile(tiny, compiles):
+    mesh = make_mesh(2, {})
+    evaluator = Evaluator(tiny.space, tiny.graphdef, mesh, MEAN, STD)
+    params, batch, rng = replicate(mesh, tiny.params), data(mesh), np.random.default_rng(0)
+    archs = {arch: bucket_for(tiny.space, arch) for arch in (tiny.space.sample(rng) for _ in range(200))}
+    compiles.clear()
+    evaluator.compile(params, set(archs.values()), SIDE, BATCH, BATCH, progress=False)
+    assert len(evaluator.executables) == 2 * len(tiny.space.resolution) == len(compiles)
+    compiles.clear()
+    evaluator.compile(params, set(archs.values()), SIDE, BATCH, BATCH, progress=False)
+    statistics = evaluator.calibrate(params, archs, [batch], 1)
+    scores = evaluator.score(params, archs, statistics, [batch])
+    assert len(scores) > 150 and all(score.images == BATCH for score in scores.values())
+    assert compiles == []
+
+
+PROBE = "from bignas_jax.buckets import use_compilation_cache as use; import jax; print(use()); " \
+    "print(jax.config.jax_compilation_cache_dir)"
+
+
+def probe(tmp_path, **variables):
+    """What a fresh process reports, in a home folder of its own."""
+    root = Path(__file__).parents[1]
+    environment = {"HOME": str(tmp_path), "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(root)} | variables
+    command = [sys.executable, "-c", PROBE]
+    run = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, check=True)
+    return run.stdout.split(), run.stderr
+
+
+def test_cache_folder_in_the_home(tmp_path):
+    folder = tmp_path / ".cache" / "bignas_jax" / "xla"
+    assert probe(tmp_path)[0] == [str(folder)] * 2 and folder.is_dir()
+
+
+def test_cache_folder_by_environment(tmp_path):
+    found, _ = probe(tmp_path, XDG_CACHE_HOME=str(tmp_path / "xdg"))
+    assert found == [str(tmp_path / "xdg" / "bignas_jax" / "xla")] * 2
+    own = str(tmp_path / "own")
+    found, _ = probe(tmp_path, JAX_COMPILATION_CACHE_DIR=own, XDG_CACHE_HOME=str(tmp_path / "xdg"))
+    assert found == [own] * 2
+
+
+def test_a_folder_that_cannot_be_made_stops_nothing(tmp_path):
+    (tmp_path / "file").write_text("")
+    found, said = probe(tmp_path, XDG_CACHE_HOME=str(tmp_path / "file"))
+    assert found == ["None", "None"] and "no compilation cache: cannot make" in said
