@@ -1,10 +1,10 @@
 """AttentiveNAS's search space on ImageNet (Wang et al., 2021), by the sandwich rule with uniform sampling.
 
-    python train.py --config configs/attentive_nas.py --config.data.root=data/imagenet
+    python train.py --config configs/attentive_nas.py
 
 For 8 GPUs, 80 images on each; ImageNet as data/imagenet/{train,val}/<class>/*. The space and the cosine decay
 are the paper's; batch size, learning rate, epochs and regularisation are our choice, those of bignas.py.
-Result: see the README.
+Result: not run to the end yet.
 """
 
 from ml_collections import ConfigDict

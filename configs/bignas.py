@@ -1,10 +1,10 @@
 """BigNAS's search space on ImageNet (Yu et al., 2020), with the settings of PyTorch-BigNAS on 8 GPUs.
 
-    python train.py --config configs/bignas.py --config.data.root=data/imagenet
+    python train.py --config configs/bignas.py
 
 For 8 GPUs, 80 images on each; ImageNet as data/imagenet/{train,val}/<class>/*. PyTorch-BigNAS took 16 days
 of 8 V100s and ended at 79.60% top-1 for the biggest and 74.32% for the smallest architecture.
-Result: see the README.
+Result: not run to the end yet. 20 steps at a reduced size are in the README.
 """
 
 from ml_collections import ConfigDict
