@@ -256,18 +256,20 @@ def test_dropout_keeps_the_mean_and_has_its_rate(tiny):
 
 
 def test_drop_connect_drops_whole_branches(tiny):
-    """On equal images two outcomes remain, the share of each given by the rate; the key decides."""
+    """An image has its block's branch scaled up, or not at all, with the stated odds; the key decides."""
     bucket, count = bucket_at(tiny.space, 20), 512
     images = np.repeat(images_of(20, count=1), count, 0)
     rate = 0.5 * 3 / 5
 
-    def logits(key):
-        found = regularised(tiny.graphdef, bucket, tiny.params, images, tiny.statistics, key, 0.0, 0.5)
+    def logits(key, branch=1.0):
+        last = {name: a * np.float32(branch) for name, a in tiny.params["blocks"][3]["project_norm"].items()}
+        blocks = tiny.params["blocks"] | {3: tiny.params["blocks"][3] | {"project_norm": last}}
+        params = tiny.params | {"blocks": blocks}
+        found = regularised(tiny.graphdef, bucket, params, images, tiny.statistics, key, 0.0, 0.5)
         return np.asarray(found)
 
-    noisy, clean = logits(jax.random.key(0)), logits(None)
-    distance = np.abs(noisy - noisy[0]).max(1) < 1e-4
-    shares = sorted([distance.mean(), 1 - distance.mean()])
-    assert abs(shares[0] - rate) < 4 * (rate * (1 - rate) / count) ** 0.5
-    assert np.ptp(clean, 0).max() < 1e-4 and np.ptp(noisy, 0).max() > 1e-3
+    noisy, dropped, kept = logits(jax.random.key(0)), logits(None, 0.0), logits(None, 1 / (1 - rate))
+    is_dropped, is_kept = (np.abs(noisy - outcome).max(1) < 1e-4 for outcome in (dropped, kept))
+    assert (is_dropped ^ is_kept).all()
+    assert abs(is_dropped.mean() - rate) < 4 * (rate * (1 - rate) / count) ** 0.5
     assert not np.array_equal(noisy, logits(jax.random.key(1)))
