@@ -264,6 +264,7 @@ import jax  # and no guard: workers neither import JAX nor run this script
 from data_folders import data_config
 from bignas_jax.data import Loader, open_dataset
 signal.signal(signal.SIGTERM, lambda *_: print("asked to end", flush=True))
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 loader = Loader(open_dataset(data_config(sys.argv[1], num_workers=1)), "train", batch_size=8, train=True)
 batches = loader.epochs()
 next(batches)

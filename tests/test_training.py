@@ -33,6 +33,7 @@ def get_config():
     config.model.dropout, config.model.drop_connect = 0.2, 0.2
     config.sandwich.label_smoothing = 0.1
     config.sandwich.num_random = 1
+    config.num_devices = 0
     config.batch_size, config.epochs = 48, 3
     config.optimizer.ema_decay = 0.9
     config.calibration.num_images, config.calibration.batch_size = 96, 48
