@@ -38,6 +38,11 @@ def _one_of(*names: str) -> Field:
     return Field(str, lambda v: v in names, "one of " + ", ".join(names))
 
 
+def _budgets(unit: str) -> Field:
+    return Field(tuple, lambda v: all(x > 0 for x in v),
+                 f"{unit}: a number > 0, several as (300e6, 600e6), or () for none")
+
+
 def _numbers(length: int, ok: Callable[[tuple], bool], expected: str) -> Field:
     return Field(tuple, lambda v: len(v) == length and ok(v), expected)
 
@@ -104,6 +109,24 @@ FIELDS: dict[str, Field] = {
     "calibration.batch_size": _integer(1),
     "evaluation.batch_size": _integer(1),
     "evaluation.every_epochs": _POSITIVE,
+    "search.strategy": _one_of("coarse_to_fine", "evolution", "pareto", "random"),
+    "search.seed": _integer(0),
+    "search.num_evaluations": _integer(1),
+    "search.max_macs": _budgets("multiply-adds"),
+    "search.max_params": _budgets("parameters"),
+    "search.max_latency_ms": _budgets("milliseconds"),
+    "search.max_resolution": _integer(0),
+    "search.cost": _one_of("macs", "params", "latency_ms"),
+    "search.population": _integer(2),
+    "search.mutation_probability": _FRACTION,
+    "search.first_part": _number(lambda v: 0 < v <= 1, "> 0 and <= 1, of the held-out images"),
+    "search.confidence": _NOT_NEGATIVE,
+    "search.calibration_images": _integer(0),
+    "search.predictor": _SWITCH,
+    "search.predictor_pool": _integer(2),
+    "search.predictor_min_tau": _FRACTION,
+    "search.latency_batch_size": _integer(1),
+    "search.resident_gb": _NOT_NEGATIVE,
     "checkpoint.every_steps": _integer(1),
     "checkpoint.keep": _integer(1),
     "log.every_steps": _integer(1),
@@ -117,6 +140,10 @@ FIELDS: dict[str, Field] = {
     "max_steps": _integer(0),
     "remat": _SWITCH,
 }
+
+
+# Position n of each is the n-th budget of a search; a single value holds for all.
+BUDGETS = ("search.max_macs", "search.max_params", "search.max_latency_ms")
 
 
 def base() -> ConfigDict:
@@ -133,6 +160,11 @@ def base() -> ConfigDict:
             warmup_epochs=0.0, weight_decay=1e-5, clip_norm=0.0, ema_decay=0.0),
         calibration=dict(num_images=4096, batch_size=256),
         evaluation=dict(batch_size=256, every_epochs=1.0),
+        search=dict(
+            strategy="coarse_to_fine", seed=0, num_evaluations=300, max_macs=(), max_params=(), max_latency_ms=(),
+            max_resolution=0, cost="macs", population=32, mutation_probability=0.1, first_part=0.25, confidence=2.0,
+            calibration_images=0, predictor=False, predictor_pool=4, predictor_min_tau=0.3, latency_batch_size=1,
+            resident_gb=0.0),
         checkpoint=dict(every_steps=1000, keep=3),
         log=dict(every_steps=50, images=16),
         max_nonfinite_steps=20,
@@ -141,6 +173,18 @@ def base() -> ConfigDict:
         max_steps=0,
         remat=False,
     ))
+
+
+def with_defaults(config: ConfigDict) -> ConfigDict:
+    """The config, with the fields of `base` that it lacks: a run's folder may be older than a field."""
+    values = config.to_dict()
+    for name, default in flat(base()).items():
+        *path, last = name.split(".")
+        owner = values
+        for part in path:
+            owner = owner.setdefault(part, {})
+        owner.setdefault(last, default)
+    return ConfigDict(values)
 
 
 def flat(config: Mapping[str, Any] | ConfigDict, prefix: str = "") -> dict[str, Any]:
@@ -185,6 +229,7 @@ def _check_fields(config: ConfigDict) -> dict[str, Any]:
 def _check_together(v: Mapping[str, Any]) -> None:
     """Refuses values that are possible one by one but not together."""
     processes = v["distributed.num_processes"]
+    budgets = max(len(v[name]) for name in BUDGETS)
     rules = (
         ("optimizer.nesterov", not v["optimizer.nesterov"] or v["optimizer.name"] == "sgd",
          f"False with optimizer.name {v['optimizer.name']} (Nesterov's momentum goes with sgd)"),
@@ -202,6 +247,8 @@ def _check_together(v: Mapping[str, Any]) -> None:
          f"host:port with {processes} processes"),
         ("distributed.process_id", v["distributed.process_id"] < processes,
          f"less than distributed.num_processes ({processes})"),
+        *((name, len(v[name]) in (0, 1, budgets), f"one value, or {budgets} as in the other budgets")
+          for name in BUDGETS),
         ("batch_size", v["batch_size"] % processes == 0,
          f"a multiple of distributed.num_processes ({processes})"),
         ("batch_size", v["batch_size"] % max(v["num_devices"], 1) == 0,

@@ -95,13 +95,13 @@ def _workdir_of(arguments: Sequence[str]) -> str | None:
 
 
 def load_run_config(path: Path) -> ConfigDict:
-    """The config.json of a run's folder, unlocked.
+    """The config.json of a run's folder, unlocked; fields that came later have their defaults.
 
     Raises:
       ConfigError: the file is not what training writes.
     """
     try:
-        return config_lib.from_json(path.read_text()).unlock()
+        return config_lib.with_defaults(config_lib.from_json(path.read_text()).unlock())
     except (ConfigError, OSError) as error:
         raise ConfigError(f"{path}: {error}") from error
 

@@ -63,7 +63,13 @@ IMPOSSIBLE = [
     ("optimizer.warmup_epochs", -1.0), ("optimizer.momentum", 1.0), ("optimizer.rmsprop_decay", 0.0),
     ("optimizer.rmsprop_eps", 0.0), ("optimizer.weight_decay", -1e-5), ("optimizer.clip_norm", -1.0),
     ("optimizer.ema_decay", 1.0), ("calibration.batch_size", 0), ("evaluation.batch_size", 0),
-    ("evaluation.every_epochs", 0.0), ("checkpoint.every_steps", 0), ("checkpoint.keep", 0),
+    ("evaluation.every_epochs", 0.0), ("search.strategy", "grid"), ("search.seed", -1), ("search.num_evaluations", 0),
+    ("search.max_macs", (3e8, 0.0)), ("search.max_macs", 3e8), ("search.max_params", (-1,)),
+    ("search.max_latency_ms", ("fast",)), ("search.max_resolution", -1), ("search.cost", "flops"),
+    ("search.population", 1), ("search.mutation_probability", 1.5), ("search.first_part", 0.0),
+    ("search.confidence", -1.0), ("search.calibration_images", -1), ("search.predictor", 1),
+    ("search.predictor_pool", 1), ("search.predictor_min_tau", 2.0), ("search.latency_batch_size", 0),
+    ("search.resident_gb", -1.0), ("checkpoint.every_steps", 0), ("checkpoint.keep", 0),
     ("log.every_steps", 0), ("log.images", -1), ("max_nonfinite_steps", 0),
     ("distributed.coordinator", "host"), ("distributed.num_processes", 0), ("num_devices", -1),
     ("max_steps", -1), ("remat", "no"), ("space.resolution", (3, 16)), ("space.stages.mb2.depth", (2, 1)),
@@ -83,6 +89,22 @@ def test_impossible_values_are_refused_by_field(path, value, named):
         config_lib.validate(changed(path, value))
     message = str(error.value)
     assert message.startswith(f"config.{named}: found ") and "expected" in message and "\n" not in message
+
+
+def test_budgets_of_other_numbers_are_refused():
+    config = changed("search.max_macs", (1e6, 2e6))
+    config.search.max_params = (1e5,)
+    config_lib.validate(config)
+    config.search.max_latency_ms = (1.0, 2.0, 3.0)
+    with pytest.raises(ConfigError, match=r"^config.search.max_macs: found .* expected one value, or 3"):
+        config_lib.validate(config)
+
+
+def test_a_config_that_is_older_than_a_field_gets_its_default():
+    config = digits.get_config()
+    values = config.to_dict()
+    del values["search"], values["remat"]
+    assert config_lib.with_defaults(ConfigDict(values)) == config
 
 
 def test_every_field_refuses_something_that_this_file_tries():
