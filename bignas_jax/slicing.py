@@ -1,0 +1,117 @@
+"""A child's own weights: the slice of a supernet's that a forward pass of the child reads.
+
+The child is the supernet of a space that leaves it no choice, so that whatever runs on a supernet (training,
+calibration, evaluation, export) runs on a child, without a mask and without a weight too many.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from bignas_jax.architecture import Architecture
+from bignas_jax.space import SearchSpace, blocks
+from bignas_jax.supernet import Supernet
+
+
+def single(space: SearchSpace, arch: Architecture) -> SearchSpace:
+    """The space whose one architecture is `arch`; stages keep their names, strides and squeeze-and-excitation.
+
+    Raises:
+      ValueError: `arch` is not in `space`, or its blocks differ inside a stage.
+    """
+    arch = _per_stage(arch)
+    space.check(arch)
+    chosen = zip(arch.width[1:-1], arch.depth, arch.kernel_size, arch.expand_ratio, strict=True)
+    stages = tuple(
+        dataclasses.replace(stage, width=(width,), depth=(depth,), kernel_size=(kernel_size,), expand_ratio=(ratio,))
+        for stage, (width, depth, kernel_size, ratio) in zip(space.stages, chosen, strict=True)
+    )
+    return dataclasses.replace(
+        space, resolution=(arch.resolution,), stem_width=arch.width[:1], stages=stages, head_width=arch.width[-1:]
+    )
+
+
+def _per_stage(arch: Architecture) -> Architecture:
+    """`arch` with one integer a stage where it lists equal ones for the stage's blocks."""
+
+    def shared(name: str) -> tuple[int, ...]:
+        entries = []
+        for position, entry in enumerate(getattr(arch, name)):
+            values = set(entry) if isinstance(entry, tuple) else {entry}
+            if len(values) > 1:
+                raise ValueError(
+                    f"architecture: {name}[{position}]: found {list(entry)}, expected one value for all blocks of the "
+                    "stage (a space chooses once a stage)"
+                )
+            entries.append(values.pop())
+        return tuple(entries)
+
+    return dataclasses.replace(arch, kernel_size=shared("kernel_size"), expand_ratio=shared("expand_ratio"))
+
+
+def block_positions(space: SearchSpace, arch: Architecture) -> tuple[int, ...]:
+    """For each block of `arch` in order, its position among the supernet's blocks."""
+    positions = {(b.stage, b.index): n for n, b in enumerate(blocks(space, space.biggest))}
+    return tuple(positions[block.stage, block.index] for block in blocks(space, arch))
+
+
+def slice_params(space: SearchSpace, params: Any, arch: Architecture) -> dict:
+    """The weights of `arch` as the supernet of `single(space, arch)` takes them: the same logits, bit by bit or nearly.
+
+    Leading channels, the centre of each depthwise kernel, the first blocks of each stage.
+
+    Args:
+      params: of the supernet, nested as `supernet.build` gives them, NumPy or JAX arrays.
+    Returns:
+      Arrays of the same kind (NumPy's are views), nested alike; blocks are numbered without gaps.
+    Raises:
+      ValueError: `arch` is not in the space or differs inside a stage, or `params` are not of this space.
+    """
+    child = single(space, arch)
+    form = _shapes(child, params["classifier"]["kernel"].shape[1])
+    positions = block_positions(space, child.biggest)
+    try:
+        kept = params | {"blocks": {n: params["blocks"][position] for n, position in enumerate(positions)}}
+        return jax.tree_util.tree_map_with_path(_cut, form, kept)
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"params: not those of this search space ({error})") from error
+
+
+def _shapes(space: SearchSpace, num_classes: int) -> dict:
+    """The supernet's parameters as shapes."""
+    net = nnx.eval_shape(lambda: Supernet(space, num_classes, rngs=nnx.Rngs(0)))
+    return nnx.to_pure_dict(nnx.state(net, nnx.Param))
+
+
+def _cut(path: tuple, form: jax.ShapeDtypeStruct, array: Any) -> Any:
+    """The leading part of `array` in this form; of a kernel's two sides, [k, k, ...], the centre."""
+    sides = 2 if len(form.shape) > 2 else 0
+    starts = [(have - want) // 2 if axis < sides else 0
+              for axis, (have, want) in enumerate(zip(array.shape, form.shape, strict=True))]  # fmt: skip
+    part = array[tuple(slice(start, start + want) for start, want in zip(starts, form.shape, strict=True))]
+    if part.shape != form.shape:
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        raise ValueError(f"{name}: found shape {array.shape}, expected at least {form.shape}")
+    return part
+
+
+def slice_statistics(space: SearchSpace, statistics: dict, arch: Architecture) -> dict:
+    """Batch-norm statistics of `arch`, found on the supernet, under the names that its own slice gives them.
+
+    Args:
+      statistics: layer name to (mean, variance), each of the child's width or longer (those of a masked run).
+    """
+    child = single(space, arch)
+    form = _shapes(child, 2)
+    widths = {"stem": child.biggest.width[0], "head": form["head_norm"]["scale"].shape[0]}
+    names = {name: name for name in widths}
+    for number, position in enumerate(block_positions(space, child.biggest)):
+        for norm in ("expand", "depthwise", "project"):
+            if f"{norm}_norm" in form["blocks"][number]:
+                ours = f"block{number}.{norm}"
+                names[ours] = f"block{position}.{norm}"
+                widths[ours] = form["blocks"][number][f"{norm}_norm"]["scale"].shape[0]
+    return {ours: tuple(np.asarray(a)[: widths[ours]] for a in statistics[name]) for ours, name in names.items()}
