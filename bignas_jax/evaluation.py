@@ -98,8 +98,7 @@ class Evaluator:
 
             def lower_score(bucket=bucket, sampled=sampled, statistics=statistics):
                 rows = of((batch,), np.int32), of((batch,), np.float32)
-                totals = shapes(np.zeros(4, np.float32), whole)
-                return self._score(bucket).lower(params, statistics, images(batch), *rows, sampled, totals)
+                return self._score(bucket).lower(params, statistics, images(batch), *rows, sampled)
 
             jobs["calibrate", bucket, calibration_batch] = lower_calibrate
             jobs["score", bucket, batch] = lower_score
@@ -150,21 +149,43 @@ class Evaluator:
         Raises:
           EvaluationError: there was no image to score.
         """
+        outcomes, seconds = self.outcomes(params, archs, statistics, batches, timed=True)
+        return {arch: score_of(rows, seconds[arch]) for arch, rows in outcomes.items()}
+
+    def outcomes(
+        self,
+        params: Any,
+        archs: Mapping[Architecture, Bucket],
+        statistics: Mapping[Architecture, Any],
+        batches: Iterable[Batch],
+        timed: bool = False,
+    ) -> tuple[dict[Architecture, np.ndarray], dict[Architecture, float]]:
+        """What became of each image, from one pass over them; arguments as of `score`.
+
+        Args:
+          timed: wait for each batch and measure; else the devices' queues stay full.
+        Returns:
+          By architecture, float32 [images, 3] in the order of the batches, without padding: whether the label came
+          first (0 or 1), whether it was among the first five, and the cross-entropy with it. And the seconds of an
+          image's forward pass, 0 if none was measured.
+        """
         sampled = self._sampled(archs)
-        totals = {arch: np.zeros(4, np.float32) for arch in archs}
-        seconds = dict.fromkeys(archs, 0.0)
-        timed = 0
+        rows: dict[Architecture, list[jax.Array]] = {arch: [] for arch in archs}
+        spent, images = dict.fromkeys(archs, 0.0), 0
         for number, batch in enumerate(batches):
             for arch, bucket in archs.items():
                 run = self.executables["score", bucket, len(batch["image"])]
                 operands = batch["image"], batch["label"], batch["weight"]
                 start = time.perf_counter()
-                totals[arch] = run(params, statistics[arch], *operands, sampled[arch], totals[arch])
-                jax.block_until_ready(totals[arch])
-                if number:  # the first call of an executable is no measure
-                    seconds[arch] += time.perf_counter() - start
-            timed += len(batch["image"]) if number else 0
-        return {arch: _score(np.asarray(totals[arch]), timed, seconds[arch]) for arch in archs}
+                rows[arch].append(run(params, statistics[arch], *operands, sampled[arch]))
+                if timed and number:  # the first call of an executable is no measure
+                    jax.block_until_ready(rows[arch])
+                    spent[arch] += time.perf_counter() - start
+            if timed:
+                jax.block_until_ready(rows)
+                images += len(batch["image"]) if number else 0
+        seconds = {arch: spent[arch] / images if images else 0.0 for arch in archs}
+        return {arch: _kept(found) for arch, found in rows.items()}, seconds
 
     def _sampled(self, archs: Mapping[Architecture, Bucket]) -> dict[Architecture, Any]:
         return {arch: bucket.sampled(self.space, arch) for arch, bucket in archs.items()}
@@ -196,27 +217,38 @@ class Evaluator:
         return over_devices(self.mesh, calibrate, specs, REPLICATED)
 
     def _score(self, bucket: Bucket):
-        def score(params, statistics, image, label, weight, sampled, total):
+        def score(params, statistics, image, label, weight, sampled):
             logits, _ = self._forward(params, image, bucket, sampled, Mode(statistics=statistics))
             targets = jax.nn.one_hot(label, logits.shape[-1])
             losses = jax.vmap(lambda row, target: cross_entropy(row[None], target[None]))(logits, targets)
             # Rank of the label's logit; a tie counts against it, and so do logits that are not numbers.
             own = jnp.sum(jnp.where(targets > 0, logits, 0), -1, keepdims=True)
             rank = jnp.sum(~(logits < own), -1) - 1
-            rows = jnp.stack([rank < 1, rank < 5, losses, jnp.ones_like(losses)], -1)
-            rows = jnp.where(weight[:, None] > 0, rows, 0)
-            return total + jax.lax.psum(jnp.sum(rows, 0), AXIS)
+            rows = jnp.stack([rank < 1, rank < 5, losses, weight], -1)
+            return jax.lax.all_gather(rows, AXIS, tiled=True)
 
-        specs = (REPLICATED, REPLICATED, SPLIT, SPLIT, SPLIT, REPLICATED, REPLICATED)
+        specs = (REPLICATED, REPLICATED, SPLIT, SPLIT, SPLIT, REPLICATED)
         return over_devices(self.mesh, score, specs, REPLICATED)
 
 
-def _score(totals: np.ndarray, timed: int, seconds: float) -> Score:
-    top1, top5, loss, images = (float(v) for v in totals)
-    if not images:
+def _kept(rows: Sequence[jax.Array]) -> np.ndarray:
+    """The outcomes of all batches without padding: float32 [images, 3]."""
+    if not rows:
+        return np.zeros((0, 3), np.float32)
+    joined = np.concatenate([np.asarray(part) for part in rows])
+    return joined[joined[:, 3] > 0, :3]
+
+
+def score_of(outcomes: np.ndarray, seconds: float = 0.0) -> Score:
+    """The score that `Evaluator.outcomes` amount to; `seconds` an image's forward pass took, 0 if not measured.
+
+    Raises:
+      EvaluationError: there was no image.
+    """
+    if not len(outcomes):
         raise EvaluationError("evaluation: found no image to score, expected at least one")
-    speed = timed / seconds if seconds else 0.0
-    return Score(top1 / images, top5 / images, loss / images, int(images), speed)
+    top1, top5, loss = (float(v) for v in np.mean(outcomes, 0, dtype=np.float64))
+    return Score(top1, top5, loss, len(outcomes), 1 / seconds if seconds else 0.0)
 
 
 def placed(space: SearchSpace, archs: Iterable[Architecture], sliced: bool) -> dict[Architecture, Bucket]:
