@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -178,6 +178,34 @@ class SearchSpace:
             for name in ("width", "depth", "kernel_size", "expand_ratio"):
                 genes.append((f"stage {stage.name} {name}", getattr(stage, name)))
         return (*genes, ("head width", self.head_width))
+
+    @property
+    def choices(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """(label, values) of every independent choice, in the order of `indices`."""
+        return self._genes
+
+    @cached_property
+    def groups(self) -> dict[str, tuple[int, ...]]:
+        """Positions in `choices` by part of the network: resolution, stem, each stage by its name, head."""
+        stages = {stage.name: tuple(range(2 + 4 * n, 6 + 4 * n)) for n, stage in enumerate(self.stages)}
+        return {"resolution": (0,), "stem": (1,), **stages, "head": (len(self._genes) - 1,)}
+
+    def indices(self, arch: Architecture) -> tuple[int, ...]:
+        """`arch` as the position of each of its values among the choices; `at` is the inverse.
+
+        Raises:
+          ValueError: `arch` is not in the space.
+        """
+        self.check(arch)
+        return tuple(values.index(v) for v, (_, values) in zip(self._unpack(arch), self._genes, strict=True))
+
+    def at(self, indices: Sequence[int]) -> Architecture:
+        """The architecture with these positions among the choices.
+
+        Raises:
+          ValueError: another number of positions. IndexError: a position has no value.
+        """
+        return self._pack(tuple(values[i] for i, (_, values) in zip(indices, self._genes, strict=True)))
 
     def _pack(self, values: tuple[int, ...]) -> Architecture:
         resolution, stem, *middle, head = values

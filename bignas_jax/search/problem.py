@@ -1,0 +1,175 @@
+"""What is searched: a space, what its architectures cost, and the budgets that the winners must keep."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from bignas_jax.architecture import Architecture
+from bignas_jax.config import ConfigError
+from bignas_jax.cost import count
+from bignas_jax.space import SearchSpace
+
+COSTS = ("macs", "params", "latency_ms")
+# Budgets where the user names none, in parts of what the biggest architecture costs.
+FRACTIONS = (0.3, 0.5, 0.7)
+TRIES = 50  # uniform draws before an architecture is made to fit by shrinking
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """Upper limits, None where there is none. `name` is fit for a folder."""
+
+    name: str
+    macs: float | None = None
+    params: float | None = None
+    latency_ms: float | None = None
+
+    def limits(self) -> dict[str, float]:
+        """The limits that are set, by kind of cost."""
+        return {kind: getattr(self, kind) for kind in COSTS if getattr(self, kind) is not None}
+
+
+class Problem:
+    """A space with costs and budgets.
+
+    Args:
+      space: what is searched (resolutions above the cap left out). num_classes: of the classifier, which costs too.
+      budgets: each is to be answered with a winner. cost: the kind of cost that a front is drawn over.
+      latency: milliseconds of an architecture; needed if a budget or `cost` asks for them.
+      bounded: whether architectures beyond every budget are of no use (False: they belong to the front).
+
+    Raises:
+      ConfigError: a budget is below what the smallest architecture costs.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        num_classes: int,
+        budgets: Sequence[Budget],
+        cost: str = "macs",
+        latency: Callable[[Architecture], float] | None = None,
+        bounded: bool = True,
+    ):
+        self.space, self.num_classes, self.cost, self.bounded = space, num_classes, cost, bounded
+        self.budgets = tuple(budgets)
+        self._latency = latency
+        self._known: dict[Architecture, dict[str, float]] = {}
+        for budget in self.budgets:
+            self._check(budget)
+
+    def costs(self, arch: Architecture) -> dict[str, Any]:
+        """macs, params, and latency_ms (None where it is not measured)."""
+        if arch not in self._known:
+            cost = count(self.space, arch, self.num_classes)
+            latency = None if self._latency is None else self._latency(arch)
+            self._known[arch] = {"macs": cost.macs, "params": cost.params, "latency_ms": latency}
+        return self._known[arch]
+
+    def fits(self, arch: Architecture, budget: Budget) -> bool:
+        """Whether `arch` keeps every limit of the budget."""
+        limits = budget.limits()
+        known = self.costs(arch) if "latency_ms" in limits else self._cheap_costs(arch)
+        return all(known[kind] <= limit for kind, limit in limits.items())
+
+    def _cheap_costs(self, arch: Architecture) -> dict[str, float]:
+        """Without the latency, which may need a measurement."""
+        if arch in self._known:
+            return self._known[arch]
+        return dataclasses.asdict(count(self.space, arch, self.num_classes))
+
+    def cost_of(self, arch: Architecture) -> float:
+        """What a front is drawn over."""
+        return self.costs(arch)[self.cost]
+
+    def sample(self, budget: Budget, rng: np.random.Generator) -> Architecture:
+        """An architecture within the budget, drawn uniformly from those; where few are, a drawn one is shrunk."""
+        for _ in range(TRIES):
+            arch = self.space.sample(rng)
+            if self.fits(arch, budget):
+                return arch
+        return self.shrink(arch, budget, rng)
+
+    def shrink(
+        self, arch: Architecture, budget: Budget, rng: np.random.Generator, keep: Sequence[int] = ()
+    ) -> Architecture:
+        """`arch`, with choices drawn at random lowered by one until it fits; those at positions `keep` only at last."""
+        genes = list(self.space.indices(arch))
+        while not self.fits(self.space.at(genes), budget):
+            above = [i for i, gene in enumerate(genes) if gene]
+            if not above:
+                break  # the smallest; a latency is no monotone function of the choices
+            free = [i for i in above if i not in keep] or above
+            genes[free[rng.integers(len(free))]] -= 1
+        return self.space.at(genes)
+
+    def grow(
+        self, arch: Architecture, budget: Budget, rng: np.random.Generator, keep: Sequence[int] = ()
+    ) -> Architecture:
+        """`arch`, with choices drawn at random, but for those at `keep`, raised by one while the budget allows it."""
+        genes = list(self.space.indices(arch))
+        free = [i for i, (_, values) in enumerate(self.space.choices) if len(values) > 1 and i not in keep]
+        for i in rng.permutation(free):
+            while genes[i] + 1 < len(self.space.choices[i][1]):
+                genes[i] += 1
+                if not self.fits(self.space.at(genes), budget):
+                    genes[i] -= 1
+                    break
+        return self.space.at(genes)
+
+    def _check(self, budget: Budget) -> None:
+        least = self.costs(self.space.smallest)
+        for kind, limit in budget.limits().items():
+            if least[kind] > limit:
+                raise ConfigError(
+                    f"config.search.max_{kind}: found {limit:,.6g}, expected at least {least[kind]:,.6g}, "
+                    f"what the smallest architecture costs"
+                )
+
+
+def capped(space: SearchSpace, max_resolution: int) -> SearchSpace:
+    """The space without resolutions above the cap (0: no cap).
+
+    Raises:
+      ConfigError: no resolution is left.
+    """
+    if not max_resolution:
+        return space
+    kept = tuple(r for r in space.resolution if r <= max_resolution)
+    if not kept:
+        raise ConfigError(
+            f"config.search.max_resolution: found {max_resolution}, expected at least {min(space.resolution)}, "
+            f"the smallest resolution of the space, or 0 for no cap"
+        )
+    return dataclasses.replace(space, resolution=kept)
+
+
+def budgets_of(config: ConfigDict, biggest: dict[str, Any]) -> tuple[Budget, ...]:
+    """The budgets of a config's `search` part: position n of each kind is budget n, a single value holds for all.
+
+    Args:
+      biggest: what the biggest architecture costs, by kind; `FRACTIONS` of it stand in for budgets not named.
+    """
+    given = {kind: tuple(config[f"max_{kind}"]) for kind in COSTS}
+    if not any(given.values()):
+        given[config.cost] = tuple(fraction * biggest[config.cost] for fraction in FRACTIONS)
+    number = max(map(len, given.values()))
+    found: dict[str, Budget] = {}
+    for n in range(number):
+        limits = {kind: values[n if len(values) > 1 else 0] for kind, values in given.items() if values}
+        name = "-".join(f"{_UNITS[kind][0]}-{_short(limit, kind)}" for kind, limit in limits.items())
+        while name in found:
+            name += "-again"
+        found[name] = Budget(name, **limits)
+    return tuple(found.values())
+
+
+_UNITS = {"macs": ("macs", 1e6, "M"), "params": ("params", 1e6, "M"), "latency_ms": ("latency", 1, "ms")}
+
+
+def _short(limit: float, kind: str) -> str:
+    _, scale, unit = _UNITS[kind]
+    return f"{limit / scale:.4g}{unit}"

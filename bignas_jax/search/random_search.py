@@ -1,0 +1,36 @@
+"""Uniform random search within each budget, the baseline that every strategy must beat (Li and Talwalkar, 2019)."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from bignas_jax.architecture import Architecture
+from bignas_jax.search.problem import Problem
+from bignas_jax.search.strategy import Proposal
+
+TRIES = 30  # draws for one architecture that is new
+
+
+class RandomSearch:
+    """Draws architectures uniformly from those within a budget, the budgets in turn."""
+
+    front = False
+
+    def __init__(self, problem: Problem, seed: int):
+        self._problem = problem
+        self._rng = np.random.default_rng(seed)
+        self._told: set[Architecture] = set()
+
+    def ask(self, count: int, pool: int = 1) -> list[Proposal]:
+        found: dict[Architecture, None] = {}
+        budgets = self._problem.budgets
+        for number in range(count * pool * TRIES):
+            arch = self._problem.sample(budgets[number % len(budgets)], self._rng)
+            if arch not in self._told:
+                found[arch] = None
+            if len(found) == count * pool:
+                break
+        return [Proposal(arch, "random") for arch in found]
+
+    def tell(self, scores: Mapping[Architecture, float]) -> None:
+        self._told.update(scores)
