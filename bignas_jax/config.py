@@ -60,6 +60,10 @@ FIELDS: dict[str, Field] = {
     "seed": Field(int, lambda v: 0 <= v < 2**32, "an integer >= 0 and < 2**32"),
     "batch_size": _integer(1),
     "epochs": _integer(1),
+    "arch": Field(str, lambda v: True, "max, min, a JSON file or JSON to train one child, or nothing for a supernet"),
+    "init_from": Field(str, lambda v: True, "the folder of a run, whose slice is the child's start, or nothing"),
+    "init_checkpoint": Field(str, lambda v: bool(re.fullmatch(r"newest|best|none|\d+", v)),
+                             "newest, best, a step, or none (the space of init_from with fresh weights)"),
     "model.num_classes": _integer(2),
     "model.dropout": _RATE,
     "model.drop_connect": _RATE,
@@ -152,6 +156,9 @@ def base() -> ConfigDict:
         seed=0,
         batch_size=128,
         epochs=10,
+        arch="",
+        init_from="",
+        init_checkpoint="newest",
         model=dict(dropout=0.0, drop_connect=0.0, dtype="float32", sync_batch_norm=False),
         sandwich=dict(num_random=2, label_smoothing=0.0),
         optimizer=dict(
@@ -231,6 +238,7 @@ def _check_together(v: Mapping[str, Any]) -> None:
     processes = v["distributed.num_processes"]
     budgets = max(len(v[name]) for name in BUDGETS)
     rules = (
+        ("init_from", not v["init_from"] or bool(v["arch"]), "nothing without config.arch, the child to take from it"),
         ("optimizer.nesterov", not v["optimizer.nesterov"] or v["optimizer.name"] == "sgd",
          f"False with optimizer.name {v['optimizer.name']} (Nesterov's momentum goes with sgd)"),
         ("optimizer.warmup_epochs", v["optimizer.warmup_epochs"] < v["epochs"],
