@@ -1,0 +1,165 @@
+"""The report of a search: one HTML page that needs nothing else, and a PNG of the front.
+
+    python -m bignas_jax.search.report exp/digits     # writes both again from exp/digits/search/result.json
+"""
+
+import html
+import json
+import math
+import os
+import pathlib
+import re
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bignas_jax import flags
+from bignas_jax.search import plot
+
+TEMPLATE = pathlib.Path(__file__).with_name("report.html")
+KEYS = ("run", "config", "space", "evaluations", "budgets", "front", "final", "predictor", "latency")
+# A network that keeps this share of the biggest one's accuracy is called as good in the page's first sentence.
+AS_GOOD = 0.99
+_WORDS = {"macs": "multiply-adds", "params": "parameters", "latency_ms": "latency"}
+
+
+class ReportError(ValueError):
+    """A result that no report can be made of. The message is one line."""
+
+
+def write(result: Mapping[str, Any], folder: pathlib.Path) -> list[pathlib.Path]:
+    """Writes report.html and front.png into `folder`, each in one go: a reader never meets half a file.
+
+    Args:
+      result: what a search found, as result.json holds it: run, config, space, evaluations, budgets, front,
+        final, predictor and latency. Accuracies are 0..1, latencies in ms, times in seconds.
+    Returns:
+      The two paths.
+    Raises:
+      ReportError: a part of the result is missing.
+    """
+    folder = pathlib.Path(folder)
+    path = folder / "report.html"
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(page(result), encoding="utf-8")
+    os.replace(temporary, path)
+    plot.write(result, folder / "front.png")
+    return [path, folder / "front.png"]
+
+
+def page(result: Mapping[str, Any]) -> str:
+    """The HTML of a result.
+
+    Raises:
+      ReportError: a part of the result is missing.
+    """
+    missing = [key for key in KEYS if key not in result]
+    if missing:
+        raise ReportError(f"found no {', '.join(missing)}, expected the result of a search; run the search again")
+    parts = {
+        "TITLE": html.escape(f"Architecture search: {result['run']['workdir']}"),
+        "HEADLINE": html.escape(headline(result)),
+        "DATA": embedded({"result": result, "commands": commands(result)}),
+    }
+    # One pass: a name in the data that looks like a placeholder stays a name.
+    return re.sub(r"@@([A-Z]+)@@", lambda match: parts[match[1]], TEMPLATE.read_text(encoding="utf-8"))
+
+
+def embedded(value: Any) -> str:
+    """JSON that may stand inside a script element, whatever its strings hold; not-a-number becomes null."""
+    text = json.dumps(_finite(value), separators=(",", ":"), allow_nan=False)
+    return text.replace("<", r"\u003c").replace(">", r"\u003e").replace("&", r"\u0026")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def commands(result: Mapping[str, Any]) -> dict[str, str]:
+    """By the budget's name: the shell command that evaluates its winner again."""
+    workdir = pathlib.PurePath(result["run"]["workdir"])
+    return {
+        budget["name"]: shlex.join(
+            ["python", "eval.py", "--workdir", str(workdir), "--arch", str(workdir / budget["file"])])
+        for budget in result["budgets"]
+    }
+
+
+def headline(result: Mapping[str, Any]) -> str:
+    """The main result in a sentence.
+
+    It compares, on the validation split, the biggest network with the cheapest winner that keeps AS_GOOD of its
+    accuracy, or with the best winner. Without these it names the best evaluation.
+    """
+    cost = result["run"]["cost"]
+    rows = {row["name"]: row for row in result["final"]}
+    biggest = rows.pop("MAX", None)
+    rows.pop("MIN", None)
+    winners = [row for row in rows.values() if row[cost] is not None]
+    if biggest is None or not biggest[cost] or not biggest["top1"] or not winners:
+        return _best_evaluation(result)
+    good = [row for row in winners if row["top1"] >= AS_GOOD * biggest["top1"]]
+    chosen = min(good, key=lambda row: row[cost]) if good else max(winners, key=lambda row: row["top1"])
+    share, kept = chosen[cost] / biggest[cost], chosen["top1"] / biggest["top1"]
+    if share >= 1:
+        return _best_evaluation(result)
+    verb = "gives" if cost == "latency_ms" else "give"
+    result_words = f"{verb} at least its top-1 accuracy" if kept >= 1 else (
+        f"{verb.replace('give', 'keep')} {_percent(kept, 1)} of its top-1 accuracy")
+    return (f"{_percent(share, 1)} of the biggest network\u2019s {_WORDS[cost]} {result_words}: {chosen['name']} has"
+            f" {_percent(chosen['top1'], 2)} on the validation split, the biggest {_percent(biggest['top1'], 2)}.")
+
+
+def _best_evaluation(result: Mapping[str, Any]) -> str:
+    complete = [row for row in result["evaluations"] if row["complete"]]
+    if not complete:
+        return "No architecture has been scored on all held-out images yet."
+    best = max(complete, key=lambda row: row["top1"])
+    return (f"The best of {len(complete):,} architectures has {_percent(best['top1'], 2)} top-1 on the held-out"
+            f" images, with {best['macs'] / 1e6:,.2f} M multiply-adds.")
+
+
+def _percent(share: float, digits: int) -> str:
+    return f"{100 * share:.{digits}f}%"
+
+
+def read(workdir: str | pathlib.Path) -> dict[str, Any]:
+    """The result of the search in a run's folder.
+
+    Raises:
+      ReportError: there is none, or its file is not what a search writes.
+    """
+    path = pathlib.Path(workdir) / "search" / "result.json"
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ReportError(
+            f"{path}: {error.strerror}, expected the folder of a run that was searched; run search.py first") from error
+    except ValueError as error:
+        raise ReportError(f"{path}: not valid JSON ({error}), expected what a search writes") from error
+    if not isinstance(result, dict):
+        raise ReportError(f"{path}: found JSON of type {type(result).__name__}, expected an object")
+    return result
+
+
+def main(argv: Sequence[str]) -> int:
+    """Writes the report of the run's folder that `argv` names; ends with code 2 after a line on a mistake."""
+    program = "bignas_jax.search.report"
+    if len(argv) != 2 or argv[1].startswith("-"):
+        flags.refuse(program, f"found {len(argv) - 1} arguments, expected one: the folder of a run, as exp/digits")
+    try:
+        result = read(argv[1])
+        paths = write(result, pathlib.Path(argv[1]) / "search")
+    except ReportError as error:
+        flags.refuse(program, str(error))
+    print(*paths, sep="\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
