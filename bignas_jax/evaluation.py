@@ -182,7 +182,7 @@ class Evaluator:
                     jax.block_until_ready(rows[arch])
                     spent[arch] += time.perf_counter() - start
             if timed:
-                jax.block_until_ready(rows)
+                jax.block_until_ready(list(rows.values()))
                 images += len(batch["image"]) if number else 0
         seconds = {arch: spent[arch] / images if images else 0.0 for arch in archs}
         return {arch: _kept(found) for arch, found in rows.items()}, seconds
