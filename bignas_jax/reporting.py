@@ -14,12 +14,22 @@ from bignas_jax.config import ConfigError
 from bignas_jax.cost import Cost, count
 from bignas_jax.evaluation import Score
 from bignas_jax.session import Session
+from bignas_jax.slicing import per_stage
 from bignas_jax.space import SearchSpace
 
 
-def read_architectures(space: SearchSpace, names: Sequence[str]) -> dict[str, Architecture]:
+def extremes(space: SearchSpace) -> dict[str, Architecture]:
+    """The biggest and the smallest architecture as MAX and MIN; as CHILD where they are the same."""
+    if space.size == 1:
+        return {"CHILD": space.biggest}
+    return {"MAX": space.biggest, "MIN": space.smallest}
+
+
+def read_architectures(space: SearchSpace, names: Sequence[str], flag: str = "--arch") -> dict[str, Architecture]:
     """Architectures by name, from 'max', 'min', the path of a JSON file, or JSON itself.
 
+    Args:
+      flag: what the names were given by, for messages.
     Raises:
       ConfigError: a file is missing or malformed, or an architecture is not in the space; one line that names it.
     """
@@ -28,7 +38,8 @@ def read_architectures(space: SearchSpace, names: Sequence[str]) -> dict[str, Ar
         label, text = name, name
         try:
             if name in ("max", "min"):
-                found[name.upper()] = space.biggest if name == "max" else space.smallest
+                arch = space.biggest if name == "max" else space.smallest
+                found |= {label: known for label, known in extremes(space).items() if known == arch}
                 continue
             if not name.lstrip().startswith("{"):
                 path = pathlib.Path(name)
@@ -37,14 +48,14 @@ def read_architectures(space: SearchSpace, names: Sequence[str]) -> dict[str, Ar
                 text = path.read_text()
             else:
                 label = f"given{sum(key.startswith('given') for key in found) + 1}"
-            arch = Architecture.from_json(text)
+            arch = per_stage(Architecture.from_json(text))
             space.check(arch)
         except OSError as error:
             raise ConfigError(
-                f"--arch: cannot read {name} ({error.strerror}), expected max, min, a JSON file, or JSON"
+                f"{flag}: cannot read {name} ({error.strerror}), expected max, min, a JSON file, or JSON"
             ) from error
         except ValueError as error:
-            raise ConfigError(f"--arch {name}: {error}") from error
+            raise ConfigError(f"{flag} {name}: {error}") from error
         found[_unused(label, found)] = arch
     return found
 
@@ -62,12 +73,12 @@ def assess(
     """Calibrates and scores architectures whose executables are compiled.
 
     Args:
-      names: of the architectures, in order; MAX and MIN stand for the biggest and the smallest by default.
+      names: of the architectures, in order; those of `extremes` by default.
     Returns:
       A row for each: name, architecture, macs, params, top1, top5, loss, images, images_per_second.
     """
-    extremes = {session.space.biggest: "MAX", session.space.smallest: "MIN"}
-    labels = list(names) or [extremes.get(arch, f"arch{n + 1}") for n, arch in enumerate(archs)]
+    known = {arch: name for name, arch in extremes(session.space).items()}
+    labels = list(names) or [known.get(arch, f"arch{n + 1}") for n, arch in enumerate(archs)]
     scores = session.evaluate(weights, archs, split)
     classes = session.config.model.num_classes
     return [
@@ -118,9 +129,15 @@ def evaluate_run(
     return assess(session, weights, archs, split, [labels[arch] for arch in archs]), step
 
 
-def write(rows: Sequence[Mapping[str, Any]], workdir: str | pathlib.Path, split: str, step: int) -> pathlib.Path:
-    """Writes rows to evaluation_<split>.json in the run's folder, beside those of other architectures at that step."""
-    path = pathlib.Path(workdir) / f"evaluation_{split}.json"
+def write(
+    rows: Sequence[Mapping[str, Any]], workdir: str | pathlib.Path, split: str, step: int, name: str = ""
+) -> pathlib.Path:
+    """Writes rows to evaluation_<split>.json in the run's folder, beside those of other architectures at that step.
+
+    Args:
+      name: stands in the file's name for the split's.
+    """
+    path = pathlib.Path(workdir) / f"evaluation_{name or split}.json"
     kept = {}
     if path.exists():
         before = json.loads(path.read_text())
@@ -147,13 +164,18 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         )
         for row in rows
     ]
+    return aligned(head, body)
+
+
+def aligned(head: Sequence[str], body: Sequence[Sequence[str]], left: int = 1) -> str:
+    """Lines of text in columns under a head; the first `left` columns begin, the others end in line."""
     widths = [max(len(line[column]) for line in (head, *body)) for column in range(len(head))]
 
     def text(line: Sequence[str]) -> str:
-        first, *others = (
-            cell.rjust(width) if number else cell.ljust(width)
+        cells = [
+            cell.ljust(width) if number < left else cell.rjust(width)
             for number, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        return "  ".join([first, *others]).rstrip()
+        ]
+        return "  ".join(cells).rstrip()
 
     return "\n".join([text(head), "  ".join("-" * width for width in widths), *map(text, body)])

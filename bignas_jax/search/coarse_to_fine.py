@@ -119,15 +119,10 @@ def _thinned(problem: Problem, grid: list[Architecture], count: int) -> list[Arc
     queues = []
     for budget in problem.budgets:
         within = [arch for arch in grid if problem.fits(arch, budget)]
-        queues.append(sorted(within, key=lambda arch: (-_use(problem, arch, budget), arch.to_json())))
+        queues.append(sorted(within, key=lambda arch: (-problem.use(arch, budget), arch.to_json())))
     chosen: dict[Architecture, None] = {}
     for arch in itertools.chain.from_iterable(itertools.zip_longest(*queues)):
         if arch is not None and len(chosen) < count:
             chosen[arch] = None
     return list(chosen)
 
-
-def _use(problem: Problem, arch: Architecture, budget: Budget) -> float:
-    """The part of the budget that `arch` uses: of the limit that it comes nearest to."""
-    costs = problem.costs(arch)
-    return max(costs[kind] / limit for kind, limit in budget.limits().items())

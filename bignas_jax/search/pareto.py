@@ -36,7 +36,7 @@ class Pareto:
             sampling=self._spread(population, tops),
             crossover=UniformCrossover(),
             mutation=PolynomialMutation(
-                prob=1.0, prob_var=mutation_probability, eta=3, vtype=float, repair=RoundingRepair()
+                prob=1.0, prob_var=mutation_probability, eta=1, vtype=float, repair=RoundingRepair()
             ),
             eliminate_duplicates=True,
         )

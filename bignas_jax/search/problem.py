@@ -70,10 +70,17 @@ class Problem:
         return self._known[arch]
 
     def fits(self, arch: Architecture, budget: Budget) -> bool:
-        """Whether `arch` keeps every limit of the budget."""
+        """Whether `arch` is in the space searched, and keeps every limit of the budget."""
+        if arch not in self.space:
+            return False
         limits = budget.limits()
         known = self.costs(arch) if "latency_ms" in limits else self._cheap_costs(arch)
         return all(known[kind] <= limit for kind, limit in limits.items())
+
+    def use(self, arch: Architecture, budget: Budget) -> float:
+        """The part of a budget that `arch` uses, 1 being all: of the limit that it comes nearest to."""
+        costs = self.costs(arch)
+        return max(costs[kind] / limit for kind, limit in budget.limits().items())
 
     def _cheap_costs(self, arch: Architecture) -> dict[str, float]:
         """Without the latency, which may need a measurement."""

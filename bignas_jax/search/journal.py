@@ -1,0 +1,115 @@
+"""The file of a search's evaluations, each appended as it is made: what a killed search has is not lost."""
+
+import base64
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from bignas_jax.architecture import Architecture
+from bignas_jax.config import ConfigError
+
+
+class Journal:
+    """Records by (architecture, part), in a file of JSON lines that begins with what they depend on.
+
+    A line that a kill cut short is dropped. A file that depends on something else (another checkpoint, other images)
+    is set aside under a free name, not overwritten.
+
+    Args:
+      path: of the file. identity: what every record depends on, as JSON values.
+
+    Raises:
+      ConfigError: the file is none that a search wrote; one line.
+    """
+
+    def __init__(self, path: pathlib.Path, identity: Mapping[str, Any]):
+        self.path, self._records = path, {}
+        self.set_aside: pathlib.Path | None = None
+        path.parent.mkdir(parents=True, exist_ok=True)
+        identity = json.loads(json.dumps(dict(identity)))
+        lines = self._read()
+        if lines and lines[0].get("identity") != identity:
+            self.set_aside = _free_name(path)
+            path.replace(self.set_aside)
+            lines = []
+        for record in lines[1:]:
+            self._records[_key(record)] = record
+        self._file = open(path, "a")
+        if not lines:
+            self._write({"identity": identity})
+
+    def find(self, arch: Architecture, part: str) -> dict[str, Any] | None:
+        """The record of a part of an architecture's evaluation, or None."""
+        return self._records.get((arch, part))
+
+    def add(self, arch: Architecture, part: str, **values: Any) -> dict[str, Any]:
+        """Appends a record; it is on disk when this returns."""
+        record = {"architecture": arch.to_dict(), "part": part, **values}
+        self._write(record)
+        self._records[arch, part] = record
+        return record
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    @property
+    def seconds(self) -> float:
+        """Of searching, up to the last record."""
+        return max((record.get("seconds", 0.0) for record in self._records.values()), default=0.0)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _write(self, record: dict) -> None:
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def _read(self) -> list[dict]:
+        if not self.path.exists():
+            return []
+        data = self.path.read_bytes()
+        whole = data[: data.rfind(b"\n") + 1]
+        if len(whole) < len(data):
+            with open(self.path, "r+b") as file:
+                file.truncate(len(whole))
+        found = []
+        for number, line in enumerate(whole.splitlines(), 1):
+            try:
+                record = json.loads(line)
+                if number > 1:
+                    _key(record)
+                elif not isinstance(record, dict) or "identity" not in record:
+                    raise ValueError("no identity")
+                found.append(record)
+            except (ValueError, KeyError, TypeError) as error:
+                raise ConfigError(
+                    f"{self.path} line {number}: found something that no search wrote ({error}), expected a record "
+                    "of an evaluation: move the file away to search anew"
+                ) from error
+        return found
+
+
+def _key(record: dict) -> tuple[Architecture, str]:
+    return Architecture.from_dict(record["architecture"]), record["part"]
+
+
+def _free_name(path: pathlib.Path) -> pathlib.Path:
+    number = 1
+    while (free := path.with_name(f"{path.stem}-{number}{path.suffix}")).exists():
+        number += 1
+    return free
+
+
+def packed(bits: np.ndarray) -> str:
+    """Bits, bool [N], as text."""
+    return base64.b64encode(np.packbits(bits)).decode()
+
+
+def unpacked(text: str, count: int) -> np.ndarray:
+    """The inverse of `packed` for `count` bits."""
+    return np.unpackbits(np.frombuffer(base64.b64decode(text), np.uint8), count=count).astype(bool)

@@ -1,0 +1,204 @@
+"""Progressive scoring: every candidate on a part of the held-out images, the rest only for those that can still win.
+
+Two architectures see the same images, so that their accuracies are compared image by image: the difference of the
+first part's outcomes has a much smaller variance than that of two independent samples (a racing procedure, after
+Maron and Moore, 1994, with the paired differences of Moore and Lee, 1994).
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from bignas_jax.architecture import Architecture
+from bignas_jax.search.held_out import HeldOut
+from bignas_jax.search.journal import Journal, packed, unpacked
+from bignas_jax.search.problem import Budget, Problem
+from bignas_jax.search.strategy import Proposal
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """A scored architecture.
+
+    Attributes:
+      number: position in the order of scoring. phase: of the strategy.
+      top1, top5: fractions; loss: mean cross-entropy; images: how many were scored.
+      complete: on all held-out images. If not, top1 is an estimate: that of the best rival on all images, plus the
+        difference to it on the first part.
+      correct: of the first part's images, bool [first part]. seconds: of searching until it was scored.
+    """
+
+    number: int
+    arch: Architecture
+    phase: str
+    top1: float
+    top5: float
+    loss: float
+    images: int
+    complete: bool
+    correct: np.ndarray = dataclasses.field(repr=False, compare=False)
+    seconds: float = 0.0
+
+
+class Race:
+    """The evaluations of a search, and the rule by which candidates drop out.
+
+    Args:
+      held_out: images and executables. journal: where evaluations are kept, and found again after a kill.
+      confidence: a candidate drops out when its accuracy is below its rival's by more than this many standard errors
+        of their difference on the first part. front: rivals are those that cost no more; else those that share a
+        budget. tick: called before each evaluation; what it raises ends the race.
+      clock: seconds of searching so far.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        held_out: HeldOut,
+        journal: Journal,
+        confidence: float,
+        front: bool,
+        clock: Callable[[], float],
+        tick: Callable[[], None] = lambda: None,
+    ):
+        self._problem, self._held_out, self._journal = problem, held_out, journal
+        self._confidence, self._front, self._clock, self._tick = confidence, front, clock, tick
+        self.evaluations: dict[Architecture, Evaluation] = {}
+        self.made = 0  # parts that were computed, not found in the journal
+
+    def score(self, proposals: Sequence[Proposal], always: bool = False) -> dict[Architecture, float]:
+        """Held-out top-1 of each proposed architecture; each is scored once, however often it is proposed.
+
+        Args:
+          always: score all on all images.
+        """
+        new = {p.arch: p for p in proposals if p.arch not in self.evaluations}
+        statistics: dict[Architecture, Any] = {}
+        firsts = {arch: self._part(arch, "first", statistics) for arch in new}
+        # The most promising first: the better the rivals, the more drop out.
+        order = sorted(new, key=lambda arch: -firsts[arch]["top1_images"] / firsts[arch]["images"])
+        numbers = {arch: len(self.evaluations) + n for n, arch in enumerate(new)}
+        for arch in order:
+            first = firsts[arch]
+            correct = unpacked(first["correct"], first["images"])
+            estimate = None if always else self._estimate_if_lost(arch, correct)
+            parts = [first]
+            if estimate is None and self._held_out.sizes.first < self._held_out.sizes.held_out:
+                parts.append(self._part(arch, "rest", statistics))
+            statistics.pop(arch, None)
+            self.evaluations[arch] = _evaluation(numbers[arch], new[arch], parts, correct, estimate)
+        return {p.arch: self.evaluations[p.arch].top1 for p in proposals}
+
+    def complete(self) -> dict[Architecture, float]:
+        """Top-1 of the architectures that were scored on all images."""
+        return {arch: e.top1 for arch, e in self.evaluations.items() if e.complete}
+
+    def rivals(self, arch: Architecture) -> list[Evaluation | None]:
+        """The best complete evaluation of each group that `arch` is in; None for a group that has none yet.
+
+        A group is a budget that `arch` keeps; for a front there is one group, of those that cost no more.
+        """
+        complete = [e for e in self._searched() if e.complete and e.arch != arch]
+        if self._front:
+            cost = self._problem.cost_of(arch)
+            return [_best(e for e in complete if self._problem.cost_of(e.arch) <= cost)]
+        budgets = [budget for budget in self._problem.budgets if self._problem.fits(arch, budget)]
+        return [self.best(budget, complete) for budget in budgets]
+
+    def best(self, budget: Budget, among: Iterable[Evaluation] | None = None) -> Evaluation | None:
+        """The best complete evaluation within a budget; of equals the cheaper one."""
+        found = self.evaluations.values() if among is None else among
+        within = [e for e in found if e.complete and self._problem.fits(e.arch, budget)]
+        return min(
+            within, key=lambda e: (-e.top1, self._problem.cost_of(e.arch), e.arch.to_json()), default=None
+        )
+
+    def front(self) -> list[Evaluation]:
+        """The complete evaluations that no other beats in cost and top-1, by rising cost."""
+        complete = (e for e in self._searched() if e.complete)
+        found: list[Evaluation] = []
+        for e in sorted(complete, key=lambda e: (self._problem.cost_of(e.arch), -e.top1, e.number)):
+            if not found or e.top1 > found[-1].top1:
+                found.append(e)
+        return found
+
+    def _searched(self) -> Iterator[Evaluation]:
+        """Without a reference that a cap keeps out of the search."""
+        return (e for e in self.evaluations.values() if e.arch in self._problem.space)
+
+    def _estimate_if_lost(self, arch: Architecture, correct: np.ndarray) -> float | None:
+        """None if `arch` can still win in one of its groups, else an estimate of its top-1 on all images."""
+        estimates = []
+        for rival in self.rivals(arch):
+            if rival is None:
+                return None
+            difference, error = paired(correct, rival.correct, self._held_out.sizes.held_out)
+            if difference + self._confidence * error >= 0:
+                return None
+            estimates.append(rival.top1 + difference)
+        # One that no budget allows has no group; it loses, by the figure it has.
+        return float(np.clip(max(estimates, default=correct.mean()), 0, 1))
+
+    def _part(self, arch: Architecture, part: str, statistics: dict) -> dict[str, Any]:
+        """The record of a part, computed unless the journal has it. `statistics` keeps those of the candidates."""
+        self._tick()
+        record = self._journal.find(arch, part)
+        if record is not None:
+            return record
+        if arch not in statistics:
+            statistics[arch] = self._held_out.calibrate(arch)
+        rows = self._held_out.outcomes(arch, statistics[arch], rest=part == "rest")
+        values = totals(rows)
+        if part == "first":
+            values["correct"] = packed(rows[:, 0] > 0)
+        self.made += 1
+        return self._journal.add(arch, part, **values, seconds=round(self._clock(), 3))
+
+
+def paired(ours: np.ndarray, theirs: np.ndarray, total: int) -> tuple[float, float]:
+    """Mean difference of two architectures' outcomes on the same images, and its standard error.
+
+    Args:
+      ours, theirs: bool [n]. total: of how many images these n are a sample; with all of them nothing is uncertain.
+    """
+    count = len(ours)
+    difference = ours.astype(np.float64) - theirs
+    # One more image on which they disagree: n equal outcomes do not prove that all are.
+    variance = (np.sum(difference**2) + 1) / (count + 1) - difference.mean() ** 2
+    remaining = max(0.0, 1 - count / total)
+    return float(difference.mean()), math.sqrt(max(variance, 0.0) / count * remaining)
+
+
+def totals(rows: np.ndarray) -> dict[str, Any]:
+    """Sums of `Evaluator.outcomes`, exact in JSON."""
+    top1, top5, loss = np.sum(rows, 0, dtype=np.float64)
+    return {"images": len(rows), "top1_images": int(top1), "top5_images": int(top5), "loss_sum": float(loss)}
+
+
+def _evaluation(
+    number: int, proposal: Proposal, parts: Sequence[Mapping], correct: np.ndarray, estimate: float | None
+) -> Evaluation:
+    images = sum(part["images"] for part in parts)
+
+    def mean(name: str) -> float:
+        return sum(part[name] for part in parts) / images
+
+    return Evaluation(
+        number=number,
+        arch=proposal.arch,
+        phase=proposal.phase,
+        top1=mean("top1_images") if estimate is None else estimate,
+        top5=mean("top5_images"),
+        loss=mean("loss_sum"),
+        images=images,
+        complete=estimate is None,
+        correct=correct,
+        seconds=max(part["seconds"] for part in parts),
+    )
+
+
+def _best(evaluations: Iterable[Evaluation]) -> Evaluation | None:
+    return max(evaluations, key=lambda e: (e.top1, -e.number), default=None)

@@ -1,0 +1,153 @@
+"""What a search leaves: result.json, a file for each winner, the report, and a table for the terminal."""
+
+import json
+import pathlib
+from typing import Any
+
+from bignas_jax.architecture import Architecture
+from bignas_jax.reporting import aligned
+from bignas_jax.search import report
+from bignas_jax.search.held_out import Sizes
+from bignas_jax.search.latency import LatencyTable
+from bignas_jax.search.problem import Problem
+from bignas_jax.search.race import Evaluation, Race
+from bignas_jax.search.screening import Screening
+from bignas_jax.session import Session
+
+
+def result_of(
+    session: Session,
+    step: int,
+    sizes: Sizes,
+    problem: Problem,
+    race: Race,
+    winners: dict[str, Evaluation],
+    final: dict[Architecture, dict[str, Any]],
+    screening: Screening,
+    latency: LatencyTable | None,
+    seconds: float,
+) -> dict[str, Any]:
+    """All that a search found, as JSON values.
+
+    Keys: run, config, space, evaluations, budgets (each with its winner's number), front (numbers), final (the
+    validation figures), predictor, latency.
+    """
+    config, device = session.config, session.mesh.devices.flat[0]
+    val = next(iter(final.values()))["images"]
+    extremes = {session.space.biggest: "MAX", session.space.smallest: "MIN"}
+    rows = [(name, e.arch) for name, e in winners.items()] + [(name, arch) for arch, name in extremes.items()]
+    return {
+        "run": {
+            "step": step,
+            "strategy": config.search.strategy,
+            "cost": problem.cost,
+            "seed": config.search.seed,
+            "seconds": round(seconds, 1),
+            "device": f"{device.device_kind} x {session.mesh.size}",
+            "images": {
+                "calibration": sizes.calibration,
+                "first_part": sizes.first,
+                "holdout": sizes.held_out,
+                "val": val,
+            },
+        },
+        "config": config.to_dict(),
+        "space": session.space.to_dict(),
+        "evaluations": [
+            _row(problem, e) for e in sorted(race.evaluations.values(), key=lambda e: e.number)
+        ],
+        "budgets": [
+            {
+                "name": budget.name,
+                "limits": {
+                    **dict.fromkeys(("macs", "params", "latency_ms")),
+                    **budget.limits(),
+                    "resolution": config.search.max_resolution or None,
+                },
+                "winner": winners[budget.name].number,
+                "file": f"children/{budget.name}/architecture.json",
+            }
+            for budget in problem.budgets
+        ],
+        "front": [e.number for e in race.front()],
+        "final": [_final_row(problem, race, name, arch, final[arch]) for name, arch in rows],
+        "predictor": screening.history,
+        "latency": None if latency is None else latency.check(),
+    }
+
+
+def _row(problem: Problem, e: Evaluation) -> dict[str, Any]:
+    return {
+        "number": e.number,
+        "architecture": e.arch.to_dict(),
+        **problem.costs(e.arch),
+        "top1": e.top1,
+        "top5": e.top5,
+        "loss": e.loss,
+        "images": e.images,
+        "complete": e.complete,
+        "seconds": e.seconds,
+        "phase": e.phase,
+    }
+
+
+def _final_row(
+    problem: Problem, race: Race, name: str, arch: Architecture, found: dict[str, Any]
+) -> dict[str, Any]:
+    evaluation = race.evaluations.get(arch)
+    return {
+        "name": name,
+        "number": None if evaluation is None else evaluation.number,
+        "architecture": arch.to_dict(),
+        **problem.costs(arch),
+        "holdout_top1": None if evaluation is None else evaluation.top1,
+        **{key: found[key] for key in ("top1", "top5", "images")},
+    }
+
+
+def write(result: dict[str, Any], workdir: pathlib.Path) -> None:
+    """Writes children/<budget>/architecture.json, search/result.json and the report."""
+    numbered = {row["number"]: row["architecture"] for row in result["evaluations"]}
+    for budget in result["budgets"]:
+        path = workdir / budget["file"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _replace(path, json.dumps(numbered[budget["winner"]]) + "\n")
+    _replace(workdir / "search" / "result.json", json.dumps(result) + "\n")
+    report.write(result, workdir / "search")
+
+
+def _replace(path: pathlib.Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def table(result: dict[str, Any]) -> str:
+    """The winners, MAX and MIN as text."""
+    timed = result["latency"] is not None
+    head = ["budget", "architecture", "MACs (M)", "params (M)", *(["ms"] if timed else [])]
+    head += ["held-out top-1 %", "val top-1 %", "val top-5 %"]
+    body = [
+        (
+            row["name"],
+            compact(row["architecture"]),
+            f"{row['macs'] / 1e6:,.2f}",
+            f"{row['params'] / 1e6:,.3f}",
+            *([f"{row['latency_ms']:.3g}"] if timed else []),
+            "-" if row["holdout_top1"] is None else f"{100 * row['holdout_top1']:.2f}",
+            f"{100 * row['top1']:.2f}",
+            f"{100 * row['top5']:.2f}",
+        )
+        for row in result["final"]
+    ]
+    return aligned(head, body, left=2)
+
+
+def compact(arch: dict[str, Any]) -> str:
+    """An architecture in one word: resolution, widths, depths, kernel sizes, expansion ratios."""
+
+    def listed(values) -> str:
+        return "-".join("/".join(map(str, v)) if isinstance(v, list | tuple) else str(v) for v in values)
+
+    kinds = (("w", "width"), ("d", "depth"), ("k", "kernel_size"), ("e", "expand_ratio"))
+    return f"r{arch['resolution']} " + " ".join(letter + listed(arch[name]) for letter, name in kinds)

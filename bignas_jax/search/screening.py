@@ -1,0 +1,73 @@
+"""An accuracy predictor that decides which proposals are worth an evaluation (Cai et al., 2020, section 3.3)."""
+
+from collections.abc import Mapping, Sequence
+
+from bignas_jax.architecture import Architecture
+from bignas_jax.search.predictor import Predictor
+from bignas_jax.search.problem import Problem
+from bignas_jax.search.race import Race
+from bignas_jax.search.strategy import Proposal
+
+LEAST = 24  # evaluations before a predictor is fitted
+
+
+class Screening:
+    """Fits a predictor to the evaluations so far, and keeps the proposals that it finds most promising.
+
+    Args:
+      pool: proposals for each that is scored. min_tau: rank correlation (Kendall's tau) on held-out evaluations below
+        which all proposals are scored. seed: of the folds.
+    """
+
+    def __init__(self, problem: Problem, pool: int, min_tau: float, seed: int):
+        self._problem, self._pool, self._min_tau, self._seed = problem, pool, min_tau, seed
+        self._predictor = Predictor(problem.space)
+        self._used = False
+        self.history: list[dict] = []  # evaluations, tau, used
+
+    @property
+    def pool(self) -> int:
+        """Proposals to ask for, for each that is to be scored."""
+        return self._pool if self._used else 1
+
+    def learn(self, scores: Mapping[Architecture, float]) -> None:
+        """Fits the predictor, after a look at how well it ranks evaluations that it was not fitted to."""
+        if len(scores) < LEAST:
+            return
+        archs, values = list(scores), list(scores.values())
+        tau = self._predictor.tau(archs, values, self._seed)
+        self._used = tau >= self._min_tau
+        if self._used:
+            self._predictor.fit(archs, values)
+        self.history.append({"evaluations": len(scores), "tau": round(float(tau), 4), "used": self._used})
+
+    def select(self, proposals: Sequence[Proposal], race: Race, count: int) -> list[Proposal]:
+        """At most `count` of the proposals: those that would most exceed the best so far of their tightest budget.
+
+        Each budget keeps its share. Proposals that must not be screened come first.
+        """
+        kept = [p for p in proposals if not p.screen]
+        open_ = [p for p in proposals if p.screen]
+        count = min(count - len(kept), max(1, len(open_) // self.pool)) if open_ else 0
+        if not self._used or count <= 0:
+            return (kept + open_)[: len(kept) + max(count, 0)]
+        predicted = dict(zip([p.arch for p in open_], self._predictor.predict([p.arch for p in open_]), strict=True))
+        groups: dict[int, list[Proposal]] = {}
+        for p in open_:
+            groups.setdefault(self._tightest(p.arch), []).append(p)
+        ranked = [
+            (place / len(group), key, p)
+            for key, group in groups.items()
+            for place, p in enumerate(sorted(group, key=lambda p: -self._advantage(p.arch, predicted, race)))
+        ]
+        ranked.sort(key=lambda entry: entry[:2])
+        return kept + [p for _, _, p in ranked[:count]]
+
+    def _tightest(self, arch: Architecture) -> int:
+        budgets = self._problem.budgets
+        fitting = [n for n, budget in enumerate(budgets) if self._problem.fits(arch, budget)]
+        return max(fitting, key=lambda n: self._problem.use(arch, budgets[n]), default=len(budgets))
+
+    def _advantage(self, arch: Architecture, predicted: Mapping[Architecture, float], race: Race) -> float:
+        rivals = [rival.top1 for rival in race.rivals(arch) if rival is not None]
+        return float(predicted[arch]) - min(rivals, default=0.0)

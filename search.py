@@ -1,0 +1,41 @@
+"""Search a trained supernet for the best architectures under budgets, or for the front of accuracy against cost.
+
+    python search.py
+    python search.py --workdir exp/mine --config.search.max_macs=300e6
+    python search.py "--config.search.max_macs=(200e6, 400e6)" --config.search.max_params=6e6
+    python search.py --config.search.strategy=pareto --config.search.cost=latency_ms
+
+The config is the one that the run left in its folder; overrides come on top. Architectures are chosen on images held
+out of the training set; the winners are scored on the validation split once, at the end. A search that was stopped
+goes on where it was. Results: children/<budget>/architecture.json and search/report.html in the run's folder.
+"""
+
+import sys
+
+from absl import flags as absl_flags
+
+from bignas_jax import flags, memory
+
+
+def define(values: absl_flags.FlagValues) -> None:
+    absl_flags.DEFINE_string("checkpoint", "newest", "newest, best, or a step", flag_values=values)
+
+
+def main() -> int:
+    config, options = flags.parse(sys.argv, __doc__, define, of_run=True)
+    memory.keep_freed_memory()
+    # JAX and torch are imported once the command line is known to be good.
+    from bignas_jax import scripts
+    from bignas_jax.search import result, run
+
+    def work() -> None:
+        found = run.search(config, options.workdir, options.checkpoint)
+        print(result.table(found))
+        evaluations, seconds = len(found["evaluations"]), found["run"]["seconds"]
+        print(f"\n{evaluations} architectures in {seconds:.0f} s; report: {options.workdir}/search/report.html")
+
+    return scripts.run(sys.argv[0], work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

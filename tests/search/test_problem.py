@@ -1,0 +1,103 @@
+"""Costs, budgets and their names."""
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from tiny import tiny_space
+
+from bignas_jax.config import ConfigError, base
+from bignas_jax.cost import count
+from bignas_jax.search.problem import Budget, Problem, budgets_of, capped
+
+SPACE = tiny_space()
+MAX, MIN = SPACE.biggest, SPACE.smallest
+
+
+def problem(*budgets: Budget, **arguments) -> Problem:
+    return Problem(SPACE, 7, budgets, **arguments)
+
+
+def middle(kind: str, part: float = 0.5) -> float:
+    least, most = (getattr(count(SPACE, arch, 7), kind) for arch in (MIN, MAX))
+    return least + part * (most - least)
+
+
+def settings(**values) -> ConfigDict:
+    config = base().search
+    config.update(values)
+    return config
+
+
+@pytest.mark.parametrize("kind", ["macs", "params"])
+@pytest.mark.parametrize("part", [0.0, 0.1, 0.5, 1.0])
+def test_samples_and_changes_keep_the_budget(kind, part):
+    budget = Budget("b", **{kind: middle(kind, part)})
+    found = problem(budget)
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        arch = found.sample(budget, rng)
+        assert getattr(count(SPACE, arch, 7), kind) <= middle(kind, part)
+        grown = found.grow(arch, budget, rng)
+        assert arch in SPACE and grown in SPACE and found.fits(grown, budget)
+        assert all(a <= b for a, b in zip(SPACE.indices(arch), SPACE.indices(grown), strict=True))
+    assert found.fits(found.shrink(MAX, budget, rng), budget)
+
+
+def test_grown_architectures_cannot_grow_further():
+    budget = Budget("b", macs=middle("macs"))
+    found, rng = problem(budget), np.random.default_rng(1)
+    genes = list(SPACE.indices(found.grow(MIN, budget, rng)))
+    for position, (_, values) in enumerate(SPACE.choices):
+        if genes[position] + 1 < len(values):
+            larger = [gene + (n == position) for n, gene in enumerate(genes)]
+            assert not found.fits(SPACE.at(larger), budget), position
+
+
+def test_what_is_kept_is_shrunk_last():
+    stage = SPACE.groups["mb2"]
+    budget = Budget("b", macs=middle("macs", 0.6))
+    shrunk = problem(budget).shrink(MAX, budget, np.random.default_rng(0), keep=stage)
+    genes, most = SPACE.indices(shrunk), SPACE.indices(MAX)
+    assert all(genes[position] == most[position] for position in stage) and genes != most
+
+
+def test_several_limits_hold_together():
+    budget = Budget("b", macs=middle("macs"), params=middle("params", 0.2), latency_ms=5.0)
+    found = problem(budget, latency=lambda arch: 4.0 if arch.resolution == 20 else 6.0)
+    rng = np.random.default_rng(0)
+    archs = [found.sample(budget, rng) for _ in range(30)]
+    assert all(arch.resolution == 20 and count(SPACE, arch, 7).params <= middle("params", 0.2) for arch in archs)
+    assert not found.fits(MAX, budget) and found.costs(MIN)["latency_ms"] == 4.0
+    assert found.use(MIN, budget) == pytest.approx(
+        max(count(SPACE, MIN, 7).macs / middle("macs"), count(SPACE, MIN, 7).params / middle("params", 0.2), 0.8)
+    )
+
+
+def test_a_budget_below_the_smallest_is_refused_with_what_that_costs():
+    least = count(SPACE, MIN, 7).macs
+    with pytest.raises(ConfigError, match=rf"^config.search.max_macs: found .*expected at least {least:,}"):
+        problem(Budget("b", macs=least - 1.0))
+    problem(Budget("b", macs=least))
+
+
+def test_budgets_of_a_config():
+    biggest = {"macs": 1000.0, "params": 10.0, "latency_ms": None}
+    assert [b.macs for b in budgets_of(settings(), biggest)] == [300, 500, 700]
+    assert [b.limits() for b in budgets_of(settings(cost="params"), biggest)] == [
+        {"params": 3.0}, {"params": 5.0}, {"params": 7.0}]
+    several = budgets_of(settings(max_macs=(3e8, 6e8), max_params=(5e6,)), biggest)
+    assert several == (Budget("macs-300M-params-5M", macs=3e8, params=5e6),
+                       Budget("macs-600M-params-5M", macs=6e8, params=5e6))
+    (timed,) = budgets_of(settings(max_latency_ms=(2.5,)), biggest)
+    assert timed == Budget("latency-2.5ms", latency_ms=2.5)
+    twice = budgets_of(settings(max_macs=(3e8, 3e8 + 1)), biggest)
+    assert len({b.name for b in twice}) == 2
+
+
+def test_a_resolution_cap():
+    assert capped(SPACE, 0) is SPACE
+    assert capped(SPACE, 25).resolution == (20,)
+    found = Problem(capped(SPACE, 25), 7, [Budget("b", macs=1e12)])
+    assert not found.fits(MAX, found.budgets[0])
+    with pytest.raises(ConfigError, match="^config.search.max_resolution: found 19, expected at least 20"):
+        capped(SPACE, 19)

@@ -1,0 +1,160 @@
+"""Progressive scoring, the journal, and a search that is killed anywhere."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from landscape import SPACE, FakeHeldOut, accuracy, problem
+
+from bignas_jax.config import ConfigError
+from bignas_jax.search.held_out import Sizes
+from bignas_jax.search.journal import Journal, packed, unpacked
+from bignas_jax.search.race import Race, paired
+from bignas_jax.search.strategy import Proposal
+
+RNG = np.random.default_rng(0)
+ARCHS = [SPACE.sample(np.random.default_rng(n)) for n in range(40)]
+
+
+def proposals(archs):
+    return [Proposal(arch, "test") for arch in archs]
+
+
+def race(tmp_path, held_out=None, searched=None, confidence=2.0, front=False, name="j.jsonl"):
+    journal = Journal(tmp_path / name, {"step": 1})
+    return Race(searched or problem(0.6, 1.0), held_out or FakeHeldOut(), journal, confidence, front, lambda: 0.0)
+
+
+def test_scores_are_those_of_all_images_for_all_that_stay(tmp_path):
+    found = race(tmp_path)
+    scores = found.score(proposals(ARCHS))
+    dropped = [e for e in found.evaluations.values() if not e.complete]
+    kept = [e for e in found.evaluations.values() if e.complete]
+    assert len(dropped) > 5 and len(kept) > 1
+    fake = FakeHeldOut()
+    for e in kept:
+        assert scores[e.arch] == e.top1 == pytest.approx(fake.truth(e.arch), abs=1e-12) and e.images == 2000
+    for e in dropped:
+        assert e.images == 500 and e.top1 == pytest.approx(fake.truth(e.arch), abs=0.06)
+
+
+def test_the_best_of_each_budget_is_the_one_that_full_scores_would_choose(tmp_path):
+    """Over many draws of candidates, a rule of two standard errors seldom loses the best, and saves work."""
+    searched, same, images, everything = problem(0.4, 0.6, 1.0), 0, 0, 0
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        archs = list(dict.fromkeys(searched.sample(searched.budgets[n % 3], rng) for n in range(30)))
+        fast = race(tmp_path, searched=searched, name=f"fast{seed}")
+        full = race(tmp_path, searched=searched, name=f"full{seed}", confidence=math.inf)
+        fast.score(proposals(archs))
+        full.score(proposals(archs))
+        same += sum(fast.best(b).arch == full.best(b).arch for b in searched.budgets)
+        images += sum(e.images for e in fast.evaluations.values())
+        everything += sum(e.images for e in full.evaluations.values())
+    assert same >= 57 and images < 0.6 * everything, (same, images / everything)
+
+
+def test_a_front_is_kept_too(tmp_path):
+    found = race(tmp_path, front=True)
+    found.score(proposals(ARCHS))
+    front = found.front()
+    fake, searched = FakeHeldOut(), problem(1.0)
+    assert 2 < len(front) and any(not e.complete for e in found.evaluations.values())
+    for e in found.evaluations.values():
+        beaten = any(f.top1 >= e.top1 and searched.cost_of(f.arch) <= searched.cost_of(e.arch) for f in front)
+        assert beaten or not e.complete or e in front
+        if not e.complete:
+            cheaper = [f for f in front if searched.cost_of(f.arch) <= searched.cost_of(e.arch)]
+            assert max(f.top1 for f in cheaper) >= fake.truth(e.arch) - 0.01
+
+
+def test_each_is_scored_once(tmp_path):
+    held_out = FakeHeldOut()
+    found = race(tmp_path, held_out)
+    first = found.score(proposals(ARCHS[:10]))
+    calls = len(held_out.calls)
+    assert found.score(proposals(ARCHS[:10])) == first and len(held_out.calls) == calls
+    assert len(set(held_out.calls)) == calls
+
+
+def test_always_scores_on_all_images(tmp_path):
+    found = race(tmp_path)
+    found.score(proposals(ARCHS), always=True)
+    assert all(e.complete for e in found.evaluations.values())
+
+
+def test_the_whole_set_as_first_part(tmp_path):
+    held_out = FakeHeldOut(Sizes(0, 1, 300, 100, 300))
+    found = race(tmp_path, held_out)
+    found.score(proposals(ARCHS))
+    assert all(e.images == 300 for e in found.evaluations.values())
+    assert not any(rest for _, rest in held_out.calls)
+
+
+@pytest.mark.parametrize("last", [0, 1, 7, 39])
+def test_a_killed_race_ends_as_one_that_was_not(tmp_path, last):
+    whole = race(tmp_path, name="whole")
+    expected = whole.score(proposals(ARCHS))
+    with pytest.raises(KeyboardInterrupt):
+        race(tmp_path, FakeHeldOut(last=last), name="killed").score(proposals(ARCHS))
+    with open(tmp_path / "killed", "a") as file:
+        file.write('{"architecture": {"resol')  # a line that was being written
+    again = FakeHeldOut()
+    found = race(tmp_path, again, name="killed")
+    assert found.score(proposals(ARCHS)) == expected
+    assert found.evaluations == whole.evaluations
+    assert (tmp_path / "killed").read_text() == (tmp_path / "whole").read_text()
+    assert len(again.calls) + last == whole.made
+
+
+def test_paired_differences_against_their_definition():
+    """The mean, and an interval that holds the difference over all images about as often as it says."""
+    inside = 0
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        easy = rng.random(2000)
+        ours, theirs = easy + rng.normal(0, 0.05, 2000) < 0.8, easy + rng.normal(0, 0.05, 2000) < 0.78
+        difference, error = paired(ours[:400], theirs[:400], 2000)
+        assert difference == pytest.approx(ours[:400].mean() - theirs[:400].mean())
+        inside += abs(difference - (ours.mean() - theirs.mean())) < 2 * error
+    assert 0.93 < inside / 300 < 0.99
+    assert paired(ours, theirs, 2000)[1] == 0
+    # Independent samples of the same accuracies would leave more doubt.
+    p = ours[:400].mean()
+    assert error < 0.8 * math.sqrt(2 * p * (1 - p) / 400 * 0.8)
+    assert paired(ours[:400], ours[:400], 2000) == (0, pytest.approx(math.sqrt(1 / 401 / 400 * 0.8)))
+
+
+def test_bits_as_text():
+    for count in (0, 1, 8, 13):
+        bits = RNG.random(count) < 0.5
+        assert (unpacked(packed(bits), count) == bits).all()
+
+
+def test_a_journal_of_something_else_is_set_aside(tmp_path):
+    path = tmp_path / "evaluations.jsonl"
+    for step in (1, 2, 3):
+        journal = Journal(path, {"step": step, "sizes": (1, 2)})
+        assert len(journal) == 0 and (journal.set_aside is None) == (step == 1)
+        journal.add(ARCHS[step], "first", images=5, seconds=1.5)
+        journal.close()
+    again = Journal(path, {"step": 3, "sizes": (1, 2)})
+    assert again.set_aside is None and again.find(ARCHS[3], "first")["images"] == 5 and again.seconds == 1.5
+    assert json.loads((tmp_path / "evaluations-1.jsonl").read_text().splitlines()[0]) == {
+        "identity": {"step": 1, "sizes": [1, 2]}}
+    assert (tmp_path / "evaluations-2.jsonl").exists()
+
+
+@pytest.mark.parametrize("text", ["hello\n", '{"identity": {}}\n{"part": "first"}\n', "[1]\n"])
+def test_a_file_that_no_search_wrote_is_refused(tmp_path, text):
+    path = tmp_path / "evaluations.jsonl"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"evaluations.jsonl line \d: found something that no search wrote"):
+        Journal(path, {})
+    assert path.read_text() == text
+
+
+def test_the_landscape_is_no_trivial_case():
+    values = [accuracy(arch) for arch in ARCHS]
+    assert max(values) - min(values) > 0.05
