@@ -84,7 +84,7 @@ def _front(axes: Axes, result: Mapping[str, Any], cost: str, scale: float) -> No
 
 def _budgets(axes: Axes, result: Mapping[str, Any], cost: str, scale: float) -> None:
     for budget in result["budgets"]:
-        limit = budget["limits"][cost]
+        limit = budget["limits"].get(cost)
         if limit is not None:
             axes.axvline(limit / scale, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
             axes.annotate(_plain(budget["name"]), (limit / scale, 1), (-3, -4), xycoords=axes.get_xaxis_transform(),
@@ -117,6 +117,7 @@ def _style(axes: Axes, costs: Sequence[float]) -> None:
         axes.legend(loc="lower right", fontsize=8, frameon=True, framealpha=0.9, edgecolor="none", labelcolor=INK)
 
 
-def _plain(text: str) -> str:
-    """Text that matplotlib takes as it is: a dollar sign would begin a formula."""
-    return text.replace("$", r"\$")
+def _plain(text: str, most: int = 28) -> str:
+    """At most so many characters, which matplotlib takes as they are: a dollar sign would begin a formula."""
+    short = text if len(text) <= most else text[:most - 1] + "\u2026"
+    return short.replace("$", r"\$")

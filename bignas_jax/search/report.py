@@ -3,6 +3,7 @@
     python -m bignas_jax.search.report exp/digits     # writes both again from exp/digits/search/result.json
 """
 
+import decimal
 import html
 import json
 import math
@@ -33,13 +34,15 @@ def write(result: Mapping[str, Any], folder: pathlib.Path) -> list[pathlib.Path]
 
     Args:
       result: what a search found, as result.json holds it: run, config, space, evaluations, budgets, front,
-        final, predictor and latency. Accuracies are 0..1, latencies in ms, times in seconds.
+        final, predictor and latency. Accuracies are 0..1, latencies in ms, times in seconds. Without
+        run.workdir, the run's folder is the parent of `folder`.
     Returns:
       The two paths.
     Raises:
       ReportError: a part of the result is missing.
     """
     folder = pathlib.Path(folder)
+    result = {**result, "run": {"workdir": str(folder.parent), **result.get("run", {})}}
     path = folder / "report.html"
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(page(result), encoding="utf-8")
@@ -60,7 +63,7 @@ def page(result: Mapping[str, Any]) -> str:
     parts = {
         "TITLE": html.escape(f"Architecture search: {result['run']['workdir']}"),
         "HEADLINE": html.escape(headline(result)),
-        "DATA": embedded({"result": result, "commands": commands(result)}),
+        "DATA": embedded({"result": result, "commands": commands(result), "chosen": _chosen_number(result)}),
     }
     # One pass: a name in the data that looks like a placeholder stays a name.
     return re.sub(r"@@([A-Z]+)@@", lambda match: parts[match[1]], TEMPLATE.read_text(encoding="utf-8"))
@@ -96,23 +99,36 @@ def headline(result: Mapping[str, Any]) -> str:
     It compares, on the validation split, the biggest network with the cheapest winner that keeps AS_GOOD of its
     accuracy, or with the best winner. Without these it names the best evaluation.
     """
+    pair = _compared(result)
+    if pair is None:
+        return _best_evaluation(result)
+    chosen, biggest = pair
     cost = result["run"]["cost"]
-    rows = {row["name"]: row for row in result["final"]}
-    biggest = rows.pop("MAX", None)
-    rows.pop("MIN", None)
-    winners = [row for row in rows.values() if row[cost] is not None]
-    if biggest is None or not biggest[cost] or not biggest["top1"] or not winners:
-        return _best_evaluation(result)
-    good = [row for row in winners if row["top1"] >= AS_GOOD * biggest["top1"]]
-    chosen = min(good, key=lambda row: row[cost]) if good else max(winners, key=lambda row: row["top1"])
     share, kept = chosen[cost] / biggest[cost], chosen["top1"] / biggest["top1"]
-    if share >= 1:
-        return _best_evaluation(result)
-    verb = "gives" if cost == "latency_ms" else "give"
-    result_words = f"{verb} at least its top-1 accuracy" if kept >= 1 else (
-        f"{verb.replace('give', 'keep')} {_percent(kept, 1)} of its top-1 accuracy")
-    return (f"{_percent(share, 1)} of the biggest network\u2019s {_WORDS[cost]} {result_words}: {chosen['name']} has"
-            f" {_percent(chosen['top1'], 2)} on the validation split, the biggest {_percent(biggest['top1'], 2)}.")
+    ending = "s" if cost == "latency_ms" else ""
+    keeps = f"give{ending} at least its" if kept >= 1 else f"keep{ending} {_percent(kept, 1)} of its"
+    return (f"{_percent(share, 1)} of the biggest network\u2019s {_WORDS[cost]} {keeps} top-1 accuracy:"
+            f" {chosen['name']} has {_percent(chosen['top1'], 2)} on the validation split, the biggest"
+            f" {_percent(biggest['top1'], 2)}.")
+
+
+def _compared(result: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]] | None:
+    """The rows of `final` that the first sentence is about, a winner and MAX, or None where there are none."""
+    cost = result["run"]["cost"]
+    biggest = next((row for row in result["final"] if row["name"] == "MAX"), None)
+    if biggest is None or not biggest[cost] or not biggest["top1"]:
+        return None
+    winners = [row for row in result["final"]
+               if row["name"] not in ("MAX", "MIN") and row[cost] is not None and row[cost] < biggest[cost]]
+    good = [row for row in winners if row["top1"] >= AS_GOOD * biggest["top1"]]
+    if good:
+        return min(good, key=lambda row: row[cost]), biggest
+    return (max(winners, key=lambda row: row["top1"]), biggest) if winners else None
+
+
+def _chosen_number(result: Mapping[str, Any]) -> int | None:
+    pair = _compared(result)
+    return pair[0]["number"] if pair else None
 
 
 def _best_evaluation(result: Mapping[str, Any]) -> str:
@@ -125,7 +141,9 @@ def _best_evaluation(result: Mapping[str, Any]) -> str:
 
 
 def _percent(share: float, digits: int) -> str:
-    return f"{100 * share:.{digits}f}%"
+    """Rounded half up, as JavaScript rounds the same number further down the page."""
+    exact = decimal.Decimal(100 * share)
+    return f"{exact.quantize(decimal.Decimal(1).scaleb(-digits), decimal.ROUND_HALF_UP)}%"
 
 
 def read(workdir: str | pathlib.Path) -> dict[str, Any]:
