@@ -109,11 +109,11 @@ class Race:
         return [self.best(budget, complete) for budget in budgets]
 
     def best(self, budget: Budget, among: Iterable[Evaluation] | None = None) -> Evaluation | None:
-        """The best complete evaluation within a budget; of equals the cheaper one."""
+        """The best complete evaluation within a budget: by top-1; of equals the one of lower loss, then of lower cost."""
         found = self.evaluations.values() if among is None else among
         within = [e for e in found if e.complete and self._problem.fits(e.arch, budget)]
         return min(
-            within, key=lambda e: (-e.top1, self._problem.cost_of(e.arch), e.arch.to_json()), default=None
+            within, key=lambda e: (-e.top1, e.loss, self._problem.cost_of(e.arch), e.arch.to_json()), default=None
         )
 
     def front(self) -> list[Evaluation]:

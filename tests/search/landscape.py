@@ -68,4 +68,4 @@ class FakeHeldOut:
     def truth(self, arch) -> float:
         fresh = FakeHeldOut(self.sizes)
         rows = [fresh.outcomes(arch, fresh.calibrate(arch), rest) for rest in (False, True)]
-        return float(np.concatenate(rows)[:, 0].mean())
+        return float(np.concatenate(rows)[:, 0].mean(dtype=np.float64))

@@ -1,0 +1,135 @@
+"""Images of a search on the devices: the same outcomes as the evaluation of a split, without a compile or a read."""
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from bignas_jax.buckets import shared
+from bignas_jax.data import DataError
+from bignas_jax.devices import replicate
+from bignas_jax.evaluation import score_of
+from bignas_jax.search import held_out as images
+from bignas_jax.search.held_out import HeldOut
+from bignas_jax.session import Session
+from bignas_jax.supernet import build
+from configs import digits
+
+HELD_OUT = 90
+
+
+def config(devices: int = 2, **search) -> ConfigDict:
+    found = digits.get_config()
+    stage = dict(depth=(1, 2), kernel_size=(3,), expand_ratio=(2,), se=False)
+    found.space = ConfigDict(dict(
+        resolution=(8,), stem_width=(8,), stem_stride=1, head_width=(16,), v3_head=False, activation="swish",
+        stages=dict(mb1=dict(stage, width=(8, 16), stride=2), mb2=dict(stage, width=(16,), stride=2, se=True)),
+    ))
+    found.data.image_size = found.data.eval_resize = 8
+    found.data.holdout, found.num_devices = HELD_OUT, devices
+    found.calibration.num_images, found.calibration.batch_size = 96, 48
+    found.evaluation.batch_size = 64
+    found.search.first_part = 0.3
+    found.search.update(search)
+    return found
+
+
+@pytest.fixture(scope="module")
+def lab():
+    """A session on two devices, weights that tell digits apart a little, and the images both ways."""
+    session = Session.open(config())
+    _, params = build(session.space, 10, seed=1)
+    # Fresh supernets end every block with a zero scale; a scale of one makes architectures differ.
+    params = jax.tree.map_with_path(
+        lambda path, a: np.ones_like(a) if "project_norm" in str(path) and "scale" in str(path) else a, params
+    )
+    weights = replicate(session.mesh, params)
+    both = {}
+    for resident in (True, False):
+        both[resident] = HeldOut(session, weights, images.plan(session), resident)
+    both[True].compile([8], progress=False)
+    archs = [arch for arch in session.space.enumerate()][:4]
+    return session, weights, both, archs
+
+
+def outcomes(held_out, arch):
+    statistics = held_out.calibrate(arch)
+    return [held_out.outcomes(arch, statistics, rest) for rest in (False, True)]
+
+
+def test_sizes(lab):
+    sizes = lab[2][True].sizes
+    assert (sizes.calibration, sizes.calibration_batch, sizes.held_out) == (96, 48, HELD_OUT)
+    assert (sizes.batch, sizes.first) == (28, 28)  # 0.3 of 90 is 27, an even number for two devices
+    few = images.plan(Session.open(config(first_part=1.0, calibration_images=50)))
+    assert (few.first, few.batch, few.calibration) == (HELD_OUT, 46, 48)
+    one = images.plan(Session.open(config(first_part=0.001)))
+    assert one.first == one.batch == 2
+
+
+def test_the_sum_of_both_parts_is_the_evaluation_of_the_split(lab):
+    session, weights, both, archs = lab
+    placement = {arch: shared(session.space, 8) for arch in archs}
+    session.compile_evaluation(placement.values(), progress=False)
+    expected = session.evaluate(weights, placement, "holdout")
+    for arch in archs:
+        first, rest = outcomes(both[True], arch)
+        assert (len(first), len(rest)) == (28, HELD_OUT - 28)
+        found = score_of(np.concatenate([first, rest]))
+        assert (found.top1, found.top5, found.images) == (expected[arch].top1, expected[arch].top5, HELD_OUT)
+        assert found.loss == pytest.approx(expected[arch].loss, rel=1e-5)
+    assert len({score.loss for score in expected.values()}) == len(archs), "a trivial case"
+
+
+def test_images_in_host_memory_give_the_same_numbers(lab):
+    _, _, both, archs = lab
+    for ours, theirs in zip(outcomes(both[True], archs[1]), outcomes(both[False], archs[1]), strict=True):
+        assert (ours == theirs).all()
+
+
+def test_a_candidate_needs_no_compile_and_no_reading(lab, monkeypatch):
+    _, _, both, archs = lab
+    outcomes(both[True], archs[0])
+    monkeypatch.setattr(Session, "loader", lambda *a, **k: pytest.fail("read"))
+    compiles = []
+
+    def listen(name, *_, **__):
+        compiles.extend([name] * ("compile" in name))
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        for arch in archs:
+            outcomes(both[True], arch)
+            outcomes(both[False], arch)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert not compiles
+
+
+def test_the_first_part_is_a_sample_of_all_classes(lab):
+    labels = np.concatenate([np.asarray(batch["label"]) for batch in lab[2][True]._held_out[:1]])
+    assert len(set(labels)) >= 8
+    assert (np.diff(labels) < 0).sum() > 5, "in order"
+
+
+def test_images_lie_in_parts_on_the_devices(lab):
+    image = lab[2][True]._held_out[0]["image"]
+    assert [shard.data.shape for shard in image.addressable_shards] == [(14, 8, 8, 3)] * 2
+    assert isinstance(lab[2][False]._held_out[0]["image"], np.ndarray)
+
+
+def test_memory(lab):
+    session = lab[0]
+    assert images.device_bytes(session, images.plan(session)) == (96 + HELD_OUT) * 8 * 8 * 3 / 2
+    assert images.allowed_bytes(session) > 1e6
+    limited = Session.open(config(resident_gb=1e-6))
+    assert images.allowed_bytes(limited) == 1000
+
+
+def test_too_few_images_are_refused():
+    with pytest.raises(DataError, match="holdout split has no images: set config.data.holdout"):
+        none = config()
+        none.data.holdout = 0
+        images.plan(Session.open(none))
+    with pytest.raises(DataError, match="2000 images of the calibration split"):
+        images.plan(Session.open(config(calibration_images=2000)))
