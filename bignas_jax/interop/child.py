@@ -123,24 +123,20 @@ def forward(child: Child):
 def describe(child: Child) -> dict[str, Any]:
     """The child's layers as plain values, enough to build it without this package."""
     space, arch = child.space, child.arch
-    side = -(-arch.resolution // space.stem_stride)
-    layers = []
-    for block in blocks(space, arch):
-        layers.append({
-            "in_width": block.in_width, "mid_width": block.mid_width, "out_width": block.out_width,
-            "se_width": block.se_width, "kernel_size": block.kernel_size, "stride": block.stride,
-            "expand": block.expand_ratio != 1, "in_side": side,
-        })  # fmt: skip
-        side = -(-side // block.stride)
+    kept = ("in_width", "mid_width", "out_width", "se_width", "kernel_size", "stride")
+    layers = [
+        {"expand": block.expand_ratio != 1} | {name: getattr(block, name) for name in kept}
+        for block in blocks(space, arch)
+    ]
     mid = head_mid_width(arch) if space.v3_head else arch.width[-1]
     return {
         "resolution": arch.resolution,
         "activation": space.activation,
         "folded": child.folded,
-        "stem": {"width": arch.width[0], "stride": space.stem_stride},
-        "blocks": layers,
-        "head": {"in_width": arch.width[-2], "mid_width": mid, "width": arch.width[-1], "v3": space.v3_head},
         "num_classes": child.num_classes,
+        "stem": {"width": arch.width[0], "stride": space.stem_stride},
+        "head": {"in_width": arch.width[-2], "mid_width": mid, "width": arch.width[-1], "v3": space.v3_head},
+        "blocks": layers,
     }
 
 

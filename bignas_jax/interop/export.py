@@ -87,10 +87,12 @@ def export_run(
       ValueError: no such checkpoint, too few images, or an architecture is not in the space; one line.
     """
     use_compilation_cache()
+    out = pathlib.Path(out or pathlib.Path(workdir) / "children")
     session, weights, found, step = _open(config, workdir, names, checkpoint)
+    for name, arch in found.items():
+        _check_folder(out / name, arch)
     comparison = real_images(session, options.images)
     statistics = _calibrate(session, weights, found.values())
-    out = pathlib.Path(out or pathlib.Path(workdir) / "children")
     for name, arch in found.items():
         expected = _logits(session, weights, statistics[arch], arch, comparison.cropped)
         child = take(session.space, weights, statistics[arch], arch)
@@ -124,6 +126,19 @@ def _open(config: ConfigDict, workdir, names: Sequence[str], checkpoint: str):
     finally:
         checkpoints.close()
     return session, weights, found, step
+
+
+def _check_folder(folder: pathlib.Path, arch: Architecture) -> None:
+    """Refuses a folder that holds another architecture: two files of one name, say."""
+    file = folder / "architecture.json"
+    try:
+        there = Architecture.from_json(file.read_text())
+    except FileNotFoundError:
+        return
+    except ValueError as error:
+        raise ConfigError(f"{file}: {error}; give another --out") from error
+    if there != arch:
+        raise ConfigError(f"{folder} holds another architecture, {there.to_json()}: remove it, or give another --out")
 
 
 def _calibrate(session: Session, weights: Any, archs: Iterable[Architecture]) -> dict[Architecture, Any]:
@@ -171,15 +186,13 @@ def _logits(session: Session, weights: Any, statistics: Any, arch: Architecture,
         return net(x, arch, None, Mode(statistics=statistics))[0]
 
     with jax.default_matmul_precision("highest"):
-        return _in_batches(lambda part: np.asarray(run(weights, statistics, part)), images, _CHECK_BATCH)
+        parts = _filled(images, _CHECK_BATCH).reshape(-1, _CHECK_BATCH, *images.shape[1:])
+        return np.concatenate([run(weights, statistics, part) for part in parts])[: len(images)]
 
 
-def _in_batches(run, images: np.ndarray, batch: int) -> np.ndarray:
-    """`run` on full batches of the images, the last one filled up by repeating its last image."""
-    missing = -len(images) % batch
-    filled = np.concatenate([images, np.repeat(images[-1:], missing, 0)])
-    parts = [run(filled[start : start + batch]) for start in range(0, len(filled), batch)]
-    return np.concatenate(parts)[: len(images)]
+def _filled(images: np.ndarray, batch: int) -> np.ndarray:
+    """The images and copies of the last one, to a multiple of `batch`."""
+    return np.concatenate([images, np.repeat(images[-1:], -len(images) % batch, 0)])
 
 
 def _about(session: Session, name: str, arch: Architecture, step: int) -> dict[str, Any]:
@@ -228,7 +241,9 @@ def preprocessing(config: ConfigDict, class_names: Sequence[str], resolution: in
 def write_child(
     child: Child, folder: pathlib.Path, about: Mapping[str, Any], specification: Mapping[str, Any], options: Options
 ) -> list[dict[str, Any]]:
-    """Writes a child's files into `folder`; what lies there under other names stays.
+    """Writes a child's files into `folder`.
+
+    Formats that are not asked for stay, if they were exported from the same architecture and step; other files stay.
 
     Args:
       about: name, architecture (a dictionary), macs, params, step. specification: of `preprocessing`.
@@ -236,6 +251,7 @@ def write_child(
       A dictionary for each format: format, file, bytes and, for ONNX, nodes (number by operator).
     """
     folder.mkdir(parents=True, exist_ok=True)
+    _remove_outdated(folder, about)
     child = fold(child) if options.fold else child
     (folder / "architecture.json").write_text(json.dumps(about["architecture"]) + "\n")
     (folder / "preprocessing.json").write_text(json.dumps(specification, indent=2) + "\n")
@@ -250,11 +266,25 @@ def write_child(
     return files
 
 
+def _remove_outdated(folder: pathlib.Path, about: Mapping[str, Any]) -> None:
+    """Removes the files of an earlier export that came from other weights: they would pass for this child's."""
+    record = folder / "export.json"
+    try:
+        before = json.loads(record.read_text())
+        same = all(before[name] == about[name] for name in ("architecture", "step"))
+    except FileNotFoundError:
+        return
+    except (ValueError, KeyError):
+        same = False
+    record.unlink()
+    for name in () if same else formats.FILES:
+        (folder / name).unlink(missing_ok=True)
+
+
 def run_child(folder: pathlib.Path, images: np.ndarray, options: Options) -> dict[str, np.ndarray]:
     """Logits [N, classes] of float32 images [N, 3, R, R] by format, from the files alone."""
     batch = options.batch or _CHECK_BATCH
-    missing = -len(images) % batch
-    filled = np.concatenate([images, np.repeat(images[-1:], missing, 0)])
+    filled = _filled(images, batch)
     return {name: run_back.RUNNERS[name](folder, filled, batch)[: len(images)] for name in options.formats}
 
 

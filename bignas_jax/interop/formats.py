@@ -5,10 +5,7 @@ Each writer takes the child, its folder, the batch (0: any) and a dictionary of 
 
 import importlib.util
 import json
-import logging
 import pathlib
-import pprint
-import warnings
 from collections.abc import Callable, Sequence
 
 import jax
@@ -18,8 +15,6 @@ from jax import export as jax_export
 from bignas_jax.config import ConfigError
 from bignas_jax.interop.child import Child, describe, forward, tensors
 
-INPUT, OUTPUT = "images", "logits"
-OPSET = 18  # read by onnxruntime 1.14 and later
 PLATFORMS = ("cpu", "cuda")
 
 
@@ -27,56 +22,11 @@ def write_onnx(child: Child, folder: pathlib.Path, batch: int, about: dict[str, 
     """child.onnx: float32 images [batch, 3, R, R] to logits [batch, classes], weights inside, `about` as properties."""
     import onnx
 
-    model = _onnx_model(child, batch)
-    # torch notes for every node which line of which file it came from.
-    for part in (model, model.graph, *model.graph.node, *model.graph.value_info, *model.graph.initializer):
-        del part.metadata_props[:]
-    for value in (*model.graph.input, *model.graph.output):
-        del value.metadata_props[:]
-    del model.graph.value_info[:]
-    model.graph.name, model.doc_string, model.producer_name = "child", "", "bignas_jax"
-    onnx.helper.set_model_props(model, about)
-    onnx.checker.check_model(model, full_check=True)
+    from bignas_jax.interop.onnx_graph import onnx_model
+
     path = folder / "child.onnx"
-    onnx.save(model, path)
+    onnx.save(onnx_model(describe(child), tensors(child), batch, about), path)
     return path
-
-
-def _onnx_model(child: Child, batch: int):
-    """torch's export of the child, an onnx.ModelProto: of the ways tried, the plainest graph (docs/export.md)."""
-    import torch
-
-    side = child.arch.resolution
-    shapes = None if batch else ({0: torch.export.Dim("batch")},)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch's own use of what it deprecates
-        level = logging.getLogger("torch.onnx").level
-        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-        try:
-            program = torch.onnx.export(
-                torch_module(child),
-                (torch.zeros(batch or 2, 3, side, side),),
-                dynamo=True,
-                dynamic_shapes=shapes,
-                input_names=[INPUT],
-                output_names=[OUTPUT],
-                opset_version=OPSET,
-                verbose=False,
-            )
-        finally:
-            logging.getLogger("torch.onnx").setLevel(level)
-    return program.model_proto
-
-
-def torch_module(child: Child):
-    """The child as a torch_child.Child with its weights."""
-    import torch
-
-    from bignas_jax.interop.torch_child import Child as Module
-
-    module = Module(describe(child))
-    module.load_state_dict({name: torch.from_numpy(a) for name, a in tensors(child).items()})
-    return module
 
 
 def write_stablehlo(child: Child, folder: pathlib.Path, batch: int, about: dict[str, str]) -> pathlib.Path:
@@ -105,10 +55,21 @@ def write_torch(child: Child, folder: pathlib.Path, batch: int, about: dict[str,
     empty = "DESCRIPTION: dict = {}\n"
     if source.count(empty) != 1:
         raise AssertionError("torch_child.py has no place for the description")
-    stated = f"DESCRIPTION = {pprint.pformat(describe(child), width=116, sort_dicts=False, compact=True)}\n"
-    note = f"# {about['name']}: {about['macs']} multiply-adds, architecture {about['architecture']}\n"
-    (folder / "child.py").write_text(source.replace(empty, note + stated))
+    note = f"# {about['name']}, {about['macs']} multiply-adds.\n"
+    (folder / "child.py").write_text(source.replace(empty, note + _literal(describe(child))))
     return folder / "child.pt"
+
+
+def _literal(description: dict) -> str:
+    """The description as Python, a line for each field and each block."""
+    lines = ["DESCRIPTION = {"]
+    for name, value in description.items():
+        if name == "blocks":
+            lines += ['    "blocks": [', *(f"        {json.dumps(block)}," for block in value), "    ],"]
+        else:
+            lines.append(f'    "{name}": {json.dumps(value)},')
+    text = "\n".join([*lines, "}\n"])
+    return text.replace(": true", ": True").replace(": false", ": False")
 
 
 def write_safetensors(child: Child, folder: pathlib.Path, batch: int, about: dict[str, str]) -> pathlib.Path:
@@ -128,7 +89,8 @@ WRITERS: dict[str, Writer] = {
     "torch": write_torch,
     "safetensors": write_safetensors,
 }
-_NEEDED = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "safetensors": ("safetensors",)}
+FILES = ("child.onnx", "child.stablehlo", "child.pt", "child.py", "child.safetensors")
+_NEEDED = {"onnx": ("onnx", "onnxruntime"), "safetensors": ("safetensors",)}
 
 
 def check_formats(formats: Sequence[str]) -> tuple[str, ...]:

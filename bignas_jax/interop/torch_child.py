@@ -56,8 +56,7 @@ class Block(nn.Module):
         self.depthwise = ConvNorm(mid, mid, kernel_size, stride, groups=mid, folded=folded)
         self.squeeze_excite = SqueezeExcite(mid, reduced) if reduced else None
         self.project = ConvNorm(mid, out, folded=folded)
-        # An odd side is padded by 1 at both ends, and the padding counts in the mean.
-        self.pool = nn.AvgPool2d(2, 2, padding=block["in_side"] % 2, count_include_pad=True) if stride == 2 else None
+        self.stride = stride
         self.shortcut = nn.Conv2d(width, out, 1, bias=False) if width != out else None
 
     def forward(self, x):
@@ -66,8 +65,9 @@ class Block(nn.Module):
         if self.squeeze_excite is not None:
             y = self.squeeze_excite(y)
         y = self.project(y)
-        if self.pool is not None:
-            x = self.pool(x)
+        if self.stride == 2:
+            # An odd side is padded by 1 at both ends, and the padding counts in the mean.
+            x = F.avg_pool2d(x, 2, 2, padding=x.shape[-1] % 2, count_include_pad=True)
         return y + (x if self.shortcut is None else self.shortcut(x))
 
 
