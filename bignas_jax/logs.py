@@ -85,7 +85,7 @@ class Logs:
 
 
 def _is_evaluation(record: Mapping[str, float], step: int) -> bool:
-    return record["step"] == step and any(name.endswith("_top1/max") for name in record)
+    return record["step"] == step and any("_top1/" in name for name in record)
 
 
 def _complete_lines(path: pathlib.Path) -> list[str]:

@@ -1,5 +1,7 @@
 """The sandwich step (Yu et al., 2020, section 3.1): biggest, n random and smallest architecture, one update.
 
+Where a space leaves no choice, the step has one member: a child is trained as an ordinary network.
+
 Each member's gradient is an executable of its own, compiled for its bucket; every device adds its members'
 gradients up for itself. One last executable reduces the sum over the devices, once, and updates.
 """
@@ -82,12 +84,19 @@ class Recipe:
 
 
 def members(space: SearchSpace, recipe: Recipe, step: int) -> tuple[Architecture, ...]:
-    """The architectures of a step: biggest, `num_random` drawn from (seed, step) alone, smallest."""
+    """The architectures of a step: biggest, `num_random` drawn from (seed, step) alone, smallest.
+
+    In a space of one architecture that one alone: trained on the labels, as an ordinary network.
+    """
+    if space.size == 1:
+        return (space.biggest,)
     rng = np.random.default_rng((recipe.seed, step))
     return (space.biggest, *(space.sample(rng) for _ in range(recipe.num_random)), space.smallest)
 
 
-def member_names(recipe: Recipe) -> tuple[str, ...]:
+def member_names(space: SearchSpace, recipe: Recipe) -> tuple[str, ...]:
+    if space.size == 1:
+        return ("child",)
     return ("biggest", *(f"random{n + 1}" for n in range(recipe.num_random)), "smallest")
 
 
@@ -141,12 +150,13 @@ class Sandwich:
                 sampled = shapes(sizes(self.space, bucket.arch, bucket.arch), whole)
             return self._student(bucket).lower(params, image, label, targets, sampled, totals[0])
 
-        buckets = [Bucket(self.space.smallest, masked=False)]
-        if self.recipe.num_random:
+        students = len(member_names(self.space, self.recipe)) - 1
+        buckets = [Bucket(self.space.smallest, masked=False)] if students else []
+        if students > 1:
             buckets += [shared(self.space, resolution) for resolution in self.space.resolution]
         jobs = {"teacher": lambda: self._teacher().lower(params, image, label, step)}
         jobs |= {bucket: partial(lower_student, bucket) for bucket in buckets}
-        metrics = [totals[1]] * (self.recipe.num_random + 2)
+        metrics = [totals[1]] * (students + 1)
         jobs["update"] = lambda: self._update().lower(shapes(state, whole), totals[0], metrics)
         self.executables = compile_ahead(jobs, "compile sandwich", progress)
 

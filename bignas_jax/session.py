@@ -1,6 +1,8 @@
 """What training, evaluation and search build alike from a config: space, data, devices, supernet, evaluator."""
 
 import dataclasses
+import json
+import pathlib
 import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -13,11 +15,13 @@ from ml_collections import ConfigDict
 from bignas_jax.architecture import Architecture
 from bignas_jax.buckets import Bucket
 from bignas_jax.config import ConfigError
-from bignas_jax.data import Dataset, Loader, open_dataset, prefetch
+from bignas_jax.data import DataError, Dataset, Loader, open_dataset, prefetch
 from bignas_jax.devices import make_mesh
 from bignas_jax.evaluation import Evaluator, Score
 from bignas_jax.space import SearchSpace
 from bignas_jax.supernet import Supernet
+
+CLASSES = "classes.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +66,13 @@ class Session:
         evaluator = Evaluator(space, graphdef, mesh, config.data.mean, config.data.std)
         return cls(config, space, dataset, mesh, graphdef, nnx.to_pure_dict(state), evaluator)
 
+    def note_class_names(self, workdir: str | pathlib.Path) -> None:
+        """Writes the names of the classes, in the order of the logits, into the run's folder."""
+        path = pathlib.Path(workdir) / CLASSES
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(self.dataset.class_names) + "\n")
+        temporary.replace(path)
+
     def loader(self, split: str, batch_size: int, **arguments: Any) -> Loader:
         """This process's part of a split."""
         return Loader(
@@ -105,6 +116,24 @@ class Session:
             statistics = self.evaluator.calibrate(weights, archs, batches, calibration.steps_per_epoch)
         with prefetch(self.loader(split, self.config.evaluation.batch_size).once(), self.mesh) as batches:
             return self.evaluator.score(weights, archs, statistics, _tell_skipped(batches, split))
+
+
+def class_names(workdir: str | pathlib.Path, config: ConfigDict, like: Session) -> tuple[str, ...] | None:
+    """The class names of another run, in the order of its logits; None where they are not known.
+
+    Args:
+      config: of that run, whose data is looked at if the folder does not say (as one from before it did).
+      like: a session whose data may be the same.
+    """
+    path = pathlib.Path(workdir) / CLASSES
+    if path.is_file():
+        return tuple(json.loads(path.read_text()))
+    if all(config.data[field] == like.config.data[field] for field in ("source", "root", "train_split")):
+        return like.dataset.class_names
+    try:
+        return open_dataset(config.data).class_names
+    except DataError:
+        return None
 
 
 def _tell_skipped(batches: Iterable[dict], split: str) -> Iterator[dict]:

@@ -22,7 +22,7 @@ def single(space: SearchSpace, arch: Architecture) -> SearchSpace:
     Raises:
       ValueError: `arch` is not in `space`, or its blocks differ inside a stage.
     """
-    arch = _per_stage(arch)
+    arch = per_stage(arch)
     space.check(arch)
     chosen = zip(arch.width[1:-1], arch.depth, arch.kernel_size, arch.expand_ratio, strict=True)
     stages = tuple(
@@ -34,8 +34,12 @@ def single(space: SearchSpace, arch: Architecture) -> SearchSpace:
     )
 
 
-def _per_stage(arch: Architecture) -> Architecture:
-    """`arch` with one integer a stage where it lists equal ones for the stage's blocks."""
+def per_stage(arch: Architecture) -> Architecture:
+    """`arch` with one integer a stage where it lists equal ones for the stage's blocks.
+
+    Raises:
+      ValueError: the blocks of a stage differ.
+    """
 
     def shared(name: str) -> tuple[int, ...]:
         entries = []
@@ -71,7 +75,7 @@ def slice_params(space: SearchSpace, params: Any, arch: Architecture) -> dict:
       ValueError: `arch` is not in the space or differs inside a stage, or `params` are not of this space.
     """
     child = single(space, arch)
-    form = _shapes(child, params["classifier"]["kernel"].shape[1])
+    form = param_shapes(child, params["classifier"]["kernel"].shape[1])
     positions = block_positions(space, child.biggest)
     try:
         kept = params | {"blocks": {n: params["blocks"][position] for n, position in enumerate(positions)}}
@@ -80,7 +84,7 @@ def slice_params(space: SearchSpace, params: Any, arch: Architecture) -> dict:
         raise ValueError(f"params: not those of this search space ({error})") from error
 
 
-def _shapes(space: SearchSpace, num_classes: int) -> dict:
+def param_shapes(space: SearchSpace, num_classes: int) -> dict:
     """The supernet's parameters as shapes."""
     net = nnx.eval_shape(lambda: Supernet(space, num_classes, rngs=nnx.Rngs(0)))
     return nnx.to_pure_dict(nnx.state(net, nnx.Param))
@@ -105,7 +109,7 @@ def slice_statistics(space: SearchSpace, statistics: dict, arch: Architecture) -
       statistics: layer name to (mean, variance), each of the child's width or longer (those of a masked run).
     """
     child = single(space, arch)
-    form = _shapes(child, 2)
+    form = param_shapes(child, 2)
     widths = {"stem": child.biggest.width[0], "head": form["head_norm"]["scale"].shape[0]}
     names = {name: name for name in widths}
     for number, position in enumerate(block_positions(space, child.biggest)):

@@ -1,8 +1,12 @@
-"""The training loop: from a config to a trained, evaluated supernet in a folder that can be continued at any time."""
+"""The training loop: from a config to a trained, evaluated supernet in a folder that can be continued at any time.
+
+A single child is trained by the same loop, as the supernet of a space without choices.
+"""
 
 import collections
 import contextlib
 import dataclasses
+import json
 import pathlib
 import signal
 import threading
@@ -13,15 +17,17 @@ import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
+from bignas_jax import child_training, reporting
 from bignas_jax import config as configs
 from bignas_jax import optimizer as optimizers
-from bignas_jax import reporting
 from bignas_jax.buckets import use_compilation_cache
 from bignas_jax.checkpoint import Checkpoints
+from bignas_jax.child_training import Origin
 from bignas_jax.config import ConfigError
 from bignas_jax.data import DataError, Loader, prefetch
 from bignas_jax.devices import connect
 from bignas_jax.evaluation import placed
+from bignas_jax.flags import load_run_config
 from bignas_jax.logs import Logs
 from bignas_jax.sandwich import Recipe, Sandwich, TrainState, member_names
 from bignas_jax.session import Session
@@ -29,6 +35,9 @@ from bignas_jax.supernet import build
 
 # What a folder's checkpoints depend on; anything else may change when a run goes on.
 FIXED_FIELDS = (
+    "config.arch",
+    "config.init_from",
+    "config.init_checkpoint",
     "config.space.",
     "config.model.num_classes",
     "config.optimizer.name",
@@ -83,14 +92,16 @@ class Plan:
 def train(config: ConfigDict, workdir: str | pathlib.Path, progress: bool = True) -> list[dict[str, Any]]:
     """Trains a supernet, or goes on where a run in `workdir` stopped, and evaluates its biggest and smallest child.
 
-    Writes config.json, checkpoints/, metrics.jsonl, TensorBoard events and evaluation_val.json under `workdir`.
+    With `config.arch` it is that child alone that is trained and evaluated, and `config.init_from` gives the weights
+    to begin with. Writes config.json, classes.json, checkpoints/, metrics.jsonl, TensorBoard events and
+    evaluation_val.json under `workdir`; evaluation_before.json, too, where a child began as a slice.
     A run that was interrupted at any step and continued ends with the same bits as one that never was, on the same
     devices.
 
     Args:
       config: validated, as `flags.parse` returns it.
     Returns:
-      The rows of the final evaluation, as `reporting.assess` gives them.
+      The rows of the final evaluation, as `reporting.assess` gives them, after that of the slice which a child was.
     Raises:
       ValueError: the data, the devices or the folder do not fit the config; one line.
       TrainingError: the loss was not finite in `config.max_nonfinite_steps` steps in a row.
@@ -99,14 +110,20 @@ def train(config: ConfigDict, workdir: str | pathlib.Path, progress: bool = True
     connect(**config.distributed)
     use_compilation_cache()
     workdir = pathlib.Path(workdir)
+    config = child_training.resolve(config, workdir)
     session = Session.open(config, training=True)
     loader = session.loader("train", config.batch_size, train=True)
     session.check_evaluation("val", watched_split(config))
+    begun = child_training.begun(workdir)
+    origin = None if begun else Origin.open(session)
     claim(workdir, config, Plan.of(config, loader.steps_per_epoch).stop)
+    if jax.process_index() == 0 and not begun:
+        session.note_class_names(workdir)
     checkpoints = Checkpoints(workdir, config.checkpoint.keep)
-    run = Run(session, loader, workdir, checkpoints, progress)
+    run = Run(session, loader, workdir, checkpoints, origin, progress)
     try:
         state = run.start()
+        before = run.before(state)
         state = run.loop(state)
         checkpoints.wait()
         rows = reporting.assess(session, state.weights, _extremes(session), "val")
@@ -114,7 +131,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path, progress: bool = True
         checkpoints.close()
     if run.first:
         reporting.write(rows, workdir, "val", run.plan.stop)
-    return rows
+    return before + rows
 
 
 def claim(workdir: pathlib.Path, config: ConfigDict, stop: int) -> None:
@@ -129,7 +146,7 @@ def claim(workdir: pathlib.Path, config: ConfigDict, stop: int) -> None:
     path, first = workdir / "config.json", jax.process_index() == 0
     steps = [int(folder.name) for folder in (workdir / "checkpoints").glob("[0-9]*") if folder.name.isdigit()]
     if steps and path.exists():
-        changes = configs.differences(configs.from_json(path.read_text()), config)
+        changes = configs.differences(load_run_config(path), config)
         fatal = [line for line in changes if line.startswith(FIXED_FIELDS) or _changes_state(line)]
         if fatal:
             raise ConfigError(
@@ -164,11 +181,17 @@ class Run:
     """One training run: its parts, and the loop over them."""
 
     def __init__(
-        self, session: Session, loader: Loader, workdir: pathlib.Path, checkpoints: Checkpoints, progress: bool
+        self,
+        session: Session,
+        loader: Loader,
+        workdir: pathlib.Path,
+        checkpoints: Checkpoints,
+        origin: Origin | None,
+        progress: bool,
     ):
         config = session.config
         self.session, self.config, self.loader, self.workdir = session, config, loader, workdir
-        self.checkpoints, self.first = checkpoints, jax.process_index() == 0
+        self.checkpoints, self.origin, self.first = checkpoints, origin, jax.process_index() == 0
         self.progress = progress and self.first
         self.plan = Plan.of(config, loader.steps_per_epoch)
         schedule = optimizers.schedule(config.optimizer, loader.steps_per_epoch, config.epochs)
@@ -188,8 +211,12 @@ class Run:
         """The state to go on from, with everything compiled that the rest of the run needs."""
         config, session = self.config, self.session
         _, params = build(session.space, config.model.num_classes, dtype=config.model.dtype, seed=config.seed)
-        state = self.sandwich.init(params)
         newest = self.checkpoints.newest()
+        if newest is None and self.origin is not None:
+            params = self.origin.weights(params, session.space.biggest, session.mesh)
+            if self.first:
+                print(f"starting from {self.origin}")
+        state = self.sandwich.init(params)
         if newest is not None:
             state = self.checkpoints.restore(state, session.mesh)
             if self.first:
@@ -207,13 +234,29 @@ class Run:
         session.compile_evaluation(_extremes(session).values(), self.progress)
         return state
 
+    def before(self, state: TrainState) -> list[dict[str, Any]]:
+        """The row of the slice that the run begins or began with; none where there was no slice, or no classifier."""
+        if not self.config.init_from:
+            return []
+        path = self.workdir / "evaluation_before.json"
+        if int(state.step):
+            return json.loads(path.read_text())["rows"] if path.exists() else []
+        if self.origin is None or not self.origin.keeps_classifier:
+            return []
+        rows = reporting.assess(self.session, state.weights, _extremes(self.session), "val", ["SLICE"])
+        if self.first:
+            print(f"before training: val top-1 {100 * rows[0]['top1']:.2f}%")
+            reporting.write(rows, self.workdir, "val", 0, name="before")
+        return rows
+
     def loop(self, state: TrainState) -> TrainState:
         """Steps until the plan's end. Raises TrainingError, Stopped or DataError; what was done is saved first."""
         plan, step = self.plan, int(state.step)
         logs = Logs(self.workdir, step, plan.stop, active=self.first, bar=self.progress)
         with contextlib.closing(logs):
-            if step and plan.evaluates(step) and not _same_everywhere(logs.evaluated):
-                self._evaluate(state, logs, step)  # a signal came between the step and its evaluation
+            # A slice's curve begins before the first step. After it: a signal came between a step and its evaluation.
+            if (step or self.origin) and plan.evaluates(step) and not _same_everywhere(logs.evaluated):
+                self._evaluate(state, logs, step)
             if step >= plan.stop:
                 return state
             batches = prefetch(self.loader.epochs(step, plan.stop), self.session.mesh)
@@ -265,7 +308,7 @@ class Run:
 
     def _log(self, logs: Logs, step: int, metrics: Any) -> None:
         metrics = jax.device_get(metrics)
-        names = member_names(self.recipe)
+        names = member_names(self.session.space, self.recipe)
         rate = logs.images_per_second(step, self.config.batch_size)
         values = {f"loss/{name}": float(v) for name, v in zip(names, metrics["loss"], strict=True)}
         values |= {f"accuracy/{name}": float(v) for name, v in zip(names, metrics["accuracy"], strict=True)}
@@ -279,8 +322,7 @@ class Run:
         if self.corrupt:
             values["corrupt_images"] = self.corrupt
         show = {
-            "biggest": f"{values['loss/biggest']:.3f}",
-            "smallest": f"{values['loss/smallest']:.3f}",
+            **{name: f"{values[f'loss/{name}']:.3f}" for name in (names[0], names[-1])},
             "lr": f"{values['learning_rate']:.2g}",
             "images/s": f"{rate:,.0f}",
         }
@@ -290,21 +332,21 @@ class Run:
 
     def _evaluate(self, state: TrainState, logs: Logs, step: int) -> float:
         """Accuracies of MAX and MIN on the held-out images (on the validation split if none are held out)."""
-        archs = _extremes(self.session)
         split = watched_split(self.config)
-        found = self.session.evaluate(state.weights, archs, split)
-        scores = [found[arch] for arch in (self.session.space.biggest, self.session.space.smallest)]
+        found = self.session.evaluate(state.weights, _extremes(self.session), split)
+        scores = {name: found[arch] for name, arch in reporting.extremes(self.session.space).items()}
         values = {"epoch": step / self.plan.steps_per_epoch}
-        for name, score in zip(("max", "min"), scores, strict=True):
-            values |= {f"{split}_top1/{name}": score.top1, f"{split}_top5/{name}": score.top5}
-            values |= {f"{split}_loss/{name}": score.loss}
+        for name, score in scores.items():
+            curve = name.lower()
+            values |= {f"{split}_top1/{curve}": score.top1, f"{split}_top5/{curve}": score.top5}
+            values |= {f"{split}_loss/{curve}": score.loss}
         logs.record(step, values)
         logs.say(
             f"step {step}, epoch {step / self.plan.steps_per_epoch:.1f}: {split} top-1 "
-            f"MAX {100 * scores[0].top1:.2f}%, MIN {100 * scores[1].top1:.2f}%"
+            + ", ".join(f"{name} {100 * score.top1:.2f}%" for name, score in scores.items())
         )
         logs.pause(step)
-        return float(np.mean([score.top1 for score in scores]))
+        return float(np.mean([score.top1 for score in scores.values()]))
 
     def _note_corrupt(self, batch: dict, logs: Logs) -> None:
         if batch["skipped"]:
@@ -382,7 +424,7 @@ def _agreed(received: int, step: int) -> int:
 
 
 def _extremes(session: Session) -> dict:
-    return placed(session.space, (session.space.biggest, session.space.smallest), sliced=False)
+    return placed(session.space, reporting.extremes(session.space).values(), sliced=False)
 
 
 def _first_images(batch: dict, count: int) -> np.ndarray:

@@ -151,7 +151,7 @@ def test_members_follow_seed_and_step_alone(tiny):
     assert first != drawn(4)
     assert len({step[1:3] for step in first}) > 15
     for step in first:
-        assert len(step) == len(member_names(RECIPE)) == 4
+        assert len(step) == len(member_names(tiny.space, RECIPE)) == 4
         assert step[0] == tiny.space.biggest and step[-1] == tiny.space.smallest
         assert all(arch in tiny.space for arch in step)
 
@@ -236,4 +236,4 @@ def test_recipe_reads_the_config():
 def test_no_random_member(tiny):
     recipe = dataclasses.replace(RECIPE, num_random=0)
     assert members(tiny.space, recipe, 0) == (tiny.space.biggest, tiny.space.smallest)
-    assert member_names(recipe) == ("biggest", "smallest")
+    assert member_names(tiny.space, recipe) == ("biggest", "smallest")
