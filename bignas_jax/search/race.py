@@ -109,7 +109,7 @@ class Race:
         return [self.best(budget, complete) for budget in budgets]
 
     def best(self, budget: Budget, among: Iterable[Evaluation] | None = None) -> Evaluation | None:
-        """The best complete evaluation within a budget: by top-1; of equals the one of lower loss, then of lower cost."""
+        """The best complete evaluation within a budget: by top-1, of equals by loss, then by cost."""
         found = self.evaluations.values() if among is None else among
         within = [e for e in found if e.complete and self._problem.fits(e.arch, budget)]
         return min(

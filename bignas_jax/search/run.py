@@ -275,7 +275,7 @@ def explore(
             strategy.tell(race.score([*known, *new]))
             idle = 0 if new else idle + 1
             if c.predictor and new:
-                screening.learn({arch: e.top1 for arch, e in race.evaluations.items()})
+                screening.learn({arch: e.top1 for arch, e in race.evaluations.items() if arch in problem.space})
             bar.update(len(race.evaluations) - start - bar.n)
             bar.set_postfix_str(_standing(problem, race))
 
