@@ -1,0 +1,146 @@
+"""How near each search strategy comes to the true best, on a space small enough to score every architecture.
+
+    python benchmarks/exhaustive.py [--quick] [--workdir DIR]
+
+Trains a supernet on handwritten digits, scores all of its 384 architectures on the held-out images, and lets each
+strategy search with 15% as many evaluations, for several seeds and three budgets. Regret is the held-out accuracy by
+which a strategy's winner is short of the best within the budget. Minutes on 2 CPU cores; `--quick` takes one seed.
+"""
+
+import argparse
+import pathlib
+import sys
+import tempfile
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+from bignas_jax import memory
+
+memory.keep_freed_memory()
+
+import numpy as np  # noqa: E402
+from ml_collections import ConfigDict  # noqa: E402
+from tqdm import tqdm  # noqa: E402
+
+from bignas_jax import training  # noqa: E402
+from bignas_jax.buckets import use_compilation_cache  # noqa: E402
+from bignas_jax.config import canonical, validate  # noqa: E402
+from bignas_jax.search import held_out as images  # noqa: E402
+from bignas_jax.search import run  # noqa: E402
+from bignas_jax.search.held_out import HeldOut  # noqa: E402
+from bignas_jax.search.journal import Journal  # noqa: E402
+from bignas_jax.search.race import Race  # noqa: E402
+from bignas_jax.search.screening import Screening  # noqa: E402
+from configs import digits  # noqa: E402
+
+SHARE = 0.15  # of all architectures that a search may score, MAX and MIN among them
+STRATEGIES = ("coarse_to_fine", "evolution", "pareto", "random")
+
+
+def get_config() -> ConfigDict:
+    """Digits at low resolutions and few epochs, so that architectures differ."""
+    config = digits.get_config()
+    stages = dict(
+        mb1=dict(width=(8, 16), depth=(1,), kernel_size=(3,), expand_ratio=(1,), stride=1, se=False),
+        mb2=dict(width=(8, 16), depth=(1, 2), kernel_size=(3, 5), expand_ratio=(2, 3), stride=2, se=True),
+        mb3=dict(width=(16, 24), depth=(1, 2), kernel_size=(3,), expand_ratio=(3,), stride=2, se=True),
+    )
+    config.space = ConfigDict(dict(
+        resolution=(6, 8, 12), stem_width=(8,), stem_stride=1, head_width=(64,), v3_head=False, activation="swish",
+        stages=stages,
+    ))
+    config.epochs = 12
+    config.data.holdout = 400
+    config.evaluation.every_epochs = 12.0
+    config.search.calibration_images = 512
+    config = canonical(config)
+    validate(config)
+    return config.lock()
+
+
+class Recorded:
+    """In place of `HeldOut`: the outcomes of all architectures, scored beforehand."""
+
+    def __init__(self, sizes: images.Sizes, rows: dict):
+        self.sizes, self.rows = sizes, rows
+
+    def calibrate(self, arch):
+        return None
+
+    def outcomes(self, arch, statistics, rest: bool) -> np.ndarray:
+        return self.rows[arch][self.sizes.first :] if rest else self.rows[arch][: self.sizes.first]
+
+
+def score_all(session, weights) -> Recorded:
+    held_out = HeldOut(session, weights, images.plan(session), resident=True)
+    held_out.compile(session.space.resolution)
+    rows = {}
+    for arch in tqdm(list(session.space.enumerate()), desc="all architectures", file=sys.stderr):
+        statistics = held_out.calibrate(arch)
+        rows[arch] = np.concatenate([held_out.outcomes(arch, statistics, rest) for rest in (False, True)])
+    return Recorded(held_out.sizes, rows)
+
+
+def search_once(config, problem, recorded: Recorded, strategy: str, seed: int, screen: bool) -> Race:
+    """One search on the recorded outcomes."""
+    config = ConfigDict(config.to_dict())
+    config.search.strategy, config.search.seed, config.search.predictor = strategy, seed, screen
+    config.search.num_evaluations = int(SHARE * problem.space.size) - 2
+    with tempfile.TemporaryDirectory() as folder:
+        journal = Journal(pathlib.Path(folder) / "evaluations.jsonl", {})
+        race = Race(problem, recorded, journal, config.search.confidence, strategy == "pareto", lambda: 0.0)
+        screening = Screening(problem, config.search.predictor_pool, config.search.predictor_min_tau, seed)
+        run.explore(config, problem, race, screening, problem.space.biggest, progress=False)
+        journal.close()
+    return race
+
+
+def regrets(race: Race, problem, truth: dict) -> list[float]:
+    """For each budget: the best accuracy within it, less that of the winner; all of it if there is no winner."""
+    found = []
+    for budget in problem.budgets:
+        best = max(top1 for arch, top1 in truth.items() if problem.fits(arch, budget))
+        winner = race.best(budget)
+        found.append(best - (0.0 if winner is None else truth[winner.arch]))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="one seed")
+    parser.add_argument("--workdir", help="where the supernet is trained, or lies already", default=None)
+    arguments = parser.parse_args()
+    config = get_config()
+    use_compilation_cache()
+    with tempfile.TemporaryDirectory() as folder:
+        workdir = pathlib.Path(arguments.workdir or folder)
+        training.train(config, workdir)
+        session, weights, _ = run.open_run(config, workdir, "newest")
+        recorded = score_all(session, weights)
+    problem = run.make_problem(session)
+    truth = {arch: float(rows[:, 0].mean()) for arch, rows in recorded.rows.items()}
+    values = np.array(list(truth.values()))
+    print(
+        f"{len(truth)} architectures on {recorded.sizes.held_out} held-out images: top-1 {100 * values.min():.2f}% "
+        f"to {100 * values.max():.2f}%, standard deviation {100 * values.std():.2f}%"
+    )
+    for budget in problem.budgets:
+        within = [top1 for arch, top1 in truth.items() if problem.fits(arch, budget)]
+        print(f"  {budget.name}: {len(within)} architectures, the best {100 * max(within):.2f}%")
+    print(f"{'strategy':30} mean regret %  worst regret %  evaluations of all %  images of all %")
+    seeds = range(1 if arguments.quick else 10)
+    for strategy in STRATEGIES:
+        for screen in (False, True) if strategy != "random" else (False,):
+            races = [search_once(config, problem, recorded, strategy, seed, screen) for seed in seeds]
+            found = 100 * np.array([regrets(race, problem, truth) for race in races])
+            share = max(len(race.evaluations) for race in races) / len(truth)
+            seen = np.mean([sum(e.images for e in race.evaluations.values()) for race in races])
+            name = strategy + (" with predictor" if screen else "")
+            print(
+                f"{name:30} {found.mean():13.3f}  {found.max():14.3f}  {100 * share:20.1f}  "
+                f"{100 * seen / (recorded.sizes.held_out * len(truth)):15.1f}"
+            )
+
+
+if __name__ == "__main__":
+    main()
