@@ -168,20 +168,15 @@ class Supernet(nnx.Module):
           float32 [B, num_classes], and the batch-norm statistics if `mode.collect`, else None: a dictionary of
           layer name (`block3.expand`) to (mean, unbiased variance), each of the bucket's width.
         """
-        space = self.space
-        x = x.astype(self.dtype)
-        statistics = {}
-        stem = Size(bucket.width[0], None if sampled is None else sampled["stem"])
-        x, statistics["stem"] = self.stem_norm(
-            self.stem(x, stem), stem, activation=space.activation, **mode.of("stem")
-        )
+        space, statistics = self.space, {}
+        x, statistics["stem"] = self.run_stem(x, bucket, sampled, mode)
         layout = blocks(space, bucket)
         for number, block in enumerate(layout):
             row = None if sampled is None else sampled["blocks"][number]
-            x, collected = self._block(x, block, row, mode, drop_connect_rate(space, layout, number, mode))
+            x, collected = self.run_block(x, block, row, mode, drop_connect_rate(space, layout, number, mode))
             position = self._positions[block.stage, block.index]
             statistics |= {f"block{position}.{name}": values for name, values in collected.items()}
-        logits, statistics["head"] = self._head(x, bucket, sampled, mode)
+        logits, statistics["head"] = self.run_head(x, bucket, sampled, mode)
         return logits, (statistics if mode.collect else None)
 
     @cached_property
@@ -189,7 +184,13 @@ class Supernet(nnx.Module):
         layout = blocks(self.space, self.space.biggest)
         return {(b.stage, b.index): position for position, b in enumerate(layout)}
 
-    def _block(self, x, block: Block, row, mode: Mode, drop_rate: float):
+    def run_stem(self, x, bucket: Architecture, sampled, mode: Mode):
+        """Images to the first block's input, and the statistics of the stem's batch norm."""
+        stem = Size(bucket.width[0], None if sampled is None else sampled["stem"])
+        x = self.stem(x.astype(self.dtype), stem)
+        return self.stem_norm(x, stem, activation=self.space.activation, **mode.of("stem"))
+
+    def run_block(self, x, block: Block, row, mode: Mode, drop_rate: float = 0.0):
         """One block of the bucket: run, or skipped where the sampled architecture is shallower."""
         position = self._positions[block.stage, block.index]
         module = self.blocks[position]
@@ -210,7 +211,8 @@ class Supernet(nnx.Module):
             return run(x)
         return jax.lax.cond(row[ACTIVE] > 0, run, lambda x: (x, _zero_statistics(names, block, mode)), x)
 
-    def _head(self, x, bucket: Architecture, sampled, mode: Mode):
+    def run_head(self, x, bucket: Architecture, sampled, mode: Mode):
+        """The last block's output to logits, and the statistics of the head's batch norm."""
         head = Size(bucket.width[-1], None if sampled is None else sampled["head"])
         mid = head
         if self.head_project is not None:
