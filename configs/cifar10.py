@@ -1,6 +1,7 @@
 """CIFAR-10 as a folder of 32x32 images, root/{train,test}/<class>/*: 50,000 to train on, 10,000 to test.
 
     python train.py --config configs/cifar10.py --config.data.root=data/cifar10
+    python search.py --config configs/cifar10.py
     python eval.py --config configs/cifar10.py
 
 Time: 70 minutes on 2 CPU cores that other work shared; where there is time, `--config.epochs=100` and more.
@@ -46,4 +47,5 @@ def get_config() -> ConfigDict:
 
     config.calibration = ConfigDict(dict(num_images=2048, batch_size=256))
     config.evaluation = ConfigDict(dict(batch_size=512, every_epochs=1.0))
+    config.search.calibration_images = 1024
     return config

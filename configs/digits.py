@@ -1,6 +1,7 @@
 """Handwritten digits: the smallest whole run, and the default of every script.
 
     python train.py
+    python search.py
     python eval.py
 
 1,797 images of 8x8 pixels that come with scikit-learn; nothing is downloaded.
@@ -45,6 +46,7 @@ def get_config() -> ConfigDict:
 
     config.calibration = ConfigDict(dict(num_images=1024, batch_size=128))
     config.evaluation = ConfigDict(dict(batch_size=120, every_epochs=5.0))
+    config.search.num_evaluations = 150
     config.checkpoint.every_steps = 200
     config.log.every_steps = 10
     return config

@@ -162,7 +162,10 @@ def budgets_of(config: ConfigDict, biggest: dict[str, Any]) -> tuple[Budget, ...
     """
     given = {kind: tuple(config[f"max_{kind}"]) for kind in COSTS}
     if not any(given.values()):
-        given[config.cost] = tuple(fraction * biggest[config.cost] for fraction in FRACTIONS)
+        kind = config.cost
+        return tuple(
+            Budget(f"{_UNITS[kind][0]}-{100 * part:.0f}pct", **{kind: part * biggest[kind]}) for part in FRACTIONS
+        )
     number = max(map(len, given.values()))
     found: dict[str, Budget] = {}
     for n in range(number):

@@ -83,6 +83,7 @@ def test_a_budget_below_the_smallest_is_refused_with_what_that_costs():
 def test_budgets_of_a_config():
     biggest = {"macs": 1000.0, "params": 10.0, "latency_ms": None}
     assert [b.macs for b in budgets_of(settings(), biggest)] == [300, 500, 700]
+    assert [b.name for b in budgets_of(settings(), biggest)] == ["macs-30pct", "macs-50pct", "macs-70pct"]
     assert [b.limits() for b in budgets_of(settings(cost="params"), biggest)] == [
         {"params": 3.0}, {"params": 5.0}, {"params": 7.0}]
     several = budgets_of(settings(max_macs=(3e8, 6e8), max_params=(5e6,)), biggest)
