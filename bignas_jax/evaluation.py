@@ -76,7 +76,8 @@ class Evaluator:
 
         Args:
           params: the weights, or their shapes. image_size: side of the uint8 images that will come.
-          calibration_batch, batch: images (over all devices) of a calibration and an evaluation batch.
+          calibration_batch, batch: images (over all devices) of a calibration and an evaluation batch; `batch` 0: only
+            `calibrate` will be called.
         """
         split, whole = batch_sharding(self.mesh), NamedSharding(self.mesh, REPLICATED)
         params = shapes(params, whole)
@@ -101,7 +102,8 @@ class Evaluator:
                 return self._score(bucket).lower(params, statistics, images(batch), *rows, sampled)
 
             jobs["calibrate", bucket, calibration_batch] = lower_calibrate
-            jobs["score", bucket, batch] = lower_score
+            if batch:
+                jobs["score", bucket, batch] = lower_score
         jobs = {key: job for key, job in jobs.items() if key not in self.executables}
         if jobs:
             self.executables |= compile_ahead(jobs, "compile evaluation", progress)

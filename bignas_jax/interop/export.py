@@ -143,8 +143,8 @@ def _check_folder(folder: pathlib.Path, arch: Architecture) -> None:
 
 def _calibrate(session: Session, weights: Any, archs: Iterable[Architecture]) -> dict[Architecture, Any]:
     buckets = {arch: Bucket(arch, masked=False) for arch in archs}
-    session.compile_evaluation(buckets.values())
     config = session.config.calibration
+    session.evaluator.compile(session.shapes, buckets.values(), session.config.data.image_size, config.batch_size, 0)
     loader = session.loader("calibration", config.batch_size, limit=config.num_images)
     with prefetch(loader.once(), session.mesh) as batches:
         return session.evaluator.calibrate(weights, buckets, batches, loader.steps_per_epoch)

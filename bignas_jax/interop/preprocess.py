@@ -5,7 +5,7 @@
     image = preprocess("photo.jpg", spec)          # float32 [3, R, R] for ONNX and PyTorch
 
 Needs NumPy and Pillow. The first resize is PyTorch's, as in training, where torch is installed, else Pillow's: the same
-filter, but now and then a pixel differs by one or two of 255.
+filter, with which a few pixels in a hundred of a photograph differ by 1 or 2 of 255.
 """
 
 import json

@@ -63,8 +63,8 @@ def _run_alone(name: str, folder: pathlib.Path, images: np.ndarray, batch: int) 
     with tempfile.TemporaryDirectory() as scratch:
         source, target = f"{scratch}/images.npy", f"{scratch}/logits.npy"
         np.save(source, images)
-        # -I: neither the working directory nor PYTHONPATH is looked in.
-        command = [sys.executable, "-I", "-c", program, str(folder.absolute()), source, target, str(batch)]
+        # -I: neither the working directory nor PYTHONPATH is looked in. -B: nothing is left beside child.py.
+        command = [sys.executable, "-I", "-B", "-c", program, str(folder.absolute()), source, target, str(batch)]
         ended = subprocess.run(command, env=environment, capture_output=True, text=True)
         if ended.returncode:
             last = (ended.stderr.strip().splitlines() or [f"exit code {ended.returncode}"])[-1]
