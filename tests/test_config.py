@@ -104,7 +104,7 @@ def test_budgets_of_other_numbers_are_refused():
 def test_a_config_that_is_older_than_a_field_gets_its_default():
     config = digits.get_config()
     values = config.to_dict()
-    del values["search"], values["remat"]
+    del values["search"]["cost"], values["log"]["images"], values["remat"]
     assert config_lib.with_defaults(ConfigDict(values)) == config
 
 
