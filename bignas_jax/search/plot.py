@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 INK, MUTED, LINE = "#1b1e22", "#59616b", "#dfe2e6"
@@ -92,12 +93,13 @@ def _budgets(axes: Axes, result: Mapping[str, Any], cost: str, scale: float) -> 
 
 
 def _extremes(axes: Axes, result: Mapping[str, Any], cost: str, scale: float) -> None:
+    halo = withStroke(linewidth=3, foreground="white")
     for row in result["final"]:
         if row["name"] in ("MAX", "MIN") and row[cost] is not None and row["holdout_top1"] is not None:
             point, offset = (row[cost] / scale, 100 * row["holdout_top1"]), (0, -13)
             axes.scatter(*point, marker="s", s=46, facecolors="none", edgecolors=INK, linewidths=1.2, zorder=5)
             axes.annotate(row["name"], point, offset, textcoords="offset points", ha="center", fontsize=8,
-                          fontweight="bold", color=INK, zorder=7)
+                          fontweight="bold", color=INK, zorder=7, path_effects=[halo])
 
 
 def _style(axes: Axes, costs: Sequence[float]) -> None:

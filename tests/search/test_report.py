@@ -100,6 +100,7 @@ def test_page_names_no_other_resource(digits, hostile):
         assert seen.found == ["data:,"]
         assert seen.tags.count("script") == 2 and "img" not in seen.tags
         assert "url(" not in page and "@import" not in page
+        assert """http-equiv="Content-Security-Policy" content="default-src 'none';""" in page
 
 
 def _luminance(colour):
@@ -476,15 +477,40 @@ def test_cards_progress_and_measures_show_what_the_result_says(show, digits):
     assert len(_all(browser, "#progress-chart .best")) == len(digits["budgets"])
     phases = [phase for phase, _ in itertools.groupby(row["phase"] for row in digits["evaluations"])]
     assert _texts(browser, "#progress-chart .phase title") == phases
-    before = _values(browser, "#progress-chart .best", "d")
-    browser.find_element(By.CSS_SELECTOR, "input[value=seconds]").click()
-    assert "Time (s)" in _texts(browser, "#progress-chart .title")
-    assert _values(browser, "#progress-chart .best", "d") != before
     assert len(_all(browser, "#predictor-chart circle")) == len(digits["predictor"])
     assert len(_all(browser, "#latency-chart circle")) == len(digits["latency"]["networks"])
     assert "6.0%" in _texts(browser, "#latency-words")[0]
     config = dict(zip(_texts(browser, "#config dt"), _texts(browser, "#config dd"), strict=True))
-    assert config["optimizer.learning_rate"] == "0.1" and config["space.stages.mb2.width"] == "[16,24]"
+    assert config["optimizer.learning_rate"] == "0.1" and config["space.stages.mb2.width"] == "[16, 24]"
+
+
+def _improvements(result, budget):
+    """(number of evaluations, seconds) when the best within a limit on multiply-adds got better."""
+    best, found = -1.0, []
+    for number, row in enumerate(result["evaluations"]):
+        if row["complete"] and row["macs"] <= budget["limits"]["macs"] and row["top1"] > best:
+            best = row["top1"]
+            found.append((number + 1, row["seconds"]))
+    return found
+
+
+@in_browser
+def test_progress_steps_up_where_an_evaluation_was_better(show, digits):
+    browser = show(digits)
+    for axis, title in enumerate(("Architectures evaluated", "Time (s)")):
+        _all(browser, "input[name=against]")[axis].click()
+        assert title in _texts(browser, "#progress-chart .title")
+        xs, values = [], []
+        for budget, path in zip(digits["budgets"], _values(browser, "#progress-chart .best", "d"), strict=True):
+            steps = _improvements(digits, budget)
+            found = [float(x) for x in re.findall(r"[MH]([\d.]+)", path)]
+            assert len(found) == len(steps) + 1  # the line goes on to the end
+            xs += found[:-1]
+            values += [step[axis] for step in steps]
+        assert len(xs) >= 6
+        slope, start = np.polyfit(values, xs, 1)
+        assert slope > 1
+        np.testing.assert_allclose(xs, slope * np.array(values) + start, atol=0.2)
 
 
 @in_browser
