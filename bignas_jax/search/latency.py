@@ -1,0 +1,406 @@
+"""Milliseconds of children on the present device, added up from measured blocks.
+
+A search asks for the latency of thousands of architectures, of which none can be compiled for the question. As in
+ProxylessNAS (Cai et al., 2019, appendix B) and Once-for-All (Cai et al., 2020, section 3.3), a table holds what each
+block takes alone, and an architecture's estimate is a sum over its blocks. What the sum leaves out (the start of a
+program, what the compiler fuses across blocks, caches) is fitted on a few networks that are measured whole, as
+`ms = a + b * sum`; others that are held back from the fit say how far the estimate is off.
+
+A child is measured as it is shipped: on its own weights, so that no slicing is timed, batch norm on stored
+statistics, no dropout, on one device. Other work on the device or the host only ever adds to a time. So programs are
+timed in rounds, one after the other in each, and the lowest of a program's round medians counts, once a second round
+has confirmed it.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from tqdm import tqdm
+
+from bignas_jax.architecture import Architecture
+from bignas_jax.buckets import compile_ahead
+from bignas_jax.config import ConfigError
+from bignas_jax.cost import count
+from bignas_jax.memory import give_back_freed_memory
+from bignas_jax.slicing import param_shapes, single
+from bignas_jax.space import Block, SearchSpace, Stage, blocks
+from bignas_jax.supernet import Mode, Supernet
+
+CHUNK = 16  # programs that are compiled, then timed, then written down: what a kill can lose
+MOST_ROUNDS, AGREEMENT = 12, 0.02  # rounds of timing end when the two lowest medians agree to this part
+LEAST_CALLS, MOST_CALLS, ROUND_SECONDS = 5, 500, 0.015  # of one program in one round
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A piece of a child that can be compiled and timed alone: its stem, a block, its head, or all of it.
+
+    Attributes:
+      kind: 'stem', 'block', 'head' or 'network'.
+      key: JSON of everything that decides the program but batch size and dtype; parts with equal keys are the same.
+      shape: (H, W, C) of one input.
+      make_space: makes a space of one architecture which has the part: as its stem, as its only block, ...
+    """
+
+    kind: str
+    key: str
+    shape: tuple[int, int, int] = dataclasses.field(compare=False)
+    make_space: Callable[[], SearchSpace] = dataclasses.field(compare=False)
+
+
+def parts_of(space: SearchSpace, arch: Architecture, num_classes: int) -> list[Part]:
+    """The stem, the blocks and the head (with the classifier) of a child, in order."""
+    side, found = arch.resolution, []
+
+    def add(kind: str, channels: int, make_space: Callable, **values: Any) -> None:
+        key = json.dumps({"part": kind, "side": side, "in": channels, **values, "activation": space.activation})
+        found.append(Part(kind, key, (side, side, channels), make_space))
+
+    width, stride = arch.width[0], space.stem_stride
+    add("stem", 3, partial(_piece, space, width, stem_stride=stride), out=width, stride=stride)
+    side = -(-side // stride)
+    for b in blocks(space, arch):
+        values = {"mid": b.mid_width, "out": b.out_width, "se": b.se_width, "kernel": b.kernel_size}
+        add("block", b.in_width, partial(_piece, space, b.in_width, b), **values, stride=b.stride)
+        side = -(-side // b.stride)
+    last, head = arch.width[-2:]
+    make_space = partial(_piece, space, last, head=head)
+    add("head", last, make_space, out=head, v3=space.v3_head, classes=num_classes)
+    return found
+
+
+def _piece(space: SearchSpace, width: int, block: Block | None = None, stem_stride: int = 1, head: int = 8):
+    """The space of one network of one block behind a stem of `width`; without a block, of the least there is."""
+    block = block or Block(0, 0, width, width, width, se_width=0, kernel_size=1, stride=1, expand_ratio=1)
+    choices = {"width": (block.out_width,), "kernel_size": (block.kernel_size,), "expand_ratio": (block.expand_ratio,)}
+    return dataclasses.replace(
+        space,
+        resolution=(stem_stride * block.stride,),
+        stem_width=(width,),
+        stem_stride=stem_stride,
+        stages=(Stage("block", depth=(1,), stride=block.stride, se=block.se_width > 0, **choices),),
+        head_width=(head,),
+    )
+
+
+def network_of(space: SearchSpace, arch: Architecture, num_classes: int) -> Part:
+    """A whole child.
+
+    Raises:
+      ValueError: `arch` is not in `space`.
+    """
+    own = single(space, arch)
+    key = json.dumps({"part": "network", "space": own.to_dict(), "classes": num_classes})
+    return Part("network", key, (arch.resolution, arch.resolution, 3), lambda: own)
+
+
+def _run(graphdef: nnx.GraphDef, kind: str, params: Any, statistics: dict, x: jax.Array) -> jax.Array:
+    """The program that is timed: [B, H, W, C] to the part's output."""
+    net = nnx.merge(graphdef, params)
+    arch, mode = net.space.biggest, Mode(statistics=statistics)
+    if kind == "network":
+        return net(x, arch, mode=mode)[0]
+    if kind == "block":
+        return net.run_block(x, blocks(net.space, arch)[0], None, mode)[0]
+    return (net.run_stem if kind == "stem" else net.run_head)(x, arch, None, mode)[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """What an executable is called with. It is the same for the same part, and its values are unlike denormals."""
+
+    run: Callable
+    arguments: tuple  # (params, statistics, x), NumPy
+
+    @classmethod
+    def of(cls, part: Part, num_classes: int, dtype: str, batch_size: int) -> "Workload":
+        space = part.make_space()
+        arch = space.biggest
+
+        def make():
+            return Supernet(space, num_classes, dtype=dtype, rngs=nnx.Rngs(0))
+
+        graphdef = nnx.graphdef(nnx.eval_shape(make))
+        params = jax.tree_util.tree_map_with_path(_weights, param_shapes(space, num_classes))
+        image = jax.ShapeDtypeStruct((1, arch.resolution, arch.resolution, 3), np.float32)
+
+        def collect(params, x):
+            return nnx.merge(graphdef, params)(x, arch, mode=Mode(collect=True))[1]
+
+        found = jax.eval_shape(collect, params, image)
+        statistics = {name: (np.zeros(mean.shape, np.float32), np.ones(variance.shape, np.float32))
+                      for name, (mean, variance) in found.items()}  # fmt: skip
+        x = np.random.default_rng(0).standard_normal((batch_size, *part.shape), np.float32)
+        # Images arrive in float32; inside the network, activations have its dtype.
+        x = x if part.kind in ("stem", "network") else x.astype(jax.numpy.dtype(dtype))
+        return cls(partial(_run, graphdef, part.kind), (params, statistics, x))
+
+
+def _weights(path: tuple, form: jax.ShapeDtypeStruct) -> np.ndarray:
+    """Numbers that keep activations near 1 through any depth."""
+    name = jax.tree_util.keystr(path[-1:], simple=True)
+    if name.endswith("bias"):
+        return np.zeros(form.shape, form.dtype)
+    if name == "scale":
+        return np.ones(form.shape, form.dtype)
+    return np.random.default_rng(0).standard_normal(form.shape, form.dtype) / np.sqrt(np.prod(form.shape[:-1]))
+
+
+def time_together(calls: Sequence[Callable[[], Any]]) -> list[float]:
+    """Milliseconds of each call: the lowest of its medians over rounds, in which all are timed one after the other.
+
+    Args:
+      calls: each starts its work on the device and returns what to wait for.
+    """
+    for call in calls:  # first calls place buffers and wake what sleeps
+        for _ in range(2):
+            jax.block_until_ready(call())
+    medians: list[list[float]] = [[] for _ in calls]
+    for _ in range(MOST_ROUNDS):
+        open_ = [n for n, seen in enumerate(medians) if not _confirmed(seen)]
+        for n in open_:
+            medians[n].append(_median_ms(calls[n]))
+    return [min(seen) for seen in medians]
+
+
+def _confirmed(medians: list[float]) -> bool:
+    lowest = sorted(medians)[:2]
+    return len(medians) >= 3 and lowest[1] <= lowest[0] * (1 + AGREEMENT)
+
+
+def _median_ms(call: Callable[[], Any]) -> float:
+    times: list[float] = []
+    end = time.perf_counter() + ROUND_SECONDS
+    while len(times) < LEAST_CALLS or (len(times) < MOST_CALLS and time.perf_counter() < end):
+        start = time.perf_counter()
+        jax.block_until_ready(call())
+        times.append(time.perf_counter() - start)
+    return 1e3 * float(np.median(times))
+
+
+class _File:
+    """Measurements by setting and key, each a JSON line that is on disk when `add` returns.
+
+    Raises:
+      ConfigError: a line is not a measurement; one line.
+    """
+
+    def __init__(self, path: pathlib.Path, setting: dict[str, Any]):
+        self.path, self.setting = path, setting
+        self.ms: dict[str, float] = {}
+        for number, line in enumerate(self._lines(), 1):
+            try:
+                record = json.loads(line)
+                ms, key = float(record.pop("ms")), json.dumps(record.pop("of"))
+                if not 0 < ms < float("inf"):
+                    raise ValueError(f"{ms} ms")
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise ConfigError(
+                    f"{path} line {number}: found something that is no measurement ({error}), expected one of a block "
+                    "or a network: move the file away to measure anew"
+                ) from error
+            if record == setting:
+                self.ms.setdefault(key, ms)  # the first stands, as it did in the run that wrote it
+
+    def add(self, key: str, ms: float) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "a") as file:
+            file.write(json.dumps({**self.setting, "of": json.loads(key), "ms": ms}) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self.ms[key] = ms
+
+    def _lines(self) -> list[bytes]:
+        if not self.path.exists():
+            return []
+        data = self.path.read_bytes()
+        whole = data[: data.rfind(b"\n") + 1]
+        if len(whole) < len(data):  # a kill cut the last line short
+            with open(self.path, "r+b") as file:
+                file.truncate(len(whole))
+        return whole.splitlines()
+
+
+class LatencyTable:
+    """Latencies of a space's children at a batch size on one device, estimated from blocks or measured whole.
+
+    All measurements are kept in a file and read from there, so that estimates are the same after a restart; those
+    of another device, JAX version, dtype or batch size stay in the file and are not used.
+
+    Args:
+      space: the search space. num_classes: of the classifier. dtype: of activations, 'float32' or 'bfloat16'.
+      batch_size: images at once. path: of the file of JSON lines.
+      device: a JAX device; None: the first here. progress: whether to show a bar while measuring.
+      fitted, held_back: random networks, besides the biggest and the smallest, that estimates are fitted to, and
+        those that only `check` them. All are drawn from a generator of a fixed seed.
+
+    Raises:
+      ConfigError: the file is none that this class wrote; one line.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        num_classes: int,
+        dtype: str,
+        batch_size: int,
+        path: str | os.PathLike,
+        device: jax.Device | None = None,
+        *,
+        progress: bool = True,
+        fitted: int = 3,
+        held_back: int = 3,
+    ):
+        self.space, self.num_classes, self.dtype, self.batch_size = space, num_classes, dtype, batch_size
+        self.device = jax.local_devices()[0] if device is None else device
+        self._progress = progress
+        setting = {"device": device_name(self.device), "jax": jax.__version__, "dtype": dtype, "batch_size": batch_size}
+        self._file = _File(pathlib.Path(path), setting)
+        self._fitted, self._held_back = _draw(space, fitted, held_back)
+        self._line: tuple[float, float] | None = None
+
+    def prepare(self, archs: Iterable[Architecture]) -> None:
+        """Compiles and times what estimates of these architectures need and the file lacks."""
+        archs = [*archs, *self._fitted, *self._held_back]
+        self._measure(part for arch in dict.fromkeys(archs) for part in parts_of(self.space, arch, self.num_classes))
+        self._measure(self._network(arch) for arch in (*self._fitted, *self._held_back))
+
+    def estimate(self, arch: Architecture) -> float:
+        """Milliseconds of a forward pass, from the blocks' times; what is missing is measured first.
+
+        Raises:
+          ValueError: `arch` is not in the space.
+        """
+        self.space.check(arch)
+        if self._line is None or any(part.key not in self._file.ms for part in self._parts(arch)):
+            self.prepare([arch])
+        if self._line is None:
+            sums, whole = zip(*((self._sum(a), self._file.ms[self._network(a).key]) for a in self._fitted), strict=True)
+            self._line = fit_line(sums, whole)
+        a, b = self._line
+        return a + b * self._sum(arch)
+
+    def measure(self, arch: Architecture) -> float:
+        """Milliseconds of a forward pass of the whole child, compiled for it alone; measured once.
+
+        Raises:
+          ValueError: `arch` is not in the space.
+        """
+        network = self._network(arch)
+        self._measure([network])
+        return self._file.ms[network.key]
+
+    def check(self) -> dict[str, Any]:
+        """How far estimates are off on networks that they were not fitted to.
+
+        Returns:
+          batch_size; device: its name; blocks: how many stems, blocks and heads have been measured; error: the median
+          of |estimated - measured| / measured, None if the space is too small for networks to be held back; networks: a
+          list of macs, estimated_ms and measured_ms.
+        """
+        networks = [
+            {
+                "macs": count(self.space, arch, self.num_classes).macs,
+                "estimated_ms": self.estimate(arch),
+                "measured_ms": self.measure(arch),
+            }
+            for arch in self._held_back
+        ]
+        errors = [abs(n["estimated_ms"] - n["measured_ms"]) / n["measured_ms"] for n in networks]
+        measured = [key for key in self._file.ms if json.loads(key)["part"] != "network"]
+        return {
+            "batch_size": self.batch_size,
+            "device": self._file.setting["device"],
+            "blocks": len(measured),
+            "error": float(np.median(errors)) if errors else None,
+            "networks": networks,
+        }
+
+    def _parts(self, arch: Architecture) -> list[Part]:
+        return parts_of(self.space, arch, self.num_classes)
+
+    def _network(self, arch: Architecture) -> Part:
+        return network_of(self.space, arch, self.num_classes)
+
+    def _sum(self, arch: Architecture) -> float:
+        return sum(self._file.ms[part.key] for part in self._parts(arch))
+
+    def _measure(self, parts: Iterable[Part]) -> None:
+        """Times the parts that are missing, and writes them down chunk by chunk."""
+        missing = list(dict.fromkeys(part for part in parts if part.key not in self._file.ms))
+        if not missing:
+            return
+        whole = missing[0].kind == "network"
+        title, unit = ("time networks", "network") if whole else ("time blocks", "block")
+        # Networks are compared with each other: one chunk, for all of them to see the same machine.
+        chunk = len(missing) if whole else CHUNK
+        with tqdm(total=len(missing), desc=title, unit=unit, disable=not self._progress, file=sys.stderr) as bar:
+            for start in range(0, len(missing), chunk):
+                batch = missing[start : start + chunk]
+                for part, ms in zip(batch, self._times(batch), strict=True):
+                    self._file.add(part.key, ms)
+                bar.update(len(batch))
+
+    def _times(self, parts: Sequence[Part]) -> list[float]:
+        """Milliseconds of each part. They compile side by side; nothing else runs when they are timed."""
+        lower, arguments = {}, {}
+        for part in parts:
+            work = Workload.of(part, self.num_classes, self.dtype, self.batch_size)
+            arguments[part] = jax.device_put(work.arguments, self.device)
+            lower[part] = partial(jax.jit(work.run).lower, *arguments[part])
+        programs = compile_ahead(lower, progress=False)
+        times = time_together([partial(programs[part], *arguments[part]) for part in parts])
+        give_back_freed_memory()
+        return times
+
+
+def _draw(space: SearchSpace, fitted: int, held_back: int) -> tuple[list[Architecture], list[Architecture]]:
+    """The networks to fit to, MAX and MIN first, and those held back; fewer where the space has fewer."""
+    rng = np.random.default_rng(0)
+    drawn = dict.fromkeys((space.biggest, space.smallest))
+    extremes, wanted = len(drawn), min(len(drawn) + fitted + held_back, space.size)
+    while len(drawn) < wanted:
+        drawn[space.sample(rng)] = None
+    drawn = list(drawn)
+    return drawn[: extremes + fitted], drawn[extremes + fitted :]
+
+
+def fit_line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
+    """(a, b) with y near a + b x and b >= 0: the median slope between two points (Theil, 1950; Sen, 1968).
+
+    A single disturbed measurement does not move it, as it would least squares.
+    """
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    first, second = np.triu_indices(len(x), 1)
+    apart = x[first] != x[second]
+    slopes = (y[second] - y[first])[apart] / (x[second] - x[first])[apart]
+    b = max(0.0, float(np.median(slopes))) if slopes.size else 1.0
+    return float(np.median(y - b * x)), b
+
+
+def device_name(device: jax.Device) -> str:
+    """The kind of a device; JAX calls every processor 'cpu', which says nothing about its speed."""
+    if device.platform != "cpu":
+        return device.device_kind
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"cpu {_processor()} x {cores}"
+
+
+def _processor() -> str:
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
