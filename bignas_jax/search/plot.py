@@ -88,8 +88,8 @@ def _budgets(axes: Axes, result: Mapping[str, Any], cost: str, scale: float) -> 
         limit = budget["limits"].get(cost)
         if limit is not None:
             axes.axvline(limit / scale, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
-            axes.annotate(_plain(budget["name"]), (limit / scale, 1), (-3, -4), xycoords=axes.get_xaxis_transform(),
-                          textcoords="offset points", rotation=90, ha="right", va="top", fontsize=7.5, color=MUTED)
+            axes.annotate(_plain(budget["name"]), (limit / scale, 1), (-2, 2), xycoords=axes.get_xaxis_transform(),
+                          textcoords="offset points", rotation=20, rotation_mode="anchor", fontsize=7.5, color=MUTED)
 
 
 def _extremes(axes: Axes, result: Mapping[str, Any], cost: str, scale: float) -> None:

@@ -546,6 +546,17 @@ def test_little_is_enough(show, small):
 
 
 @in_browser
+@pytest.mark.parametrize("partial", [True, False])
+def test_partial_scores_are_explained_where_there_are_any(partial, show, digits):
+    rows = digits["evaluations"] if partial else [row for row in digits["evaluations"] if row["complete"]]
+    browser = show({**digits, "evaluations": rows})
+    assert ("Partial ones are estimates" in _texts(browser, "#reading dt")) == partial
+    best = max(row["top1"] for row in digits["final"])
+    error = 100 * np.sqrt(best * (1 - best) / report_cases.IMAGES_VAL)
+    assert f"best figure is {error:.2f} points" in _texts(browser, "#final-words")[0]
+
+
+@in_browser
 def test_nothing_is_enough(show, small):
     browser = show({**small, "evaluations": [], "front": []})
     assert _rows(browser) == [] and not browser.find_element(By.ID, "panel").is_displayed()
