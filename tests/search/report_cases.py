@@ -1,6 +1,6 @@
 """Makes search results that look like real ones, at any size, for the report's tests and for looking at the page.
 
-    python tests/search/report_cases.py /tmp/page bignas 300    # or digits
+    PYTHONPATH=. python tests/search/report_cases.py /tmp/page bignas 300    # or digits, attentive_nas
 
 Costs are counted, not made up; accuracies follow a smooth law of cost and resolution with the noise that a finite
 number of held-out images has.
@@ -21,6 +21,7 @@ from bignas_jax.space import SearchSpace
 # name of the config: classes, held-out images, top-1 of the biggest, log-cost slope, budgets in multiply-adds.
 SCALES = {
     "digits": (10, 200, 0.992, 0.012, (0.3e6, 0.7e6, 1.0e6)),
+    "attentive_nas": (1000, 10000, 0.807, 0.019, (300e6, 500e6)),
     "bignas": (1000, 10000, 0.797, 0.026, (300e6, 600e6, 1000e6)),
 }
 IMAGES_VAL = 4000

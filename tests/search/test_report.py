@@ -525,9 +525,9 @@ def test_names_with_markup_are_text(show, hostile):
 
 
 @in_browser
-@pytest.mark.parametrize("case", ["digits", "small", "hostile", "bignas"])
+@pytest.mark.parametrize("case", ["digits", "small", "hostile", "attentive_nas"])
 def test_a_phone_needs_no_sideways_scrolling(case, show, request):
-    result = report_cases.make("bignas", 60) if case == "bignas" else request.getfixturevalue(case)
+    result = report_cases.make(case, 60) if case == "attentive_nas" else request.getfixturevalue(case)
     browser = show(result, width=360, dark=True)
     browser.execute_script("for (const d of document.querySelectorAll('details')) d.open = true")
     assert browser.execute_script("return [innerWidth, document.documentElement.scrollWidth]") == [360, 360]
