@@ -1,5 +1,6 @@
 """A single child's run: its step against plain PyTorch, its start against the supernet, and whole runs on digits."""
 
+import contextlib
 import dataclasses
 import json
 import re
@@ -36,6 +37,7 @@ from bignas_jax.checkpoint import Checkpoints
 from bignas_jax.child_training import Origin, resolve
 from bignas_jax.config import ConfigError
 from bignas_jax.devices import make_mesh, replicate
+from bignas_jax.logs import Logs
 from bignas_jax.optimizer import optimizer
 from bignas_jax.sandwich import Recipe, Sandwich, TrainState, member_names, members
 from bignas_jax.session import Session
@@ -182,6 +184,14 @@ def test_a_killed_child_goes_on_to_the_same_bits_without_the_files_that_it_came_
     assert "going on from step" in out and "SLICE" in out and "starting from" not in out
     assert_same_bits(last_checkpoint(workdir), last_checkpoint(whole[0]))
     assert without_speed(records(workdir)) == without_speed(records(whole[0]))
+
+
+def test_a_slice_that_was_evaluated_before_the_first_step_is_not_again(tmp_path):
+    """Where a run was killed before its first checkpoint."""
+    for evaluated in (False, True):
+        with contextlib.closing(Logs(tmp_path, 0, STEPS, bar=False)) as logs:
+            assert logs.evaluated is evaluated
+            logs.record(0, {"holdout_top1/child": 0.5})
 
 
 def test_eval_of_a_child_needs_no_config(lab, whole):
