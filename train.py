@@ -1,7 +1,8 @@
-"""Train a BigNAS supernet, or go on where a run stopped.
+"""Train a BigNAS supernet, or one architecture of it, or go on where a run stopped.
 
     python train.py
     python train.py --config configs/bignas.py --config.optimizer.learning_rate=0.1 --workdir exp/mine
+    python train.py --config configs/child.py --config.arch=child.json
 
 Then `python eval.py` with the same --workdir evaluates architectures of it.
 """
