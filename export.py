@@ -1,7 +1,7 @@
 """Take children out of a trained supernet: ONNX, StableHLO, PyTorch, safetensors, each run back on held-out images.
 
     python export.py --arch max
-    python export.py --config configs/cifar10.py --arch exp/cifar10/search/architecture.json --format onnx,torch
+    python export.py --config configs/cifar10.py --arch exp/cifar10/children/NAME/architecture.json --format onnx,torch
     python export.py --arch min --nofold --batch 1 --checkpoint best
 
 Writes children/<name>/ in the run's folder: the child's slice of the weights with its calibrated statistics, batch norm

@@ -1,1 +1,1 @@
-"""Checkpoints of other systems."""
+"""Checkpoints of other systems in, children out."""

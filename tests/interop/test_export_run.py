@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from ml_collections import ConfigDict
+from PIL import Image
 
 import export as script
 from bignas_jax import config as config_lib
@@ -108,7 +110,22 @@ def test_the_command_from_end_to_end(workdir, tmp_path):
     assert Architecture.from_json((workdir / "children/found/architecture.json").read_text()) == arch
     spec = json.loads((workdir / "children/found/preprocessing.json").read_text())
     assert spec["class_names"] == [str(digit) for digit in range(10)] and spec["size"]["side"] == 11
+    assert_the_documented_lines_run(workdir / "children/found", tmp_path)
     assert row["macs"] == count(SearchSpace.from_config(tiny_config().space), arch, 10).macs
+
+
+def assert_the_documented_lines_run(folder, elsewhere):
+    """The Python of docs/export.md, in a copy of the child's folder: three formats name the class of an image alike."""
+    copy = shutil.copytree(folder, elsewhere / "copy")
+    picture = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
+    Image.fromarray(picture).save(copy / "photo.jpg")
+    lines = "".join(re.findall(r"```python\n(.*?)```", (ROOT / "docs/export.md").read_text(), re.DOTALL))
+    begin = "import sys\nsys.path.insert(0, '.')\nsys.modules['bignas_jax'] = None\n"
+    ended = subprocess.run([sys.executable, "-I", "-c", begin + lines], cwd=copy, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    onnx, torch, safetensors, stablehlo = ended.stdout.splitlines()
+    assert onnx == torch == stablehlo and onnx in list("0123456789")
+    assert safetensors.split(" ", 1)[0] == str(json.loads((folder / "export.json").read_text())["macs"])
 
 
 def test_options_reach_the_files(workdir, main, tmp_path):
