@@ -3,6 +3,7 @@
     python eval.py
     python eval.py --config configs/cifar10.py --arch max --arch min --arch child.json --split val
     python eval.py --arch '{"resolution": 16, ...}' --checkpoint best
+    python eval.py --workdir exp/imported --arch max --statistics stored
 
 The config is the one that the run left in its folder; overrides such as --config.data.root=DIR come on top.
 """
@@ -22,6 +23,10 @@ def define(values: absl_flags.FlagValues) -> None:
         "split", "val", ["val", "holdout", "train"], "the images to score on", flag_values=values
     )
     absl_flags.DEFINE_string("checkpoint", "newest", "newest, best, or a step", flag_values=values)
+    absl_flags.DEFINE_enum(
+        "statistics", "calibrated", ["calibrated", "stored"],
+        "of batch norm; stored: what an imported checkpoint keeps for max", flag_values=values
+    )  # fmt: skip
 
 
 def main() -> int:
@@ -32,7 +37,7 @@ def main() -> int:
 
     def work() -> None:
         rows, step = reporting.evaluate_run(
-            config, options.workdir, options.arch, options.split, options.checkpoint
+            config, options.workdir, options.arch, options.split, options.checkpoint, options.statistics == "stored"
         )
         print(reporting.table(rows))
         path = reporting.write(rows, options.workdir, options.split, step)

@@ -6,6 +6,7 @@ import pathlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh, NamedSharding
 from orbax.checkpoint import checkpoint_managers
@@ -16,6 +17,8 @@ from bignas_jax.sandwich import TrainState
 # orbax reports every save and directory scan as a warning-free running commentary; errors still come through.
 logging.getLogger("absl").setLevel(logging.ERROR)
 
+_MOMENTS = ("mean", "variance")
+
 
 class CheckpointError(ValueError):
     """There is no checkpoint to read, or it does not fit. The message is one line for the user."""
@@ -25,7 +28,8 @@ class Checkpoints:
     """The checkpoints of a run's folder.
 
     A checkpoint has the items `params`, `ema` (where there is a moving average) and `training` (optimizer state and
-    counters), so that evaluation and search read the weights alone.
+    counters), so that evaluation and search read the weights alone. One that was imported (step 0) has no `training`
+    but the `statistics` that the biggest architecture's batch norms came with; it is never deleted.
 
     Args:
       workdir: the run's folder; checkpoints lie in `checkpoints/` under it.
@@ -43,6 +47,7 @@ class Checkpoints:
                 checkpoint_managers.BestN(
                     get_metric_fn=lambda metrics: metrics["top1"], n=1, keep_checkpoints_without_metrics=False
                 ),
+                checkpoint_managers.CustomSteps([0] if self.is_imported(0) else []),
             ]
         )
         self._manager = ocp.CheckpointManager(
@@ -72,6 +77,23 @@ class Checkpoints:
         metrics = None if top1 is None else {"top1": top1}
         self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
 
+    def save_imported(self, params: Any, statistics: dict[str, tuple[Any, Any]]) -> None:
+        """Saves weights that were trained elsewhere, as step 0, and waits until they are on disk.
+
+        Args:
+          statistics: of the biggest architecture, as `Supernet.__call__` takes them: layer name to (mean, variance).
+        """
+        parts = {f"{name}.{kind}": value for name, pair in statistics.items()
+                 for kind, value in zip(_MOMENTS, pair, strict=True)}  # fmt: skip
+        items = {"params": ocp.args.StandardSave(_named(params)), "statistics": ocp.args.StandardSave(parts)}
+        self._manager.save(0, args=ocp.args.Composite(**items))
+        self.wait()
+
+    def is_imported(self, step: int) -> bool:
+        """Whether a checkpoint holds weights from elsewhere: there is no optimizer state to go on with."""
+        folder = self.folder / str(step)
+        return (folder / "params").is_dir() and not (folder / "training").is_dir()
+
     def find(self, which: str | int = "newest") -> int:
         """The step of the 'newest' or the 'best' checkpoint, or of the given one.
 
@@ -98,10 +120,16 @@ class Checkpoints:
     def restore(self, state: TrainState, mesh: Mesh) -> TrainState:
         """The newest checkpoint, in the form of `state`, on the mesh.
 
+        Of an imported one the weights, which begin the moving average, too; the rest of `state` stays.
+
         Raises:
           CheckpointError: there is none, or its arrays have other shapes or names.
         """
         step, sharding = self.find(), NamedSharding(mesh, REPLICATED)
+        if self.is_imported(step):
+            params, _ = self.weights(state.params, mesh, step)
+            ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
+            return dataclasses.replace(state, params=params, ema=ema)
         items = {"params": _named(state.params), "training": _training(state)}
         if state.ema is not None:
             items["ema"] = _named(state.ema)
@@ -130,6 +158,31 @@ class Checkpoints:
         form = shapes(_named(params), NamedSharding(mesh, REPLICATED))
         return _unnamed(self._read(step, {item: form})[item], params), step
 
+    def statistics(self, params: Any, mesh: Mesh, which: str | int = "newest") -> dict[str, tuple[Any, Any]]:
+        """The batch-norm statistics that an imported checkpoint keeps for the biggest architecture.
+
+        Args:
+          params: as for `weights`.
+        Returns:
+          What `Supernet.__call__` takes as `Mode.statistics`.
+        Raises:
+          CheckpointError: there is no such checkpoint, or it keeps none.
+        """
+        step = self.find(which)
+        if not (self.folder / str(step) / "statistics").is_dir():
+            raise CheckpointError(
+                f"checkpoint {self.folder / str(step)} keeps no batch-norm statistics, as only imported ones do: "
+                "let them be calibrated"
+            )
+        # A layer's statistics have the shape of its scale: blocks.3.expand_norm.scale, block3.expand.
+        scale = "_norm.scale"
+        layers = {name.removesuffix(scale).replace("blocks.", "block"): leaf
+                  for name, leaf in _named(params).items() if name.endswith(scale)}  # fmt: skip
+        form = {f"{layer}.{kind}": leaf for layer, leaf in layers.items() for kind in _MOMENTS}
+        form = shapes(form, NamedSharding(mesh, REPLICATED))
+        read = self._read(step, {"statistics": form})["statistics"]
+        return {layer: tuple(read[f"{layer}.{kind}"] for kind in _MOMENTS) for layer in layers}
+
     def _read(self, step: int, items: dict[str, Any]) -> Any:
         args = {name: ocp.args.StandardRestore(item) for name, item in items.items()}
         try:
@@ -141,9 +194,13 @@ class Checkpoints:
             ) from error
 
     def delete_from(self, step: int) -> int | None:
-        """Deletes the checkpoints of `step` and later ones; returns the newest that is left, or None."""
+        """Deletes the checkpoints of `step` and later ones, but none that was imported.
+
+        Returns:
+          The newest that is left, or None.
+        """
         self.wait()
-        for later in [s for s in self._manager.all_steps() if s >= step]:
+        for later in [s for s in self._manager.all_steps() if s >= step and not self.is_imported(s)]:
             self._manager.delete(later)
         return self.newest()
 

@@ -76,8 +76,8 @@ class Evaluator:
 
         Args:
           params: the weights, or their shapes. image_size: side of the uint8 images that will come.
-          calibration_batch, batch: images (over all devices) of a calibration and an evaluation batch; `batch` 0: only
-            `calibrate` will be called.
+          calibration_batch, batch: images (over all devices) of a calibration and an evaluation batch; 0 where
+            `calibrate`, or `score`, will not be called.
         """
         split, whole = batch_sharding(self.mesh), NamedSharding(self.mesh, REPLICATED)
         params = shapes(params, whole)
@@ -101,7 +101,8 @@ class Evaluator:
                 rows = of((batch,), np.int32), of((batch,), np.float32)
                 return self._score(bucket).lower(params, statistics, images(batch), *rows, sampled)
 
-            jobs["calibrate", bucket, calibration_batch] = lower_calibrate
+            if calibration_batch:
+                jobs["calibrate", bucket, calibration_batch] = lower_calibrate
             if batch:
                 jobs["score", bucket, batch] = lower_score
         jobs = {key: job for key, job in jobs.items() if key not in self.executables}

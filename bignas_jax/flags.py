@@ -29,7 +29,7 @@ def refuse(program: str, message: str) -> NoReturn:
 
 
 def parse(argv: Sequence[str], doc: str, extra: Callable[[flags.FlagValues], None] | None = None,
-          of_run: bool = False) -> tuple[ConfigDict, SimpleNamespace]:
+          of_run: bool = False, positional: str = "") -> tuple[ConfigDict, SimpleNamespace]:
     """Reads a script's command line.
 
     Args:
@@ -37,10 +37,11 @@ def parse(argv: Sequence[str], doc: str, extra: Callable[[flags.FlagValues], Non
       doc: the script's docstring, for `--help`.
       extra: defines the script's own absl flags on the FlagValues it is given.
       of_run: take the config that a run left in its folder, where there is one, in place of the recipe's.
+      positional: the name of the one argument that is no flag; without a name there is none.
 
     Returns:
       The validated, locked config, and the options: `workdir` (default `exp/<name of the config file>`),
-      `config_path` and the extra flags, as attributes.
+      `config_path`, the extra flags and, under its name in lower case, the positional argument, as attributes.
 
     Raises:
       SystemExit: code 2 after one line on stderr for any mistake; code 0 after `--help`.
@@ -60,7 +61,7 @@ def parse(argv: Sequence[str], doc: str, extra: Callable[[flags.FlagValues], Non
         if any(argument in ("--help", "-help", "-h", "--helpfull") for argument in arguments[1:]):
             print(_help(doc, program, path, config, values))
             raise SystemExit(0)
-        config, options = _parse_flags(arguments, config, values)
+        config, options = _parse_flags(arguments, config, values, positional)
         config_lib.validate(config)
         config = config_lib.canonical(config).lock()
     except (ConfigError, flags.Error) as error:
@@ -156,7 +157,9 @@ def _where(error: Exception, path: Path) -> str:
     return f"{frame.filename}:{frame.lineno}"
 
 
-def _parse_flags(argv: list[str], config: ConfigDict, values: flags.FlagValues) -> tuple[ConfigDict, dict]:
+def _parse_flags(
+    argv: list[str], config: ConfigDict, values: flags.FlagValues, positional: str
+) -> tuple[ConfigDict, dict]:
     """The config with the overrides of `argv`, and the options by name."""
     known = config_lib.flat(config)
     for argument in argv[1:]:
@@ -167,14 +170,20 @@ def _parse_flags(argv: list[str], config: ConfigDict, values: flags.FlagValues) 
                        if inside else "found an unknown field" + config_lib.nearest(override[1], known))
             raise ConfigError(f"config.{override[1]}: {problem}")
     names = list(values)
+    values.set_gnu_getopt(bool(positional))  # flags may follow it
     try:
         holder = config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
         rest = values(argv)
     except flags.IllegalFlagValueError as error:
         raise _wrong_type(error, known) from error
+    options = {name: values[name].value for name in names}
+    if positional:
+        if len(rest) != 2:
+            raise ConfigError(f"found {' '.join(rest[1:]) or 'no argument'}, expected one {positional}, and flags")
+        options[positional.lower()] = rest.pop()
     if len(rest) > 1:
         raise ConfigError(f"found the argument {rest[1]!r}, expected flags only, such as --config.seed=1")
-    return holder.value, {name: values[name].value for name in names}
+    return holder.value, options
 
 
 def _wrong_type(error: flags.IllegalFlagValueError, known: dict) -> ConfigError:

@@ -68,18 +68,24 @@ def _unused(label: str, taken: Mapping[str, Any]) -> str:
 
 
 def assess(
-    session: Session, weights: Any, archs: Mapping[Architecture, Bucket], split: str, names: Sequence[str] = ()
+    session: Session,
+    weights: Any,
+    archs: Mapping[Architecture, Bucket],
+    split: str,
+    names: Sequence[str] = (),
+    statistics: Mapping[Architecture, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """Calibrates and scores architectures whose executables are compiled.
 
     Args:
       names: of the architectures, in order; those of `extremes` by default.
+      statistics: of their batch norms, to take in place of calibrated ones.
     Returns:
       A row for each: name, architecture, macs, params, top1, top5, loss, images, images_per_second.
     """
     known = {arch: name for name, arch in extremes(session.space).items()}
     labels = list(names) or [known.get(arch, f"arch{n + 1}") for n, arch in enumerate(archs)]
-    scores = session.evaluate(weights, archs, split)
+    scores = session.evaluate(weights, archs, split, statistics)
     classes = session.config.model.num_classes
     return [
         _row(label, arch, count(session.space, arch, classes), scores[arch])
@@ -102,13 +108,20 @@ def _row(name: str, arch: Architecture, cost: Cost, score: Score) -> dict[str, A
 
 
 def evaluate_run(
-    config: ConfigDict, workdir: str | pathlib.Path, names: Sequence[str], split: str, checkpoint: str = "newest"
+    config: ConfigDict,
+    workdir: str | pathlib.Path,
+    names: Sequence[str],
+    split: str,
+    checkpoint: str = "newest",
+    stored: bool = False,
 ) -> tuple[list[dict[str, Any]], int]:
     """Evaluates architectures on a run's checkpoint, each in an executable of its own.
 
     Args:
       names: as `read_architectures` takes them. split: 'val', 'holdout' or 'train'.
       checkpoint: 'newest', 'best' or a step.
+      stored: evaluate the biggest architecture with the batch-norm statistics that an imported checkpoint keeps for it,
+        in place of calibrated ones.
     Returns:
       The rows of `assess`, and the step of the checkpoint.
     Raises:
@@ -121,12 +134,26 @@ def evaluate_run(
         session.check_evaluation(split)
         found = read_architectures(session.space, names)
         weights, step = checkpoints.weights(session.shapes, session.mesh, checkpoint)
+        statistics = _stored(session, found, checkpoints, step) if stored else None
     finally:
         checkpoints.close()
-    labels = {arch: label for label, arch in reversed(found.items())}
+    labels = {arch: f"{label} (stored)" if stored else label for label, arch in reversed(found.items())}
     archs = {arch: Bucket(arch, masked=False) for arch in found.values()}
-    session.compile_evaluation(archs.values())
-    return assess(session, weights, archs, split, [labels[arch] for arch in archs]), step
+    session.compile_evaluation(archs.values(), calibrate=not stored)
+    return assess(session, weights, archs, split, [labels[arch] for arch in archs], statistics), step
+
+
+def _stored(
+    session: Session, found: Mapping[str, Architecture], checkpoints: Checkpoints, step: int
+) -> dict[Architecture, Any]:
+    biggest = session.space.biggest
+    others = [label for label, arch in found.items() if arch != biggest]
+    if others:
+        raise ConfigError(
+            f"--statistics=stored: found {', '.join(others)}, expected --arch max alone: a checkpoint keeps statistics "
+            "of the biggest architecture only, those of others are calibrated"
+        )
+    return {biggest: checkpoints.statistics(session.shapes, session.mesh, step)}
 
 
 def write(

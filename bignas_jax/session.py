@@ -94,28 +94,40 @@ class Session:
         config = self.config.calibration
         return self.loader("calibration", config.batch_size, limit=config.num_images)
 
-    def compile_evaluation(self, buckets: Iterable[Bucket], progress: bool = True) -> None:
+    def compile_evaluation(self, buckets: Iterable[Bucket], progress: bool = True, calibrate: bool = True) -> None:
         config = self.config
         self.evaluator.compile(
             self.shapes,
             buckets,
             config.data.image_size,
-            config.calibration.batch_size,
+            config.calibration.batch_size if calibrate else 0,
             config.evaluation.batch_size,
             progress,
         )
 
-    def evaluate(self, weights: Any, archs: dict[Architecture, Bucket], split: str) -> dict[Architecture, Score]:
+    def evaluate(
+        self,
+        weights: Any,
+        archs: dict[Architecture, Bucket],
+        split: str,
+        statistics: dict[Architecture, Any] | None = None,
+    ) -> dict[Architecture, Score]:
         """Calibrates the architectures on training images and scores them on a split ('val', 'holdout', 'train').
 
+        Args:
+          statistics: of the batch norms, where they are known: nothing is calibrated then.
         Raises:
           ValueError: too few training images for the calibration batches, or an empty split; one line.
         """
-        calibration = self._calibration_loader()
-        with prefetch(calibration.once(), self.mesh) as batches:
-            statistics = self.evaluator.calibrate(weights, archs, batches, calibration.steps_per_epoch)
+        if statistics is None:
+            statistics = self._calibrate(weights, archs)
         with prefetch(self.loader(split, self.config.evaluation.batch_size).once(), self.mesh) as batches:
             return self.evaluator.score(weights, archs, statistics, _tell_skipped(batches, split))
+
+    def _calibrate(self, weights: Any, archs: dict[Architecture, Bucket]) -> dict[Architecture, Any]:
+        calibration = self._calibration_loader()
+        with prefetch(calibration.once(), self.mesh) as batches:
+            return self.evaluator.calibrate(weights, archs, batches, calibration.steps_per_epoch)
 
 
 def class_names(workdir: str | pathlib.Path, config: ConfigDict, like: Session) -> tuple[str, ...] | None:

@@ -219,7 +219,9 @@ class Run:
         state = self.sandwich.init(params)
         if newest is not None:
             state = self.checkpoints.restore(state, session.mesh)
-            if self.first:
+            if self.first and self.checkpoints.is_imported(newest):
+                print(f"starting from the weights that were imported into {self.workdir}, with a fresh optimizer")
+            elif self.first:
                 print(f"going on from step {newest} of {self.plan.stop} in {self.workdir}")
         if int(state.step) < self.plan.stop:
             size, batch = config.data.image_size, config.batch_size

@@ -153,8 +153,9 @@ def _choose(path: pathlib.Path, content: Any, weights: str) -> tuple[str, Mappin
             f"one of {', '.join(MODEL[:4])}, {EMA[0]}"
         )
     if not weights and model and ema:
+        own = model[0] or "at its top"
         raise WeightsError(
-            f"{path}: holds weights ({model[0]}) and their moving average ({ema[0]}); say which: --weights=ema "
+            f"{path}: holds weights ({own}) and their moving average ({ema[0]}), expected a choice: --weights=ema "
             "(mostly the better to evaluate) or --weights=model"
         )
     chosen = {"model": model, "ema": ema, "": model or ema}[weights]
@@ -240,17 +241,23 @@ def to_float32(path: str | pathlib.Path, tensors: Mapping[str, torch.Tensor]) ->
     """
     other = [f"{name}: {tensor.dtype}" for name, tensor in tensors.items() if not _is_plain(tensor)]
     if other:
-        raise WeightsError(f"{path}: {len(other)} tensors are no plain floating-point ones ({listed(other)}), expected "
-                           "float32, float16, bfloat16 or float64; save the weights before they are quantised")  # fmt: skip
+        raise WeightsError(
+            f"{path}: {len(other)} tensors are no plain floating-point ones ({listed(other)}), expected float32, "
+            "float16, bfloat16 or float64; save the weights from before they were quantised"
+        )
     arrays = {name: tensor.detach().to(torch.float32).numpy() for name, tensor in tensors.items()}
     bad = [name for name, array in arrays.items() if not np.isfinite(array).all()]
     if bad:
-        raise WeightsError(f"{path}: {len(bad)} tensors hold NaN or infinity ({listed(bad)}), expected finite float32 "
-                           "weights; take a checkpoint from before training failed")  # fmt: skip
+        raise WeightsError(
+            f"{path}: {len(bad)} tensors hold NaN or infinity ({listed(bad)}), expected weights that are finite in "
+            "float32; take a checkpoint from before training failed"
+        )
     negative = [name for name, array in arrays.items() if name.endswith("running_var") and (array < 0).any()]
     if negative:
-        raise WeightsError(f"{path}: {len(negative)} variances are negative ({listed(negative)}); the file is damaged, "
-                           "copy or download it again")  # fmt: skip
+        raise WeightsError(
+            f"{path}: {len(negative)} variances are negative ({listed(negative)}), expected none below 0; the file is "
+            "damaged, copy or download it again"
+        )
     return arrays
 
 
