@@ -154,17 +154,19 @@ def capped(space: SearchSpace, max_resolution: int) -> SearchSpace:
     return dataclasses.replace(space, resolution=kept)
 
 
-def budgets_of(config: ConfigDict, biggest: dict[str, Any]) -> tuple[Budget, ...]:
+def budgets_of(config: ConfigDict, biggest: dict[str, Any], smallest: dict[str, Any]) -> tuple[Budget, ...]:
     """The budgets of a config's `search` part: position n of each kind is budget n, a single value holds for all.
 
     Args:
-      biggest: what the biggest architecture costs, by kind; `FRACTIONS` of it stand in for budgets not named.
+      biggest, smallest: what these architectures cost, by kind. Where no budget is named, `FRACTIONS` of the biggest's
+        cost stand in, as far as the smallest fits.
     """
     given = {kind: tuple(config[f"max_{kind}"]) for kind in COSTS}
     if not any(given.values()):
         kind = config.cost
+        parts = [part for part in FRACTIONS if part * biggest[kind] >= smallest[kind]] or [1.0]
         return tuple(
-            Budget(f"{_UNITS[kind][0]}-{100 * part:.0f}pct", **{kind: part * biggest[kind]}) for part in FRACTIONS
+            Budget(f"{_UNITS[kind][0]}-{100 * part:.0f}pct", **{kind: part * biggest[kind]}) for part in parts
         )
     number = max(map(len, given.values()))
     found: dict[str, Budget] = {}

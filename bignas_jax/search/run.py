@@ -152,7 +152,8 @@ def make_problem(session: Session, latency: LatencyTable | None = None) -> Probl
     arguments = dict(
         num_classes=session.config.model.num_classes, latency=None if latency is None else latency.estimate
     )
-    budgets = budgets_of(config, Problem(space, budgets=(), **arguments).costs(space.biggest))
+    costs = Problem(space, budgets=(), **arguments).costs
+    budgets = budgets_of(config, costs(space.biggest), costs(space.smallest))
     if latency is not None:
         # Most blocks of the space at once: their programs compile side by side.
         rng = np.random.default_rng(0)

@@ -81,17 +81,19 @@ def test_a_budget_below_the_smallest_is_refused_with_what_that_costs():
 
 
 def test_budgets_of_a_config():
-    biggest = {"macs": 1000.0, "params": 10.0, "latency_ms": None}
-    assert [b.macs for b in budgets_of(settings(), biggest)] == [300, 500, 700]
-    assert [b.name for b in budgets_of(settings(), biggest)] == ["macs-30pct", "macs-50pct", "macs-70pct"]
-    assert [b.limits() for b in budgets_of(settings(cost="params"), biggest)] == [
+    biggest, smallest = {"macs": 1000.0, "params": 10.0}, {"macs": 200.0, "params": 1.0}
+    assert [b.macs for b in budgets_of(settings(), biggest, smallest)] == [300, 500, 700]
+    assert [b.name for b in budgets_of(settings(), biggest, smallest)] == ["macs-30pct", "macs-50pct", "macs-70pct"]
+    assert [b.limits() for b in budgets_of(settings(cost="params"), biggest, smallest)] == [
         {"params": 3.0}, {"params": 5.0}, {"params": 7.0}]
-    several = budgets_of(settings(max_macs=(3e8, 6e8), max_params=(5e6,)), biggest)
+    assert [b.macs for b in budgets_of(settings(), biggest, {"macs": 301.0})] == [500, 700]
+    assert [b.macs for b in budgets_of(settings(), biggest, {"macs": 800.0})] == [1000]
+    several = budgets_of(settings(max_macs=(3e8, 6e8), max_params=(5e6,)), biggest, smallest)
     assert several == (Budget("macs-300M-params-5M", macs=3e8, params=5e6),
                        Budget("macs-600M-params-5M", macs=6e8, params=5e6))
-    (timed,) = budgets_of(settings(max_latency_ms=(2.5,)), biggest)
+    (timed,) = budgets_of(settings(max_latency_ms=(2.5,)), biggest, smallest)
     assert timed == Budget("latency-2.5ms", latency_ms=2.5)
-    twice = budgets_of(settings(max_macs=(3e8, 3e8 + 1)), biggest)
+    twice = budgets_of(settings(max_macs=(3e8, 3e8 + 1)), biggest, smallest)
     assert len({b.name for b in twice}) == 2
 
 
