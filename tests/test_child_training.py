@@ -51,9 +51,8 @@ ARCH = {"resolution": 8, "width": [8, 8, 16, 16], "kernel_size": [3, 3], "expand
 STEPS = 24
 
 
-@pytest.mark.parametrize("variant", ["tiny", "tiny_v3"])
-def test_steps_of_a_child_equal_ordinary_training_in_pytorch(variant, request):
-    made = request.getfixturevalue(variant)
+def test_steps_of_a_child_equal_ordinary_training_in_pytorch(tiny_v3):
+    made = tiny_v3
     arch = dataclasses.replace(made.space.smallest, resolution=SIDE - 4, depth=(2, 1, 1), kernel_size=(3, 5, 3))
     space, params = single(made.space, arch), slice_params(made.space, made.params, arch)
     recipe = Recipe(num_random=2, label_smoothing=0.1, mean=MEAN, std=STD)
