@@ -8,8 +8,8 @@ program, what the compiler fuses across blocks, caches) is fitted on a few netwo
 
 A child is measured as it is shipped: on its own weights, so that no slicing is timed, batch norm on stored
 statistics, no dropout, on one device. Other work on the device or the host only ever adds to a time. So programs are
-timed in rounds, one after the other in each, and the lowest of a program's round medians counts, once a second round
-has confirmed it.
+timed in rounds, one after the other in each, and the lowest of a program's round medians counts, once other rounds
+have confirmed it.
 """
 
 import dataclasses
@@ -38,8 +38,10 @@ from bignas_jax.space import Block, SearchSpace, Stage, blocks
 from bignas_jax.supernet import Mode, Supernet
 
 CHUNK = 16  # programs that are compiled, then timed, then written down: what a kill can lose
-MOST_ROUNDS, AGREEMENT = 12, 0.02  # rounds of timing end when the two lowest medians agree to this part
-LEAST_CALLS, MOST_CALLS, ROUND_SECONDS = 5, 500, 0.015  # of one program in one round
+LEAST_ROUNDS, MOST_ROUNDS = 8, 40
+AGREEMENT = 0.03  # rounds of a program end when its three lowest medians lie within this part,
+PATIENCE = 3.0  # or when it has taken these seconds: a large network has enough in a few rounds
+LEAST_CALLS, MOST_CALLS, ROUND_SECONDS = 3, 500, 0.01  # of a program in a round
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,16 +169,22 @@ def time_together(calls: Sequence[Callable[[], Any]]) -> list[float]:
         for _ in range(2):
             jax.block_until_ready(call())
     medians: list[list[float]] = [[] for _ in calls]
+    spent = [0.0] * len(calls)
     for _ in range(MOST_ROUNDS):
-        open_ = [n for n, seen in enumerate(medians) if not _confirmed(seen)]
-        for n in open_:
-            medians[n].append(_median_ms(calls[n]))
+        for n, call in enumerate(calls):
+            if not _enough(medians[n], spent[n]):
+                start = time.perf_counter()
+                medians[n].append(_median_ms(call))
+                spent[n] += time.perf_counter() - start
     return [min(seen) for seen in medians]
 
 
-def _confirmed(medians: list[float]) -> bool:
-    lowest = sorted(medians)[:2]
-    return len(medians) >= 3 and lowest[1] <= lowest[0] * (1 + AGREEMENT)
+def _enough(medians: list[float], seconds: float) -> bool:
+    if len(medians) < 3:
+        return False
+    lowest = sorted(medians)[:3]
+    confirmed = len(medians) >= LEAST_ROUNDS and lowest[2] <= lowest[0] * (1 + AGREEMENT)
+    return confirmed or seconds > PATIENCE
 
 
 def _median_ms(call: Callable[[], Any]) -> float:
@@ -309,6 +317,7 @@ class LatencyTable:
           of |estimated - measured| / measured, None if the space is too small for networks to be held back; networks: a
           list of macs, estimated_ms and measured_ms.
         """
+        self.prepare([])
         networks = [
             {
                 "macs": count(self.space, arch, self.num_classes).macs,
@@ -377,16 +386,22 @@ def _draw(space: SearchSpace, fitted: int, held_back: int) -> tuple[list[Archite
 
 
 def fit_line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
-    """(a, b) with y near a + b x and b >= 0: the median slope between two points (Theil, 1950; Sen, 1968).
+    """(a, b), b >= 0, of least sum of |a + b x - y| / y.
 
-    A single disturbed measurement does not move it, as it would least squares.
+    Absolute deviations (Boscovich, 1757), because one disturbed measurement does not move their line as it would move
+    that of least squares; relative ones, because those are what `LatencyTable.check` reports. The sum is least on a
+    line through two of the points, or, where b may not fall further, on a level one through a point.
     """
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     first, second = np.triu_indices(len(x), 1)
     apart = x[first] != x[second]
-    slopes = (y[second] - y[first])[apart] / (x[second] - x[first])[apart]
-    b = max(0.0, float(np.median(slopes))) if slopes.size else 1.0
-    return float(np.median(y - b * x)), b
+    first, second = first[apart], second[apart]
+    slopes = (y[second] - y[first]) / (x[second] - x[first])
+    rising = slopes >= 0
+    b = np.concatenate([slopes[rising], np.zeros_like(y)])
+    a = np.concatenate([(y[first] - slopes * x[first])[rising], y])
+    best = np.argmin(np.sum(np.abs(a[:, None] + b[:, None] * x - y) / y, axis=1))
+    return float(a[best]), float(b[best])
 
 
 def device_name(device: jax.Device) -> str:
