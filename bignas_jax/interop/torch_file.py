@@ -5,6 +5,7 @@ import dataclasses
 import pathlib
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from typing import Any
@@ -110,7 +111,7 @@ def _pickled(path: pathlib.Path) -> Any:
         start = file.read(64)
     is_zip = zipfile.is_zipfile(path)
     try:
-        with torch.serialization.safe_globals(_STAND_INS):
+        with torch.serialization.safe_globals(_STAND_INS), warnings.catch_warnings(action="ignore"):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError,
             IndexError, AssertionError, UnicodeDecodeError) as error:  # fmt: skip
