@@ -107,14 +107,14 @@ _STAND_INS = [
 
 def _pickled(path: pathlib.Path) -> Any:
     """What torch.save wrote, by its loader for weights alone, which builds no object but tensors and containers."""
-    with open(path, "rb") as file:  # an OSError names the file, before torch complains about anything
+    with open(path, "rb") as file:  # errors of reading come from here: torch raises OSErrors for broken content, too
         start = file.read(64)
     is_zip = zipfile.is_zipfile(path)
     try:
         with torch.serialization.safe_globals(_STAND_INS), warnings.catch_warnings(action="ignore"):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError,
-            IndexError, AssertionError, UnicodeDecodeError) as error:  # fmt: skip
+    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError, TypeError, AttributeError,
+            IndexError, AssertionError) as error:  # fmt: skip
         raise WeightsError(f"{path}: {_reason(str(error), start, is_zip)}") from error
 
 
