@@ -99,19 +99,24 @@ def place(kind, number, params, statistics, own_params, own_statistics):
     return own_params | {n: params[n] for n in names if n in params}, own_statistics | {kind: statistics[kind]}
 
 
-def test_a_key_is_equal_where_the_program_is_and_nowhere_else():
-    """The key of a block against the program that JAX makes of it."""
-    programs: dict[str, set[str]] = {}
-    for space in (SPACE, dataclasses.replace(SPACE, activation="relu")):
-        for arch in (space.biggest, space.smallest, sample(1, 1, space)[0]):
-            for part in parts_of(space, arch, CLASSES)[:4]:
-                work = Workload.of(part, CLASSES, "float32", 2)
-                text = jax.jit(work.run).lower(*work.arguments).as_text()
-                programs.setdefault(part.key, set()).add(text)
-    assert len(programs) > 10
-    assert all(len(texts) == 1 for texts in programs.values())
-    texts = [text for found in programs.values() for text in found]
-    assert len(set(texts)) == len(texts)
+def test_keys_are_equal_where_programs_are_and_nowhere_else():
+    """Against the programs that JAX makes of the parts, in children that differ by one thing at a time."""
+    least = SPACE.smallest
+    changes = [{}, {"resolution": 26}, {"kernel_size": (3, 5, 3)}, {"expand_ratio": (1, 3, 3)}, {"depth": (1, 2, 1)},
+               {"width": (16, 8, 16, 24, 32)}, {"width": (8, 8, 24, 24, 40)}]  # fmt: skip
+    children = [(SPACE, dataclasses.replace(least, **change)) for change in changes]
+    middle = SPACE.stages[1]
+    for stage in (dataclasses.replace(middle, stride=1), dataclasses.replace(middle, se=False)):
+        children.append((dataclasses.replace(SPACE, stages=(SPACE.stages[0], stage, SPACE.stages[2])), least))
+    children += [(dataclasses.replace(SPACE, **c), least) for c in ({"activation": "relu"}, {"v3_head": True})]
+    texts: dict[str, set[str]] = {}
+    for space, arch in children:
+        for part in parts_of(space, arch, CLASSES):
+            work = Workload.of(part, CLASSES, "float32", 2)
+            texts.setdefault(part.key, set()).add(jax.jit(work.run).lower(*work.arguments).as_text())
+    assert len(texts) > 20
+    assert all(len(found) == 1 for found in texts.values())
+    assert len(set.union(*texts.values())) == len(texts)
 
 
 def test_what_is_timed_reads_the_weights_of_the_child_and_no_more():
