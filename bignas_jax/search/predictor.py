@@ -44,10 +44,10 @@ class Predictor:
     def __init__(self, space: SearchSpace):
         self.space = space
         self._model: VotingRegressor | None = None
-        self._constant = 0.0
+        self._constant: float | None = None  # the mean score; None before a fit
 
-    def fit(self, archs: Sequence[Architecture], scores: Sequence[float]) -> None:
-        """Fits to evaluations.
+    def fit(self, archs: Sequence[Architecture], scores: Sequence[float]) -> "Predictor":
+        """Fits to evaluations and returns itself; what an earlier fit learned is forgotten.
 
         Args:
           archs: of the space. scores: one each, the higher the better (top-1, 0..1).
@@ -63,19 +63,22 @@ class Predictor:
         # Where nothing differs, neither model has anything to learn.
         differ = np.ptp(values) > 0 and np.ptp(features, axis=0).any()
         self._model = _fitted(features, values) if differ else None
+        return self
 
     def predict(self, archs: Sequence[Architecture]) -> np.ndarray:
-        """Predicted scores, float64 [N]; before the first fit zeros.
+        """Predicted scores, float64 [N].
 
         Raises:
-          ValueError: an architecture is not in the space.
+          ValueError: an architecture is not in the space. RuntimeError: nothing was fitted before.
         """
+        if self._constant is None:
+            raise RuntimeError("predictor: found no fit, expected a call of fit before predict")
         features = self.features(archs)
         if self._model is None or not len(features):
             return np.full(len(features), self._constant)
         return self._model.predict(features)
 
-    def tau(self, archs: Sequence[Architecture], scores: Sequence[float], seed: int) -> float:
+    def tau(self, archs: Sequence[Architecture], scores: Sequence[float], seed: int = 0) -> float:
         """Kendall's rank correlation (tau-b) of scores with predictions that come from fits without them.
 
         From cross-validation in `FOLDS` folds, drawn with `seed`; does not change what `predict` gives.

@@ -37,6 +37,18 @@ def test_it_ranks_architectures_that_it_never_saw_better_than_their_cost_does():
     assert tau > 0.7 and tau > by_cost + 0.1, (tau, by_cost)
 
 
+@pytest.mark.parametrize("number, least", [(30, 0.5), (100, 0.75), (300, 0.8)])
+def test_more_evaluations_rank_better_and_tau_says_how_well(number, least):
+    archs = sample(number)
+    unseen = list(set(SPACE.enumerate()) - set(archs))
+    scores = [accuracy(arch) for arch in archs]
+    predictor = Predictor(SPACE)
+    predicted = predictor.fit(archs, scores).predict(unseen)
+    tau = kendalltau(predicted, [accuracy(arch) for arch in unseen]).statistic
+    assert tau > least
+    assert predictor.tau(archs, scores) == pytest.approx(tau, abs=0.15)
+
+
 def test_predictions_are_on_the_scale_of_the_scores():
     archs = sample(160)
     predictor = Predictor(SPACE)
@@ -92,7 +104,7 @@ def test_few_evaluations_are_fitted_and_tell_no_tau(number):
     predictor = Predictor(SPACE)
     predictor.fit(archs, noisy(archs))
     assert np.isfinite(predictor.predict(sample(20, 5))).all()
-    assert predictor.tau(archs, noisy(archs), seed=0) == 0.0
+    assert predictor.tau(archs, noisy(archs), seed=0) == predictor.tau([], [], seed=0) == 0.0
 
 
 def test_the_fewest_evaluations_that_tell_a_tau():
@@ -142,7 +154,8 @@ def test_features_lie_between_the_smallest_and_the_biggest():
 
 def test_nothing_to_fit_and_malformed_scores_are_refused():
     predictor = Predictor(SPACE)
-    np.testing.assert_array_equal(predictor.predict(sample(3)), 0)
+    with pytest.raises(RuntimeError, match="found no fit"):
+        predictor.predict(sample(3))
     with pytest.raises(ValueError, match="found no evaluation"):
         predictor.fit([], [])
     with pytest.raises(ValueError, match="found 2 scores, expected 3"):
@@ -151,7 +164,7 @@ def test_nothing_to_fit_and_malformed_scores_are_refused():
         predictor.tau(sample(9), [float("nan")] * 9, seed=0)
     other = dataclasses.replace(SPACE.biggest, resolution=99)
     with pytest.raises(ValueError, match="resolution: found 99"):
-        predictor.predict([other])
+        predictor.fit(sample(2), [0.1, 0.2]).predict([other])
 
 
 def test_no_warning_reaches_the_user():
