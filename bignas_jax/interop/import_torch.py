@@ -210,13 +210,15 @@ def table(result: Imported, config: ConfigDict) -> str:
     return "\n\n".join(parts)
 
 
-def following(workdir: str) -> str:
-    """The commands that go on from an import."""
-    folder = f"--workdir {shlex.quote(workdir)}"
+def following(workdir: str, config: ConfigDict) -> str:
+    """What to do next, as text: the commands that go on from an import, with the images where none are known."""
+    known = config.data.source != "folder" or pathlib.Path(config.data.root).is_dir()
+    folder = f"--workdir {shlex.quote(workdir)}{'' if known else ' --config.data.root=ROOT'}"
     return "\n".join([
-        f"python eval.py {folder} --arch max --arch min --config.data.root=ROOT",
-        f"python eval.py {folder} --arch max --statistics stored --config.data.root=ROOT",
-        f"python search.py {folder} --config.data.root=ROOT",
+        f"next{'' if known else ', with your images in ROOT'}:\n",
+        f"python eval.py {folder} --arch max --arch min",
+        f"python eval.py {folder} --arch max --statistics stored",
+        f"python search.py {folder}",
     ])  # fmt: skip
 
 
@@ -240,8 +242,7 @@ def main() -> int:
         where = f"entry {result.entry}" if result.entry else "the whole file"
         about = "".join(f", {name} {number}" for name, number in result.counters.items())
         print(f"{os.path.basename(result.file)}: {where}{about}\n\n{table(result, config)}")
-        print(f"\nimported into {options.workdir}, as step 0; next, with your images in ROOT:\n")
-        print(following(options.workdir))
+        print(f"\nimported into {options.workdir}, as step 0; {following(options.workdir, config)}")
 
     return scripts.run(sys.argv[0], work)
 

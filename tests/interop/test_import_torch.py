@@ -344,6 +344,15 @@ def test_expected_shapes_are_those_of_the_released_files(recipe):
     assert expected_shapes(space, 1000) == {name: shape for name, shape in released.items() if name not in idle}
 
 
+def test_the_next_commands_name_the_images_only_where_none_are_known(lab, tmp_path):
+    config = config_of(lab)
+    assert "next:\n\npython eval.py --workdir 'my runs' --arch max --arch min\n" in import_torch.following("my runs", config)
+    config.data.update(source="folder", root=str(tmp_path))
+    assert "ROOT" not in import_torch.following("run", config)
+    config.data.root = str(tmp_path / "none")
+    assert import_torch.following("run", config).count("--config.data.root=ROOT") == 3
+
+
 def test_nothing_that_is_there_is_lost(lab, run, command, tmp_path):
     def call(workdir):
         return command(named(import_torch), lab / "weights.pth", "--config", lab / "tiny.py", "--workdir", workdir)
