@@ -346,7 +346,8 @@ def test_expected_shapes_are_those_of_the_released_files(recipe):
 
 def test_the_next_commands_name_the_images_only_where_none_are_known(lab, tmp_path):
     config = config_of(lab)
-    assert "next:\n\npython eval.py --workdir 'my runs' --arch max --arch min\n" in import_torch.following("my runs", config)
+    following = import_torch.following("my runs", config)
+    assert "next:\n\npython eval.py --workdir 'my runs' --arch max --arch min\n" in following
     config.data.update(source="folder", root=str(tmp_path))
     assert "ROOT" not in import_torch.following("run", config)
     config.data.root = str(tmp_path / "none")
