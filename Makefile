@@ -1,4 +1,4 @@
-# make demo    trains a supernet on handwritten digits, then calibrates and evaluates slices of it
+# make demo    trains a supernet on handwritten digits, searches it, and evaluates a winner beside MAX and MIN
 # make test    runs the tests
 # make lint    checks the style
 # make setup   only installs
@@ -12,10 +12,11 @@ READY := $(VENV)/ready
 
 .PHONY: demo test lint setup
 
-# Repeated, it goes on from the checkpoints in exp/digits.
+# Repeated, it goes on from the checkpoints and the evaluations in exp/digits.
 demo: $(READY)
 	$(VENV)/bin/python train.py
-	$(VENV)/bin/python eval.py
+	$(VENV)/bin/python search.py
+	$(VENV)/bin/python eval.py --arch max --arch min --arch exp/digits/children/macs-50pct/architecture.json
 
 test: $(READY)
 	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)

@@ -31,8 +31,7 @@ def main() -> int:
     def work() -> None:
         found = run.search(config, options.workdir, options.checkpoint)
         print(result.table(found))
-        evaluations, seconds = len(found["evaluations"]), found["run"]["seconds"]
-        print(f"\n{evaluations} architectures in {seconds:.0f} s; report: {options.workdir}/search/report.html")
+        print("", *result.notes(found), f"report: {options.workdir}/search/report.html", sep="\n")
 
     return scripts.run(sys.argv[0], work)
 

@@ -88,9 +88,10 @@ def search_once(config, problem, recorded: Recorded, strategy: str, seed: int, s
     config.search.num_evaluations = int(SHARE * problem.space.size) - 2
     with tempfile.TemporaryDirectory() as folder:
         journal = Journal(pathlib.Path(folder) / "evaluations.jsonl", {})
-        race = Race(problem, recorded, journal, config.search.confidence, strategy == "pareto", lambda: 0.0)
+        searching = run.make_strategy(config, problem)
+        race = Race(problem, recorded, journal, config.search.confidence, searching.front)
         screening = Screening(problem, config.search.predictor_pool, config.search.predictor_min_tau, seed)
-        run.explore(config, problem, race, screening, problem.space.biggest, progress=False)
+        run.explore(config, problem, searching, race, screening, problem.space.biggest, progress=False)
         journal.close()
     return race
 

@@ -120,7 +120,7 @@ class Peer:
 
 def make_race(folder: pathlib.Path, name: str, problem, held_out, confidence: float) -> Race:
     journal = Journal(folder / f"{name}.jsonl", {})
-    return Race(problem, held_out, journal, confidence, False, time.monotonic)
+    return Race(problem, held_out, journal, confidence, front=False)
 
 
 def timed(work) -> float:

@@ -31,12 +31,13 @@ NEAR = 0.03  # part of the winner's cost by which a random architecture may diff
 TRIES = 200_000
 
 
-def of_like_cost(problem, winner: Architecture, count: int, rng: np.random.Generator) -> list[Architecture]:
-    """Distinct uniform draws among those whose cost is that of the winner, or nearly."""
+def of_like_cost(problem, budget, winner: Architecture, count: int, rng: np.random.Generator) -> list[Architecture]:
+    """Distinct uniform draws among those within the budget whose cost is that of the winner, or nearly."""
     target, found = problem.cost_of(winner), {}
     for _ in range(TRIES):
         arch = problem.space.sample(rng)
-        if abs(problem.cost_of(arch) / target - 1) <= NEAR and arch != winner:
+        near = abs(problem.cost_of(arch) / target - 1) <= NEAR
+        if near and arch != winner and problem.fits(arch, budget):
             found[arch] = None
             if len(found) == count:
                 break
@@ -53,12 +54,14 @@ def main() -> None:
     result = json.loads((workdir / "search" / "result.json").read_text())
     use_compilation_cache()
     config = configs.from_json(json.dumps(result["config"]))
+    if result["latency"] is not None:
+        parser.error("the search had to do with latencies; this compares costs that are counted")
     session, weights, step = run.open_run(config, workdir, str(result["run"]["step"]))
     problem = run.make_problem(session)
     rng = np.random.default_rng(0)
     numbered = {row["number"]: Architecture.from_dict(row["architecture"]) for row in result["evaluations"]}
     winners = {budget["name"]: numbered[budget["winner"]] for budget in result["budgets"]}
-    rivals = {name: of_like_cost(problem, winner, count, rng) for name, winner in winners.items()}
+    rivals = {b.name: of_like_cost(problem, b, winners[b.name], count, rng) for b in problem.budgets}
     archs = dict.fromkeys([*winners.values(), *(arch for some in rivals.values() for arch in some)])
     placement = {arch: shared(session.space, arch.resolution) for arch in archs}
     session.compile_evaluation(dict.fromkeys(placement.values()))
@@ -72,7 +75,8 @@ def main() -> None:
         cost = f"{problem.cost_of(winner) / 1e6:,.2f}"
         body.append((name, cost, *cells, f"{np.sum(ours > values)} of {len(values)}"))
     print(f"step {step} of {workdir}, top-1 % on the validation images; the random ones cost as much within {NEAR:.0%}")
-    print(aligned(("budget", "MACs (M)", "winner", "random mean", "deviation", "random best", "beaten"), body))
+    head = ("budget", f"{problem.cost} (M)", "winner", "random mean", "deviation", "random best", "beaten")
+    print(aligned(head, body))
 
 
 if __name__ == "__main__":

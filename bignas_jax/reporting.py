@@ -7,6 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from bignas_jax import config as configs
 from bignas_jax.architecture import Architecture
 from bignas_jax.buckets import Bucket, use_compilation_cache
 from bignas_jax.checkpoint import Checkpoints
@@ -107,6 +108,28 @@ def _row(name: str, arch: Architecture, cost: Cost, score: Score) -> dict[str, A
     }
 
 
+NETWORK_FIELDS = ("config.space.", "config.model.num_classes")
+# Images that were trained on must not become held-out ones.
+HELD_OUT_FIELDS = ("config.data.source", "config.data.train_split", "config.data.holdout")
+
+
+def check_run(config: ConfigDict, workdir: str | pathlib.Path, fields: tuple[str, ...]) -> None:
+    """Refuses a config that is not that of the run in some fields (by the beginnings of their names).
+
+    Other strides or another activation would leave all shapes as they are, and evaluate a network that nobody trained.
+
+    Raises:
+      ConfigError: with the differences.
+    """
+    path = pathlib.Path(workdir) / "config.json"
+    if not path.is_file():
+        return
+    changes = configs.differences(configs.with_defaults(configs.from_json(path.read_text())), config)
+    fatal = [line for line in changes if line.startswith(fields)]
+    if fatal:
+        raise ConfigError(f"{workdir} was trained with another config ({'; '.join(fatal)}): leave these as they were")
+
+
 def evaluate_run(
     config: ConfigDict,
     workdir: str | pathlib.Path,
@@ -128,6 +151,7 @@ def evaluate_run(
       ValueError: no such checkpoint, no such images, or an architecture is not in the space; one line.
     """
     use_compilation_cache()
+    check_run(config, workdir, NETWORK_FIELDS + (HELD_OUT_FIELDS if split == "holdout" else ()))
     checkpoints = Checkpoints(workdir, read_only=True)
     try:
         session = Session.open(config)

@@ -24,7 +24,8 @@ class CoarseToFine:
     """A grid over skeletons, then mutation part by part of the best within each budget.
 
     Args:
-      num_evaluations: how many the search may spend; decides the size of the grid and the mutations of a part.
+      num_evaluations: how many the search may spend; decides the size of the grid and, up to what is asked for at a
+        time, the mutations of a part.
     """
 
     front = False

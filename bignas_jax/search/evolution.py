@@ -5,6 +5,7 @@ generation is drawn at random; each later one is half mutations and half crossov
 """
 
 from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 
@@ -20,7 +21,7 @@ class Evolution:
     """Mutation and crossover of the best within each budget.
 
     Args:
-      population: architectures of a budget from which parents are taken.
+      population: architectures, of all budgets together, the best quarter of which are parents.
       mutation_probability: of each choice to move.
     """
 
@@ -30,7 +31,6 @@ class Evolution:
         self._problem, self._population, self._probability = problem, population, mutation_probability
         self._rng = np.random.default_rng(seed)
         self._scores: dict[Architecture, float] = {}
-        self._asked = 0
         self._generation = 0
 
     def ask(self, count: int, pool: int = 1) -> list[Proposal]:
@@ -40,16 +40,18 @@ class Evolution:
         phase = f"generation {self._generation}" if any(parents.values()) else "first generation"
         for number in range(count * pool):
             budget = budgets[number % len(budgets)]
-            for _ in range(TRIES):
-                arch = self._child(budget, parents[budget], mutate=number // len(budgets) % 2 == 0)
-                if arch not in self._scores and arch not in found:
-                    found[arch] = None
-                    break
+            mutate = number // len(budgets) % 2 == 0
+            draws = [partial(self._child, budget, parents[budget], mutate)] * TRIES
+            # A population whose neighbours are all known goes on with fresh blood.
+            draws += [partial(self._problem.sample, budget, self._rng)] * TRIES
+            arch = next((a for a in (draw() for draw in draws) if a not in self._scores and a not in found), None)
+            if arch is not None:
+                found[arch] = None
         self._generation += 1
         return [Proposal(arch, phase) for arch in found]
 
     def _parents(self, budget: Budget) -> list[Architecture]:
-        """None before the budget has half a population."""
+        """The best quarter of the budget's share of the population; empty before there is half of that share."""
         known = best_first(self._scores, self._problem, budget)
         share = max(1, self._population // len(self._problem.budgets))
         if len(known) < max(2, share // 2):

@@ -6,6 +6,7 @@ is compiled or read for it.
 
 import dataclasses
 import math
+import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -14,10 +15,12 @@ import numpy as np
 
 from bignas_jax.architecture import Architecture
 from bignas_jax.buckets import shared
+from bignas_jax.data import DataError
 from bignas_jax.devices import batch_sharding
 from bignas_jax.session import Session
 
 ORDER = 0x5EA2C4  # a stream of its own for the order of the held-out images
+LEAST_BATCH = 48  # images, where there are so many: smaller batches leave the devices idle
 FREE_SHARE = 0.5  # of a device's free memory that images may take
 
 
@@ -27,14 +30,15 @@ class Sizes:
 
     Attributes:
       calibration: images that batch-norm statistics come from, in batches of `calibration_batch`.
-      held_out: images in all, in batches of `batch`. first: those that every candidate is scored on, whole batches.
+      held_out: images in all. first: those that every candidate is scored on. batch: images of an evaluation batch;
+        the last ones of both parts are padded.
     """
 
     calibration: int
     calibration_batch: int
     held_out: int
-    batch: int
     first: int
+    batch: int
 
 
 def plan(session: Session) -> Sizes:
@@ -43,16 +47,26 @@ def plan(session: Session) -> Sizes:
     Raises:
       DataError: there are no held-out images, or too few to calibrate with; one line.
     """
-    config, devices = session.config, session.mesh.size
-    wanted = config.search.calibration_images or config.calibration.num_images
-    calibration_batch = config.calibration.batch_size
-    calibration = session.loader("calibration", calibration_batch, limit=wanted).num_images
+    config = session.config
+    wanted, name = config.calibration.num_images, "config.calibration.num_images"
+    if config.search.calibration_images:
+        wanted, name = config.search.calibration_images, "config.search.calibration_images"
+    try:
+        calibration = session.loader("calibration", config.calibration.batch_size, limit=wanted).num_images
+    except DataError as error:
+        raise DataError(str(error).replace("config.calibration.num_images", name)) from error
     held_out = session.loader("holdout", config.evaluation.batch_size).num_images
+    return _sizes(session, calibration, held_out)
+
+
+def _sizes(session: Session, calibration: int, held_out: int) -> Sizes:
+    config, devices = session.config, session.mesh.size
     first = max(1, round(config.search.first_part * held_out))
-    # The first part fills its batches but for the last one, so that little is spent on padding.
+    # The first part fills its batches, so that little is spent on padding.
     batches = math.ceil(first / config.evaluation.batch_size)
-    batch = math.ceil(first / batches / devices) * devices
-    return Sizes(calibration, calibration_batch, held_out, batch, min(batch * batches, held_out))
+    batch = max(math.ceil(first / batches), min(LEAST_BATCH, config.evaluation.batch_size))
+    batch = math.ceil(batch / devices) * devices
+    return Sizes(calibration, config.calibration.batch_size, held_out, first, batch)
 
 
 class HeldOut:
@@ -61,19 +75,37 @@ class HeldOut:
     Held-out images stand in an order drawn once, so that the first part is a fair sample of all.
 
     Args:
-      session: with its evaluator. weights: of the supernet, on the mesh. sizes: from `plan`.
+      session: with its evaluator. weights: of the supernet, on the mesh. sizes: from `plan`; corrupt images that the
+        config allows to skip are taken off (`self.sizes`, `self.skipped`).
       resident: keep the images on the devices; False keeps them in the host's memory and copies them to the devices
         for every candidate, with the same results.
+
+    Raises:
+      DataError: no held-out image could be read.
     """
 
     def __init__(self, session: Session, weights: Any, sizes: Sizes, resident: bool):
-        self._session, self._weights, self.sizes, self._resident = session, weights, sizes, resident
+        self._session, self._weights, self._resident = session, weights, resident
+        read = list(session.loader("holdout", sizes.batch).once())
+        whole = {name: np.concatenate([batch[name] for batch in read]) for name in _arrays(read[0])}
+        kept = {name: array[whole["weight"] > 0] for name, array in whole.items()}
+        count = len(kept["label"])
+        if not count:
+            raise DataError("no held-out image could be read: mend the files, or hold out others")
+        self.skipped = sizes.held_out - count
+        self.sizes = sizes if not self.skipped else _sizes(session, sizes.calibration, count)
+        order = np.random.default_rng(ORDER).permutation(count)
+        parts = order[: self.sizes.first], order[self.sizes.first :]
+        self.checksum = 0
+        # Placed one by one, so that the devices' copy grows as the host's batches are made.
+        self._first, self._rest = ([self._keep(b) for b in _batches(kept, p, self.sizes.batch)] for p in parts)
         calibration = session.loader("calibration", sizes.calibration_batch, limit=sizes.calibration)
-        held_out = _shuffled(list(session.loader("holdout", sizes.batch).once()), sizes)
-        # Placed one by one, so that the host holds one copy at most.
-        keep = self._place if resident else _arrays
-        self._calibration = [keep(batch) for batch in calibration.once()]
-        self._held_out = [keep(batch) for batch in held_out]
+        self._calibration = [self._keep(batch) for batch in calibration.once()]
+
+    def _keep(self, batch: dict) -> dict:
+        for array in _arrays(batch).values():
+            self.checksum = zlib.crc32(np.ascontiguousarray(array).view(np.uint8), self.checksum)
+        return self._place(batch) if self._resident else _arrays(batch)
 
     def compile(self, resolutions: Iterable[int], progress: bool = True) -> None:
         """Compiles the executables that candidates of these resolutions share."""
@@ -97,8 +129,7 @@ class HeldOut:
 
     def outcomes(self, arch: Architecture, statistics: Any, rest: bool) -> np.ndarray:
         """What became of the first part of the held-out images, or of the rest: as `Evaluator.outcomes`."""
-        end = math.ceil(self.sizes.first / self.sizes.batch)
-        part = self._held_out[end:] if rest else self._held_out[:end]
+        part = self._rest if rest else self._first
         found, _ = self._session.evaluator.outcomes(
             self._weights, self._placement(arch), {arch: statistics}, self._on_devices(part)
         )
@@ -119,16 +150,12 @@ def _arrays(batch: dict) -> dict[str, np.ndarray]:
     return {name: batch[name] for name in ("image", "label", "weight")}
 
 
-def _shuffled(batches: list[dict], sizes: Sizes) -> Iterator[dict]:
-    """The held-out images in the drawn order, in batches of which the last is padded with images of no weight."""
-    whole = {name: np.concatenate([batch[name] for batch in batches]) for name in _arrays(batches[0])}
-    batches.clear()
-    order = np.random.default_rng(ORDER).permutation(sizes.held_out)
-    for start in range(0, sizes.held_out, sizes.batch):
-        part = order[start : start + sizes.batch]
-        missing = sizes.batch - len(part)
-        batch = {name: array[np.pad(part, (0, missing))] for name, array in whole.items()}
-        batch["weight"] = np.where(np.arange(sizes.batch) < len(part), batch["weight"], np.float32(0))
+def _batches(arrays: dict[str, np.ndarray], order: np.ndarray, size: int) -> Iterator[dict]:
+    """The images in this order, in batches of which the last is padded with images of no weight."""
+    for start in range(0, len(order), size):
+        part = order[start : start + size]
+        batch = {name: array[np.pad(part, (0, size - len(part)))] for name, array in arrays.items()}
+        batch["weight"] = (np.arange(size) < len(part)).astype(np.float32)
         yield batch
 
 

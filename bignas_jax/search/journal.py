@@ -1,6 +1,7 @@
 """The file of a search's evaluations, each appended as it is made: what a killed search has is not lost."""
 
 import base64
+import contextlib
 import json
 import os
 import pathlib
@@ -12,15 +13,20 @@ import numpy as np
 from bignas_jax.architecture import Architecture
 from bignas_jax.config import ConfigError
 
+BEGINNING = b'{"identity": '
+
 
 class Journal:
     """Records by (architecture, part), in a file of JSON lines that begins with what they depend on.
 
     A line that a kill cut short is dropped. A file that depends on something else (another checkpoint, other images)
-    is set aside under a free name, not overwritten.
+    is set aside under a free name, not overwritten; one that was set aside and depends on just this comes back.
 
     Args:
       path: of the file. identity: what every record depends on, as JSON values.
+
+    Attributes:
+      set_aside: where the file went that was there, or None. differences: the keys in which it differed.
 
     Raises:
       ConfigError: the file is none that a search wrote; one line.
@@ -29,13 +35,19 @@ class Journal:
     def __init__(self, path: pathlib.Path, identity: Mapping[str, Any]):
         self.path, self._records = path, {}
         self.set_aside: pathlib.Path | None = None
+        self.differences: tuple[str, ...] = ()
         path.parent.mkdir(parents=True, exist_ok=True)
         identity = json.loads(json.dumps(dict(identity)))
-        lines = self._read()
-        if lines and lines[0].get("identity") != identity:
+        lines = _read(path)
+        if lines and lines[0]["identity"] != identity:
+            there = lines[0]["identity"]
+            self.differences = tuple(k for k in {**there, **identity} if there.get(k) != identity.get(k))
             self.set_aside = _free_name(path)
             path.replace(self.set_aside)
             lines = []
+        if not lines and (before := _with_identity(path, identity)):
+            before.replace(path)
+            lines = _read(path)
         for record in lines[1:]:
             self._records[_key(record)] = record
         self._file = open(path, "a")
@@ -56,42 +68,59 @@ class Journal:
     def __len__(self) -> int:
         return len(self._records)
 
-    @property
-    def seconds(self) -> float:
-        """Of searching, up to the last record."""
-        return max((record.get("seconds", 0.0) for record in self._records.values()), default=0.0)
-
     def close(self) -> None:
         self._file.close()
 
     def _write(self, record: dict) -> None:
-        self._file.write(json.dumps(record) + "\n")
+        self._file.write(json.dumps(record, allow_nan=False) + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())
 
-    def _read(self) -> list[dict]:
-        if not self.path.exists():
-            return []
-        data = self.path.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
-        if len(whole) < len(data):
-            with open(self.path, "r+b") as file:
-                file.truncate(len(whole))
-        found = []
-        for number, line in enumerate(whole.splitlines(), 1):
-            try:
-                record = json.loads(line)
-                if number > 1:
-                    _key(record)
-                elif not isinstance(record, dict) or "identity" not in record:
-                    raise ValueError("no identity")
-                found.append(record)
-            except (ValueError, KeyError, TypeError) as error:
-                raise ConfigError(
-                    f"{self.path} line {number}: found something that no search wrote ({error}), expected a record "
-                    "of an evaluation: move the file away to search anew"
-                ) from error
-        return found
+
+def _read(path: pathlib.Path) -> list[dict]:
+    """The whole lines of a file, which then ends with them; nothing if there is none.
+
+    Raises:
+      ConfigError: no search wrote it.
+    """
+    if not path.exists():
+        return []
+    data = path.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    if not whole and not data.startswith(BEGINNING[: len(data)]):
+        raise ConfigError(_foreign(path, 1, "no identity"))
+    found = []
+    for number, line in enumerate(whole.splitlines(), 1):
+        try:
+            record = json.loads(line)
+            if number > 1:
+                _key(record)
+            elif not isinstance(record, dict) or not isinstance(record.get("identity"), dict):
+                raise ValueError("no identity")
+            found.append(record)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(_foreign(path, number, str(error))) from error
+    if len(whole) < len(data):
+        with open(path, "r+b") as file:
+            file.truncate(len(whole))
+    return found
+
+
+def _foreign(path: pathlib.Path, number: int, reason: str) -> str:
+    return (
+        f"{path} line {number}: found something that no search wrote ({reason}), expected a record of an evaluation: "
+        "move the file away to search anew"
+    )
+
+
+def _with_identity(path: pathlib.Path, identity: dict) -> pathlib.Path | None:
+    """A file that was set aside and depends on just this."""
+    for before in sorted(path.parent.glob(f"{path.stem}-*{path.suffix}")):
+        with contextlib.suppress(ConfigError):
+            lines = _read(before)
+            if lines and lines[0]["identity"] == identity:
+                return before
+    return None
 
 
 def _key(record: dict) -> tuple[Architecture, str]:

@@ -1,6 +1,7 @@
 """What is searched: a space, what its architectures cost, and the budgets that the winners must keep."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -73,9 +74,10 @@ class Problem:
         """Whether `arch` is in the space searched, and keeps every limit of the budget."""
         if arch not in self.space:
             return False
-        limits = budget.limits()
-        known = self.costs(arch) if "latency_ms" in limits else self._cheap_costs(arch)
-        return all(known[kind] <= limit for kind, limit in limits.items())
+        limits, cheap = budget.limits(), self._cheap_costs(arch)
+        if any(cheap[kind] > limit for kind, limit in limits.items() if kind != "latency_ms"):
+            return False
+        return "latency_ms" not in limits or self.costs(arch)["latency_ms"] <= limits["latency_ms"]
 
     def use(self, arch: Architecture, budget: Budget) -> float:
         """The part of a budget that `arch` uses, 1 being all: of the limit that it comes nearest to."""
@@ -93,7 +95,7 @@ class Problem:
         return self.costs(arch)[self.cost]
 
     def sample(self, budget: Budget, rng: np.random.Generator) -> Architecture:
-        """An architecture within the budget, drawn uniformly from those; where few are, a drawn one is shrunk."""
+        """An architecture within the budget, drawn uniformly from those; where they are rare, a drawn one is shrunk."""
         for _ in range(TRIES):
             arch = self.space.sample(rng)
             if self.fits(arch, budget):
@@ -131,8 +133,10 @@ class Problem:
         least = self.costs(self.space.smallest)
         for kind, limit in budget.limits().items():
             if least[kind] > limit:
+                # Rounded up, so that the figure named is accepted.
+                enough = f"{math.ceil(1000 * least[kind]) / 1000:,}" if kind == "latency_ms" else f"{least[kind]:,}"
                 raise ConfigError(
-                    f"config.search.max_{kind}: found {limit:,.6g}, expected at least {least[kind]:,.6g}, "
+                    f"config.search.max_{kind}: found {limit:,.10g}, expected at least {enough}, "
                     f"what the smallest architecture costs"
                 )
 
@@ -161,18 +165,19 @@ def budgets_of(config: ConfigDict, biggest: dict[str, Any], smallest: dict[str, 
       biggest, smallest: what these architectures cost, by kind. Where no budget is named, `FRACTIONS` of the biggest's
         cost stand in, as far as the smallest fits.
     """
+    cap = f"-r{config.max_resolution}" if config.max_resolution else ""
     given = {kind: tuple(config[f"max_{kind}"]) for kind in COSTS}
     if not any(given.values()):
         kind = config.cost
         parts = [part for part in FRACTIONS if part * biggest[kind] >= smallest[kind]] or [1.0]
         return tuple(
-            Budget(f"{_UNITS[kind][0]}-{100 * part:.0f}pct", **{kind: part * biggest[kind]}) for part in parts
+            Budget(f"{_UNITS[kind][0]}-{100 * part:.0f}pct{cap}", **{kind: part * biggest[kind]}) for part in parts
         )
     number = max(map(len, given.values()))
     found: dict[str, Budget] = {}
     for n in range(number):
         limits = {kind: values[n if len(values) > 1 else 0] for kind, values in given.items() if values}
-        name = "-".join(f"{_UNITS[kind][0]}-{_short(limit, kind)}" for kind, limit in limits.items())
+        name = "-".join(f"{_UNITS[kind][0]}-{_short(limit, kind)}" for kind, limit in limits.items()) + cap
         while name in found:
             name += "-again"
         found[name] = Budget(name, **limits)

@@ -7,6 +7,7 @@ Maron and Moore, 1994, with the paired differences of Moore and Lee, 1994).
 
 import dataclasses
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -25,10 +26,10 @@ class Evaluation:
 
     Attributes:
       number: position in the order of scoring. phase: of the strategy.
-      top1, top5: fractions; loss: mean cross-entropy; images: how many were scored.
+      top1, top5: fractions; loss: mean cross-entropy, perhaps not a number; images: how many were scored.
       complete: on all held-out images. If not, top1 is an estimate: that of the best rival on all images, plus the
         difference to it on the first part.
-      correct: of the first part's images, bool [first part]. seconds: of searching until it was scored.
+      correct: of the first part's images, bool [first part]. seconds: of evaluation in this search until it was scored.
     """
 
     number: int
@@ -40,7 +41,7 @@ class Evaluation:
     images: int
     complete: bool
     correct: np.ndarray = dataclasses.field(repr=False, compare=False)
-    seconds: float = 0.0
+    seconds: float = dataclasses.field(default=0.0, compare=False)
 
 
 class Race:
@@ -51,7 +52,6 @@ class Race:
       confidence: a candidate drops out when its accuracy is below its rival's by more than this many standard errors
         of their difference on the first part. front: rivals are those that cost no more; else those that share a
         budget. tick: called before each evaluation; what it raises ends the race.
-      clock: seconds of searching so far.
     """
 
     def __init__(
@@ -61,11 +61,11 @@ class Race:
         journal: Journal,
         confidence: float,
         front: bool,
-        clock: Callable[[], float],
         tick: Callable[[], None] = lambda: None,
     ):
         self._problem, self._held_out, self._journal = problem, held_out, journal
-        self._confidence, self._front, self._clock, self._tick = confidence, front, clock, tick
+        self._confidence, self._front, self._tick = confidence, front, tick
+        self.seconds = 0.0  # of evaluation, of those found in the journal too
         self.evaluations: dict[Architecture, Evaluation] = {}
         self.made = 0  # parts that were computed, not found in the journal
 
@@ -89,7 +89,9 @@ class Race:
             if estimate is None and self._held_out.sizes.first < self._held_out.sizes.held_out:
                 parts.append(self._part(arch, "rest", statistics))
             statistics.pop(arch, None)
-            self.evaluations[arch] = _evaluation(numbers[arch], new[arch], parts, correct, estimate)
+            self.evaluations[arch] = _evaluation(
+                numbers[arch], new[arch], parts, correct, estimate, round(self.seconds, 3)
+            )
         return {p.arch: self.evaluations[p.arch].top1 for p in proposals}
 
     def complete(self) -> dict[Architecture, float]:
@@ -99,22 +101,26 @@ class Race:
     def rivals(self, arch: Architecture) -> list[Evaluation | None]:
         """The best complete evaluation of each group that `arch` is in; None for a group that has none yet.
 
-        A group is a budget that `arch` keeps; for a front there is one group, of those that cost no more.
+        A group is a budget that `arch` keeps. For a front it is those that cost no more, and every budget that limits
+        another kind of cost than the front's.
         """
         complete = [e for e in self._searched() if e.complete and e.arch != arch]
+        budgets, found = self._problem.budgets, []
         if self._front:
             cost = self._problem.cost_of(arch)
-            return [_best(e for e in complete if self._problem.cost_of(e.arch) <= cost)]
-        budgets = [budget for budget in self._problem.budgets if self._problem.fits(arch, budget)]
-        return [self.best(budget, complete) for budget in budgets]
+            found = [_best(e for e in complete if self._problem.cost_of(e.arch) <= cost)]
+            budgets = [budget for budget in budgets if set(budget.limits()) != {self._problem.cost}]
+        return found + [self.best(budget, complete) for budget in budgets if self._problem.fits(arch, budget)]
 
     def best(self, budget: Budget, among: Iterable[Evaluation] | None = None) -> Evaluation | None:
         """The best complete evaluation within a budget: by top-1, of equals by loss, then by cost."""
         found = self.evaluations.values() if among is None else among
         within = [e for e in found if e.complete and self._problem.fits(e.arch, budget)]
-        return min(
-            within, key=lambda e: (-e.top1, e.loss, self._problem.cost_of(e.arch), e.arch.to_json()), default=None
-        )
+
+        def rank(e: Evaluation) -> tuple:
+            return -e.top1, _finite(e.loss), self._problem.cost_of(e.arch), e.arch.to_json()
+
+        return min(within, key=rank, default=None)
 
     def front(self) -> list[Evaluation]:
         """The complete evaluations that no other beats in cost and top-1, by rising cost."""
@@ -140,22 +146,24 @@ class Race:
                 return None
             estimates.append(rival.top1 + difference)
         # One that no budget allows has no group; it loses, by the figure it has.
-        return float(np.clip(max(estimates, default=correct.mean()), 0, 1))
+        return float(np.clip(min(estimates, default=correct.mean()), 0, 1))
 
     def _part(self, arch: Architecture, part: str, statistics: dict) -> dict[str, Any]:
         """The record of a part, computed unless the journal has it. `statistics` keeps those of the candidates."""
         self._tick()
         record = self._journal.find(arch, part)
-        if record is not None:
-            return record
-        if arch not in statistics:
-            statistics[arch] = self._held_out.calibrate(arch)
-        rows = self._held_out.outcomes(arch, statistics[arch], rest=part == "rest")
-        values = totals(rows)
-        if part == "first":
-            values["correct"] = packed(rows[:, 0] > 0)
-        self.made += 1
-        return self._journal.add(arch, part, **values, seconds=round(self._clock(), 3))
+        if record is None:
+            start = time.monotonic()
+            if arch not in statistics:
+                statistics[arch] = self._held_out.calibrate(arch)
+            rows = self._held_out.outcomes(arch, statistics[arch], rest=part == "rest")
+            values = totals(rows)
+            if part == "first":
+                values["correct"] = packed(rows[:, 0] > 0)
+            self.made += 1
+            record = self._journal.add(arch, part, **values, seconds=round(time.monotonic() - start, 4))
+        self.seconds += record["seconds"]
+        return record
 
 
 def paired(ours: np.ndarray, theirs: np.ndarray, total: int) -> tuple[float, float]:
@@ -173,18 +181,30 @@ def paired(ours: np.ndarray, theirs: np.ndarray, total: int) -> tuple[float, flo
 
 
 def totals(rows: np.ndarray) -> dict[str, Any]:
-    """Sums of `Evaluator.outcomes`, exact in JSON."""
+    """Sums of `Evaluator.outcomes`, exact in JSON; a loss that is not finite is None."""
     top1, top5, loss = np.sum(rows, 0, dtype=np.float64)
-    return {"images": len(rows), "top1_images": int(top1), "top5_images": int(top5), "loss_sum": float(loss)}
+    loss = float(loss) if np.isfinite(loss) else None
+    return {"images": len(rows), "top1_images": int(top1), "top5_images": int(top5), "loss_sum": loss}
+
+
+def _finite(loss: float) -> float:
+    """For a comparison: what is not a number is worse than all that are."""
+    return loss if math.isfinite(loss) else math.inf
 
 
 def _evaluation(
-    number: int, proposal: Proposal, parts: Sequence[Mapping], correct: np.ndarray, estimate: float | None
+    number: int,
+    proposal: Proposal,
+    parts: Sequence[Mapping],
+    correct: np.ndarray,
+    estimate: float | None,
+    seconds: float,
 ) -> Evaluation:
     images = sum(part["images"] for part in parts)
 
     def mean(name: str) -> float:
-        return sum(part[name] for part in parts) / images
+        values = [part[name] for part in parts]
+        return math.nan if None in values else sum(values) / images
 
     return Evaluation(
         number=number,
@@ -196,7 +216,7 @@ def _evaluation(
         images=images,
         complete=estimate is None,
         correct=correct,
-        seconds=max(part["seconds"] for part in parts),
+        seconds=seconds,
     )
 
 

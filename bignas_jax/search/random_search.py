@@ -12,7 +12,10 @@ TRIES = 30  # draws for one architecture that is new
 
 
 class RandomSearch:
-    """Draws architectures uniformly from those within a budget, the budgets in turn."""
+    """Draws architectures from those within a budget, the budgets in turn: uniformly, unless these are rare.
+
+    No predictor screens them: that would be no baseline.
+    """
 
     front = False
 
@@ -24,13 +27,13 @@ class RandomSearch:
     def ask(self, count: int, pool: int = 1) -> list[Proposal]:
         found: dict[Architecture, None] = {}
         budgets = self._problem.budgets
-        for number in range(count * pool * TRIES):
+        for number in range(count * TRIES):
             arch = self._problem.sample(budgets[number % len(budgets)], self._rng)
             if arch not in self._told:
                 found[arch] = None
-            if len(found) == count * pool:
+            if len(found) == count:
                 break
-        return [Proposal(arch, "random") for arch in found]
+        return [Proposal(arch, "random", screen=False) for arch in found]
 
     def tell(self, scores: Mapping[Architecture, float]) -> None:
         self._told.update(scores)

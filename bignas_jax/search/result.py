@@ -1,7 +1,11 @@
 """What a search leaves: result.json, a file for each winner, the report, and a table for the terminal."""
 
+import contextlib
+import dataclasses
 import json
+import math
 import pathlib
+import sys
 from typing import Any
 
 from bignas_jax.architecture import Architecture
@@ -15,17 +19,24 @@ from bignas_jax.search.screening import Screening
 from bignas_jax.session import Session
 
 
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What a search ends with: its evaluations, the winners by budget, the predictor and the table of latencies."""
+
+    race: Race
+    winners: dict[str, Evaluation]
+    screening: Screening
+    latency: LatencyTable | None
+
+
 def result_of(
     session: Session,
+    workdir: str,
     step: int,
     sizes: Sizes,
     problem: Problem,
-    race: Race,
-    winners: dict[str, Evaluation],
+    found: Found,
     final: dict[Architecture, dict[str, Any]],
-    screening: Screening,
-    latency: LatencyTable | None,
-    seconds: float,
 ) -> dict[str, Any]:
     """All that a search found, as JSON values.
 
@@ -35,14 +46,16 @@ def result_of(
     config, device = session.config, session.mesh.devices.flat[0]
     val = next(iter(final.values()))["images"]
     extremes = {session.space.biggest: "MAX", session.space.smallest: "MIN"}
-    rows = [(name, e.arch) for name, e in winners.items()] + [(name, arch) for arch, name in extremes.items()]
+    rows = [(name, e.arch) for name, e in found.winners.items()] + [(name, arch) for arch, name in extremes.items()]
     return {
         "run": {
+            "workdir": workdir,
             "step": step,
             "strategy": config.search.strategy,
             "cost": problem.cost,
             "seed": config.search.seed,
-            "seconds": round(seconds, 1),
+            "seconds": round(found.race.seconds, 1),
+            "screened_rounds": found.screening.rounds,
             "device": f"{device.device_kind} x {session.mesh.size}",
             "images": {
                 "calibration": sizes.calibration,
@@ -54,7 +67,7 @@ def result_of(
         "config": config.to_dict(),
         "space": session.space.to_dict(),
         "evaluations": [
-            _row(problem, e) for e in sorted(race.evaluations.values(), key=lambda e: e.number)
+            _row(problem, e) for e in sorted(found.race.evaluations.values(), key=lambda e: e.number)
         ],
         "budgets": [
             {
@@ -64,15 +77,15 @@ def result_of(
                     **budget.limits(),
                     "resolution": config.search.max_resolution or None,
                 },
-                "winner": winners[budget.name].number,
+                "winner": found.winners[budget.name].number,
                 "file": f"children/{budget.name}/architecture.json",
             }
             for budget in problem.budgets
         ],
-        "front": [e.number for e in race.front()],
-        "final": [_final_row(problem, race, name, arch, final[arch]) for name, arch in rows],
-        "predictor": screening.history,
-        "latency": None if latency is None else latency.check(),
+        "front": [e.number for e in found.race.front()],
+        "final": [_final_row(problem, found.race, name, arch, final[arch]) for name, arch in rows],
+        "predictor": found.screening.history,
+        "latency": None if found.latency is None else found.latency.check(),
     }
 
 
@@ -83,7 +96,7 @@ def _row(problem: Problem, e: Evaluation) -> dict[str, Any]:
         **problem.costs(e.arch),
         "top1": e.top1,
         "top5": e.top5,
-        "loss": e.loss,
+        "loss": e.loss if math.isfinite(e.loss) else None,
         "images": e.images,
         "complete": e.complete,
         "seconds": e.seconds,
@@ -101,19 +114,35 @@ def _final_row(
         "architecture": arch.to_dict(),
         **problem.costs(arch),
         "holdout_top1": None if evaluation is None else evaluation.top1,
-        **{key: found[key] for key in ("top1", "top5", "images")},
+        **{key: found[key] for key in ("measured_ms", "top1", "top5", "images")},
     }
 
 
 def write(result: dict[str, Any], workdir: pathlib.Path) -> None:
     """Writes children/<budget>/architecture.json, search/result.json and the report."""
+    _replace(workdir / "search" / "result.json", json.dumps(result, allow_nan=False) + "\n")
     numbered = {row["number"]: row["architecture"] for row in result["evaluations"]}
     for budget in result["budgets"]:
         path = workdir / budget["file"]
+        _set_aside(path, numbered[budget["winner"]])
         path.parent.mkdir(parents=True, exist_ok=True)
         _replace(path, json.dumps(numbered[budget["winner"]]) + "\n")
-    _replace(workdir / "search" / "result.json", json.dumps(result) + "\n")
     report.write(result, workdir / "search")
+
+
+def _set_aside(path: pathlib.Path, winner: dict[str, Any]) -> None:
+    """Renames the folder of an earlier winner, if it holds more than its architecture: files exported from it."""
+    folder = path.parent
+    if not path.exists() or len(list(folder.iterdir())) == 1:
+        return
+    with contextlib.suppress(ValueError):
+        if json.loads(path.read_text()) == winner:
+            return
+    number = 1
+    while (free := folder.with_name(f"{folder.name}-before-{number}")).exists():
+        number += 1
+    folder.replace(free)
+    print(f"{folder} held files of an earlier winner; they are now in {free}", file=sys.stderr)
 
 
 def _replace(path: pathlib.Path, text: str) -> None:
@@ -125,7 +154,7 @@ def _replace(path: pathlib.Path, text: str) -> None:
 def table(result: dict[str, Any]) -> str:
     """The winners, MAX and MIN as text."""
     timed = result["latency"] is not None
-    head = ["budget", "architecture", "MACs (M)", "params (M)", *(["ms"] if timed else [])]
+    head = ["budget", "architecture", "MACs (M)", "params (M)", *(["estimated ms", "measured ms"] if timed else [])]
     head += ["held-out top-1 %", "val top-1 %", "val top-5 %"]
     body = [
         (
@@ -133,7 +162,7 @@ def table(result: dict[str, Any]) -> str:
             compact(row["architecture"]),
             f"{row['macs'] / 1e6:,.2f}",
             f"{row['params'] / 1e6:,.3f}",
-            *([f"{row['latency_ms']:.3g}"] if timed else []),
+            *([f"{row['latency_ms']:.3g}", f"{row['measured_ms']:.3g}"] if timed else []),
             "-" if row["holdout_top1"] is None else f"{100 * row['holdout_top1']:.2f}",
             f"{100 * row['top1']:.2f}",
             f"{100 * row['top5']:.2f}",
@@ -141,6 +170,35 @@ def table(result: dict[str, Any]) -> str:
         for row in result["final"]
     ]
     return aligned(head, body, left=2)
+
+
+def notes(result: dict[str, Any]) -> list[str]:
+    """What the table's figures rest on: one line each for the search, the predictor and the latencies."""
+    run = result["run"]
+    complete = sum(row["complete"] for row in result["evaluations"])
+    first, held_out = run["images"]["first_part"], run["images"]["holdout"]
+    lines = [
+        f"{len(result['evaluations'])} architectures evaluated in {run['seconds']:.0f} s, {complete} of them on all "
+        f"{held_out:,} held-out images, the others on {first:,}"
+    ]
+    if result["predictor"]:
+        last, least = result["predictor"][-1], result["config"]["search"]["predictor_min_tau"]
+        lines.append(
+            f"predictor: Kendall's tau {last['tau']:.2f} on evaluations it was not fitted to, at {last['evaluations']} "
+            f"evaluations; it screened {run['screened_rounds']} rounds (those at tau {least:.2f} and more)"
+        )
+    elif result["config"]["search"]["predictor"]:
+        lines.append("predictor: too few evaluations to fit one")
+    if result["latency"]:
+        table = result["latency"]
+        error = "not known, the space is too small to hold networks back"
+        if table["error"] is not None:
+            error = f"{100 * table['error']:.1f}% on {len(table['networks'])} whole networks held back"
+        lines.append(
+            f"latency at batch {table['batch_size']} on {table['device']}, from {table['blocks']} measured blocks: "
+            f"median error {error}"
+        )
+    return lines
 
 
 def compact(arch: dict[str, Any]) -> str:

@@ -6,9 +6,8 @@ import fcntl
 import pathlib
 import signal
 import sys
-import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import jax
@@ -20,7 +19,7 @@ from bignas_jax.architecture import Architecture
 from bignas_jax.buckets import Bucket, use_compilation_cache
 from bignas_jax.checkpoint import Checkpoints
 from bignas_jax.config import ConfigError
-from bignas_jax.reporting import assess
+from bignas_jax.reporting import HELD_OUT_FIELDS, NETWORK_FIELDS, assess, check_run
 from bignas_jax.search import held_out as images
 from bignas_jax.search.coarse_to_fine import CoarseToFine
 from bignas_jax.search.evolution import Evolution
@@ -31,13 +30,15 @@ from bignas_jax.search.pareto import Pareto
 from bignas_jax.search.problem import Problem, budgets_of, capped
 from bignas_jax.search.race import Evaluation, Race
 from bignas_jax.search.random_search import RandomSearch
-from bignas_jax.search.result import result_of, write
+from bignas_jax.search.result import Found, result_of, write
 from bignas_jax.search.screening import Screening
 from bignas_jax.search.strategy import Proposal, Strategy
 from bignas_jax.session import Session
+from bignas_jax.space import SearchSpace
 from bignas_jax.training import Signals, Stopped
 
-PREPARED = 100  # random architectures whose blocks are timed before a search under a latency
+PREPARED = 40  # random architectures whose blocks are timed before a search under a latency
+PREPARED_AT_A_TIME = 10
 LEAST_GENERATION = 8
 IDLE_ROUNDS = 20  # rounds of known architectures after which a space counts as exhausted
 
@@ -73,28 +74,28 @@ def search(config: ConfigDict, workdir: str | pathlib.Path, checkpoint: str = "n
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(_locked(workdir / "search"))
         signals = stack.enter_context(Signals())
+        scored: Collection = ()
+
+        def tick() -> None:
+            if signals.received:
+                raise SearchStopped(signals.received, len(scored))
+
         latency = _latency_table(session, folder)
-        problem = make_problem(session, latency)
-        journal = Journal(folder / "evaluations.jsonl", identity(session, sizes, weights, step))
+        problem = make_problem(session, latency, tick)
+        held_out = _place_images(session, weights, sizes, problem)
+        journal = Journal(folder / "evaluations.jsonl", identity(session, held_out, weights, step))
         stack.callback(journal.close)
         _say_what_is_there(journal)
-        race = Race(
-            problem,
-            _place_images(session, weights, sizes, problem),
-            journal,
-            config.search.confidence,
-            config.search.strategy == "pareto",
-            _clock(journal),
-            lambda: _stop_if(signals, len(race.evaluations)),
-        )
+        strategy = make_strategy(config, problem)
+        race = Race(problem, held_out, journal, config.search.confidence, strategy.front, tick)
+        scored = race.evaluations
         screening = Screening(
             problem, config.search.predictor_pool, config.search.predictor_min_tau, config.search.seed
         )
-        explore(config, problem, race, screening, session.space.biggest)
-        winners = winners_of(problem, race)
-        final = _final(session, weights, journal, race, winners, signals)
-        result = result_of(session, step, sizes, problem, race, winners, final, screening, latency, journal.seconds)
-    result["run"]["workdir"] = str(workdir)
+        explore(config, problem, strategy, race, screening, session.space.biggest)
+        found = Found(race, winners_of(problem, race), screening, latency)
+        final = _final(session, weights, journal, found, tick)
+        result = result_of(session, str(workdir), step, held_out.sizes, problem, found, final)
     write(result, workdir)
     return result
 
@@ -116,10 +117,12 @@ def open_run(config: ConfigDict, workdir: pathlib.Path, checkpoint: str) -> tupl
     """The session of a run, its weights on the devices, and the checkpoint's step.
 
     Raises:
-      ValueError: there is no such checkpoint or it does not fit, or there are too few images; one line.
+      ValueError: there is no such checkpoint, the run was trained with another config, or there are too few images; one
+        line.
     """
     checkpoints = Checkpoints(workdir, read_only=True)
     try:
+        check_run(config, workdir, NETWORK_FIELDS + HELD_OUT_FIELDS)
         step = checkpoints.find(checkpoint)
         session = Session.open(config)
         session.check_evaluation("holdout", "val")
@@ -141,7 +144,9 @@ def _locked(folder: pathlib.Path) -> Iterator[pathlib.Path]:
         yield folder
 
 
-def make_problem(session: Session, latency: LatencyTable | None = None) -> Problem:
+def make_problem(
+    session: Session, latency: LatencyTable | None = None, tick: Callable[[], None] = lambda: None
+) -> Problem:
     """What the config asks to be searched.
 
     Raises:
@@ -152,14 +157,22 @@ def make_problem(session: Session, latency: LatencyTable | None = None) -> Probl
     arguments = dict(
         num_classes=session.config.model.num_classes, latency=None if latency is None else latency.estimate
     )
+    if latency is not None:
+        _time_blocks(latency, space, tick)
     costs = Problem(space, budgets=(), **arguments).costs
     budgets = budgets_of(config, costs(space.biggest), costs(space.smallest))
-    if latency is not None:
-        # Most blocks of the space at once: their programs compile side by side.
-        rng = np.random.default_rng(0)
-        latency.prepare([space.biggest, space.smallest, *(space.sample(rng) for _ in range(PREPARED))])
     named = any((config.max_macs, config.max_params, config.max_latency_ms))
     return Problem(space, budgets=budgets, cost=config.cost, bounded=bool(named), **arguments)
+
+
+def _time_blocks(latency: LatencyTable, space: SearchSpace, tick: Callable[[], None]) -> None:
+    """Most blocks of the space before the search, many at a time: their programs compile side by side."""
+    print("timing blocks of the network; each is timed once on a device and kept", file=sys.stderr)
+    rng = np.random.default_rng(0)
+    archs = [space.biggest, space.smallest, *(space.sample(rng) for _ in range(PREPARED))]
+    for start in range(0, len(archs), PREPARED_AT_A_TIME):
+        tick()
+        latency.prepare(archs[start : start + PREPARED_AT_A_TIME])
 
 
 def _latency_table(session: Session, folder: pathlib.Path) -> LatencyTable | None:
@@ -176,8 +189,8 @@ def _latency_table(session: Session, folder: pathlib.Path) -> LatencyTable | Non
     )
 
 
-def identity(session: Session, sizes: images.Sizes, weights: Any, step: int) -> dict[str, Any]:
-    """What an evaluation depends on: the weights, the images and how they are used."""
+def identity(session: Session, held_out: HeldOut, weights: Any, step: int) -> dict[str, Any]:
+    """What an evaluation depends on: the weights, the images and how they are used; not the number of devices."""
     config = session.config
     data = {name: value for name, value in config.data.to_dict().items() if name not in ("augment", "num_workers")}
     return {
@@ -188,7 +201,8 @@ def identity(session: Session, sizes: images.Sizes, weights: Any, step: int) -> 
         "dtype": config.model.dtype,
         "seed": config.seed,
         "data": data,
-        "images": dataclasses.asdict(sizes),
+        "images": {name: n for name, n in dataclasses.asdict(held_out.sizes).items() if name != "batch"},
+        "pixels": held_out.checksum,
         "final": config.calibration.to_dict(),
     }
 
@@ -204,14 +218,25 @@ def _place_images(session: Session, weights: Any, sizes: images.Sizes, problem: 
     """The images on the devices if they fit, else in the host's memory; and the executables."""
     needed, allowed = images.device_bytes(session, sizes), images.allowed_bytes(session)
     resident = allowed is None or needed <= allowed
-    if not resident:
+    held_out = None
+    if resident:
+        try:
+            held_out = HeldOut(session, weights, sizes, resident=True)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+    if held_out is None:
+        least = "" if allowed is None else f", of which {allowed / 1e9:.3g} GB may be used"
+        number = sizes.held_out + sizes.calibration
         print(
-            f"the {sizes.held_out + sizes.calibration:,} images of the search take {needed / 1e9:.3g} GB a device, of "
-            f"which {allowed / 1e9:.3g} GB may be used: they stay in the host's memory and are copied for every "
-            "candidate, which is slower (config.search.resident_gb, config.num_devices)",
+            f"the {number:,} images of the search take {needed / 1e9:.3g} GB a device{least}: they stay "
+            "in the host's memory and are copied for every candidate, which is slower "
+            "(config.search.resident_gb, config.num_devices)",
             file=sys.stderr,
         )
-    held_out = HeldOut(session, weights, sizes, resident)
+        held_out = HeldOut(session, weights, sizes, resident=False)
+    if held_out.skipped:
+        print(f"holdout: left out {held_out.skipped} corrupt images of {sizes.held_out}", file=sys.stderr)
     # MAX and MIN of the whole space are the reference, whatever the resolution cap.
     resolutions = {*problem.space.resolution, session.space.biggest.resolution, session.space.smallest.resolution}
     held_out.compile(sorted(resolutions))
@@ -220,19 +245,10 @@ def _place_images(session: Session, weights: Any, sizes: images.Sizes, problem: 
 
 def _say_what_is_there(journal: Journal) -> None:
     if journal.set_aside:
-        print(f"the evaluations of another checkpoint or other images are kept as {journal.set_aside}", file=sys.stderr)
+        changed = ", ".join(journal.differences)
+        print(f"evaluations that differ in {changed} are kept as {journal.set_aside}", file=sys.stderr)
     if len(journal):
         print(f"going on with the evaluations in {journal.path}", file=sys.stderr)
-
-
-def _clock(journal: Journal):
-    before, start = journal.seconds, time.monotonic()
-    return lambda: before + time.monotonic() - start
-
-
-def _stop_if(signals: Signals, evaluations: int) -> None:
-    if signals.received:
-        raise SearchStopped(signals.received, evaluations)
 
 
 def make_strategy(config: ConfigDict, problem: Problem) -> Strategy:
@@ -250,17 +266,17 @@ def make_strategy(config: ConfigDict, problem: Problem) -> Strategy:
 def explore(
     config: ConfigDict,
     problem: Problem,
+    strategy: Strategy,
     race: Race,
     screening: Screening,
     biggest: Architecture,
     progress: bool = True,
 ) -> None:
-    """Asks the strategy and scores what it asks for, until `config.search.num_evaluations` are made or nothing is left.
+    """Asks the strategy and scores what it asks for, until `config.search.num_evaluations` are made or nothing is new.
 
-    `biggest` (MAX of the whole space) and MIN come first, on top of that number.
+    `biggest` (MAX of the whole space) and the extremes of the space searched come first, on top of that number.
     """
     c = config.search
-    strategy = make_strategy(config, problem)
     # The space's own MAX is the reference, even where a cap keeps it out of the search.
     extremes = dict.fromkeys((biggest, problem.space.biggest, problem.space.smallest))
     strategy.tell(race.score([Proposal(arch, "extremes") for arch in extremes], always=True))
@@ -270,15 +286,16 @@ def explore(
             count = min(left, round_size(config))
             asked = strategy.ask(count, screening.pool)
             known = [p for p in asked if p.arch in race.evaluations]
-            new = screening.select([p for p in asked if p.arch not in race.evaluations], race, count)
-            if not asked:
-                break
+            new = screening.select([p for p in asked if p.arch not in race.evaluations], race, count)[:left]
             strategy.tell(race.score([*known, *new]))
             idle = 0 if new else idle + 1
-            if c.predictor and new:
+            if c.predictor and new and left > len(new):
                 screening.learn({arch: e.top1 for arch, e in race.evaluations.items() if arch in problem.space})
             bar.update(len(race.evaluations) - start - bar.n)
-            bar.set_postfix_str(_standing(problem, race))
+            bar.set_postfix_str(_standing(problem, race, screening))
+    if left > 0 and progress:
+        made = c.num_evaluations - left
+        print(f"nothing new to try after {made} of {c.num_evaluations} evaluations", file=sys.stderr)
 
 
 def round_size(config: ConfigDict) -> int:
@@ -292,9 +309,10 @@ def round_size(config: ConfigDict) -> int:
     return max(2, c.population // 2)
 
 
-def _standing(problem: Problem, race: Race) -> str:
+def _standing(problem: Problem, race: Race, screening: Screening) -> str:
     best = [race.best(budget) for budget in problem.budgets]
-    return " ".join("-" if e is None else f"{100 * e.top1:.2f}%" for e in best)
+    tau = [f"tau {screening.history[-1]['tau']:.2f}"] if screening.history else []
+    return " ".join(["-" if e is None else f"{100 * e.top1:.2f}%" for e in best] + tau)
 
 
 def winners_of(problem: Problem, race: Race) -> dict[str, Evaluation]:
@@ -314,17 +332,21 @@ def winners_of(problem: Problem, race: Race) -> dict[str, Evaluation]:
 
 
 def _final(
-    session: Session, weights: Any, journal: Journal, race: Race, winners: dict[str, Evaluation], signals: Signals
+    session: Session, weights: Any, journal: Journal, found: Found, tick: Callable[[], None]
 ) -> dict[Architecture, dict[str, Any]]:
-    """Validation figures of the winners, MAX and MIN: each in an executable of its own, as eval.py has it, once."""
-    archs = dict.fromkeys([e.arch for e in winners.values()])
+    """Validation figures of the winners, MAX and MIN: each in an executable of its own, as eval.py has it, once.
+
+    And their measured latency, where the search has to do with latencies.
+    """
+    archs = dict.fromkeys([e.arch for e in found.winners.values()])
     archs |= dict.fromkeys((session.space.biggest, session.space.smallest))
     missing = [arch for arch in archs if journal.find(arch, "val") is None]
     if missing:
-        _stop_if(signals, len(race.evaluations))
+        tick()
         placement = {arch: Bucket(arch, masked=False) for arch in missing}
         session.compile_evaluation(placement.values())
         for row in assess(session, weights, placement, "val"):
-            values = {name: row[name] for name in ("top1", "top5", "loss", "images")}
+            values = {name: row[name] for name in ("top1", "top5", "images")}
             journal.add(Architecture.from_dict(row["architecture"]), "val", **values)
-    return {arch: journal.find(arch, "val") for arch in archs}
+    measured = {arch: None if found.latency is None else found.latency.measure(arch) for arch in archs}
+    return {arch: {**journal.find(arch, "val"), "measured_ms": measured[arch]} for arch in archs}

@@ -8,6 +8,7 @@ from bignas_jax.search.problem import Problem
 from bignas_jax.search.race import Race
 from bignas_jax.search.strategy import Proposal
 
+GROWTH = 1.1
 LEAST = 24  # evaluations before a predictor is fitted
 
 
@@ -22,8 +23,9 @@ class Screening:
     def __init__(self, problem: Problem, pool: int, min_tau: float, seed: int):
         self._problem, self._pool, self._min_tau, self._seed = problem, pool, min_tau, seed
         self._predictor = Predictor(problem.space)
-        self._used = False
+        self._used, self._known = False, 0
         self.history: list[dict] = []  # evaluations, tau, used
+        self.rounds = 0  # of proposals that were screened
 
     @property
     def pool(self) -> int:
@@ -31,9 +33,13 @@ class Screening:
         return self._pool if self._used else 1
 
     def learn(self, scores: Mapping[Architecture, float]) -> None:
-        """Fits the predictor, after a look at how well it ranks evaluations that it was not fitted to."""
-        if len(scores) < LEAST:
+        """Fits the predictor, after a look at how well it ranks evaluations that it was not fitted to.
+
+        Only when evaluations have grown by a tenth since the last time: a fit is no small work.
+        """
+        if len(scores) < max(LEAST, GROWTH * self._known):
             return
+        self._known = len(scores)
         archs, values = list(scores), list(scores.values())
         tau = self._predictor.tau(archs, values, self._seed)
         self._used = tau >= self._min_tau
@@ -51,6 +57,7 @@ class Screening:
         count = min(count - len(kept), max(1, len(open_) // self.pool)) if open_ else 0
         if not self._used or count <= 0:
             return (kept + open_)[: len(kept) + max(count, 0)]
+        self.rounds += 1
         predicted = dict(zip([p.arch for p in open_], self._predictor.predict([p.arch for p in open_]), strict=True))
         groups: dict[int, list[Proposal]] = {}
         for p in open_:

@@ -6,7 +6,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from bignas_jax.buckets import shared
-from bignas_jax.data import DataError
+from bignas_jax.data import DataError, Loader
 from bignas_jax.devices import replicate
 from bignas_jax.evaluation import score_of
 from bignas_jax.search import held_out as images
@@ -60,11 +60,17 @@ def outcomes(held_out, arch):
 def test_sizes(lab):
     sizes = lab[2][True].sizes
     assert (sizes.calibration, sizes.calibration_batch, sizes.held_out) == (96, 48, HELD_OUT)
-    assert (sizes.batch, sizes.first) == (28, 28)  # 0.3 of 90 is 27, an even number for two devices
-    few = images.plan(Session.open(config(first_part=1.0, calibration_images=50)))
-    assert (few.first, few.batch, few.calibration) == (HELD_OUT, 46, 48)
+    assert (sizes.first, sizes.batch) == (27, 48)
+    every = images.plan(Session.open(config(first_part=1.0, calibration_images=50)))
+    assert (every.first, every.batch, every.calibration) == (HELD_OUT, 48, 48)
     one = images.plan(Session.open(config(first_part=0.001)))
-    assert one.first == one.batch == 2
+    assert (one.first, one.batch) == (1, 48)
+    # The number of devices changes the batch alone.
+    eight = images.plan(Session.open(config(devices=8, first_part=0.6)))
+    assert (eight.first, eight.batch) == (54, 56)
+    large = config(first_part=0.8)
+    large.evaluation.batch_size = 50
+    assert (images.plan(Session.open(large)).first, images.plan(Session.open(large)).batch) == (72, 48)
 
 
 def test_the_sum_of_both_parts_is_the_evaluation_of_the_split(lab):
@@ -74,11 +80,30 @@ def test_the_sum_of_both_parts_is_the_evaluation_of_the_split(lab):
     expected = session.evaluate(weights, placement, "holdout")
     for arch in archs:
         first, rest = outcomes(both[True], arch)
-        assert (len(first), len(rest)) == (28, HELD_OUT - 28)
+        assert (len(first), len(rest)) == (27, HELD_OUT - 27)
         found = score_of(np.concatenate([first, rest]))
         assert (found.top1, found.top5, found.images) == (expected[arch].top1, expected[arch].top5, HELD_OUT)
         assert found.loss == pytest.approx(expected[arch].loss, rel=1e-5)
     assert len({score.loss for score in expected.values()}) == len(archs), "a trivial case"
+
+
+def test_corrupt_images_are_left_out_and_counted(lab, monkeypatch):
+    session, weights, both, _ = lab
+    sizes = images.plan(session)
+    once = Loader.once
+
+    def some_corrupt(loader):
+        for batch in once(loader):
+            corrupt = np.arange(len(batch["weight"])) % 10 == 3
+            yield batch | {"weight": np.where(corrupt, 0, batch["weight"]).astype(np.float32)}
+
+    monkeypatch.setattr(Loader, "once", some_corrupt)
+    found = HeldOut(session, weights, sizes, resident=True)
+    assert found.skipped == 9 and found.sizes.held_out == HELD_OUT - 9 and found.sizes.first == 24
+    assert found.checksum != both[True].checksum == both[False].checksum
+    monkeypatch.setattr(Loader, "once", lambda loader: (b | {"weight": 0 * b["weight"]} for b in once(loader)))
+    with pytest.raises(DataError, match="no held-out image could be read"):
+        HeldOut(session, weights, sizes, resident=True)
 
 
 def test_images_in_host_memory_give_the_same_numbers(lab):
@@ -107,15 +132,15 @@ def test_a_candidate_needs_no_compile_and_no_reading(lab, monkeypatch):
 
 
 def test_the_first_part_is_a_sample_of_all_classes(lab):
-    labels = np.concatenate([np.asarray(batch["label"]) for batch in lab[2][True]._held_out[:1]])
+    labels = np.concatenate([np.asarray(batch["label"]) for batch in lab[2][True]._first[:1]])
     assert len(set(labels)) >= 8
     assert (np.diff(labels) < 0).sum() > 5, "in order"
 
 
 def test_images_lie_in_parts_on_the_devices(lab):
-    image = lab[2][True]._held_out[0]["image"]
-    assert [shard.data.shape for shard in image.addressable_shards] == [(14, 8, 8, 3)] * 2
-    assert isinstance(lab[2][False]._held_out[0]["image"], np.ndarray)
+    image = lab[2][True]._first[0]["image"]
+    assert [shard.data.shape for shard in image.addressable_shards] == [(24, 8, 8, 3)] * 2
+    assert isinstance(lab[2][False]._first[0]["image"], np.ndarray)
 
 
 def test_memory(lab):
@@ -131,5 +156,5 @@ def test_too_few_images_are_refused():
         none = config()
         none.data.holdout = 0
         images.plan(Session.open(none))
-    with pytest.raises(DataError, match="2000 images of the calibration split"):
+    with pytest.raises(DataError, match="2000 images of the calibration .* lower config.search.calibration_images"):
         images.plan(Session.open(config(calibration_images=2000)))

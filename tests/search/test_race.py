@@ -5,11 +5,12 @@ import math
 
 import numpy as np
 import pytest
-from landscape import SPACE, FakeHeldOut, accuracy, problem
+from landscape import CLASSES, SPACE, FakeHeldOut, accuracy, problem
 
 from bignas_jax.config import ConfigError
 from bignas_jax.search.held_out import Sizes
 from bignas_jax.search.journal import Journal, packed, unpacked
+from bignas_jax.search.problem import Budget, Problem
 from bignas_jax.search.race import Race, paired
 from bignas_jax.search.strategy import Proposal
 
@@ -23,7 +24,7 @@ def proposals(archs):
 
 def race(tmp_path, held_out=None, searched=None, confidence=2.0, front=False, name="j.jsonl"):
     journal = Journal(tmp_path / name, {"step": 1})
-    return Race(searched or problem(0.6, 1.0), held_out or FakeHeldOut(), journal, confidence, front, lambda: 0.0)
+    return Race(searched or problem(0.6, 1.0), held_out or FakeHeldOut(), journal, confidence, front)
 
 
 def test_scores_are_those_of_all_images_for_all_that_stay(tmp_path):
@@ -85,7 +86,7 @@ def test_always_scores_on_all_images(tmp_path):
 
 
 def test_the_whole_set_as_first_part(tmp_path):
-    held_out = FakeHeldOut(Sizes(0, 1, 300, 100, 300))
+    held_out = FakeHeldOut(Sizes(0, 1, 300, first=300, batch=100))
     found = race(tmp_path, held_out)
     found.score(proposals(ARCHS))
     assert all(e.images == 300 for e in found.evaluations.values())
@@ -104,8 +105,55 @@ def test_a_killed_race_ends_as_one_that_was_not(tmp_path, last):
     found = race(tmp_path, again, name="killed")
     assert found.score(proposals(ARCHS)) == expected
     assert found.evaluations == whole.evaluations
-    assert (tmp_path / "killed").read_text() == (tmp_path / "whole").read_text()
+    assert without_seconds(tmp_path / "killed") == without_seconds(tmp_path / "whole")
     assert len(again.calls) + last == whole.made
+
+
+def without_seconds(path) -> list[dict]:
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{name: value for name, value in record.items() if name != "seconds"} for record in records]
+
+
+def test_seconds_add_up_over_a_kill(tmp_path):
+    first = race(tmp_path)
+    first.score(proposals(ARCHS[:5]))
+    again = race(tmp_path)
+    again.score(proposals(ARCHS[:5]))
+    assert again.seconds == pytest.approx(first.seconds) and first.seconds > 0
+    times = [e.seconds for e in sorted(again.evaluations.values(), key=lambda e: e.seconds)]
+    assert times[-1] == pytest.approx(first.seconds, abs=1e-3)
+
+
+def test_a_loss_that_is_not_a_number(tmp_path):
+    class NoNumbers(FakeHeldOut):
+        def outcomes(self, arch, statistics, rest):
+            rows = super().outcomes(arch, statistics, rest)
+            rows[:, 2] = np.nan if arch == ARCHS[0] else 1.0
+            rows[:, 0] = np.arange(len(rows)) % 2
+            return rows
+
+    found = race(tmp_path, NoNumbers())
+    found.score(proposals(ARCHS[:2]), always=True)
+    again = race(tmp_path, NoNumbers())
+    again.score(proposals(ARCHS[:2]), always=True)
+    for each in (found, again):
+        assert math.isnan(each.evaluations[ARCHS[0]].loss)
+        (budget,) = [b for b in problem(1.0).budgets]
+        assert each.best(budget).arch == ARCHS[1], "of equal accuracies the one whose loss is a number"
+    assert "NaN" not in (tmp_path / "j.jsonl").read_text()
+
+
+def test_a_front_keeps_the_best_of_budgets_of_another_cost(tmp_path):
+    """Rivals that cost as little need not keep a limit on parameters."""
+    most = problem(1.0).costs(SPACE.biggest)["params"]
+    budgets = [Budget("small", params=0.4 * most), Budget("large", params=0.7 * most)]
+    searched = Problem(SPACE, CLASSES, budgets)
+    archs = [SPACE.sample(np.random.default_rng(n)) for n in range(60)]
+    fast = race(tmp_path, searched=searched, front=True, name="fast")
+    full = race(tmp_path, searched=searched, confidence=math.inf, name="full")
+    for each in (fast, full):
+        each.score(proposals(archs))
+    assert [fast.best(b).top1 for b in budgets] == pytest.approx([full.best(b).top1 for b in budgets], abs=0.005)
 
 
 def test_paired_differences_against_their_definition():
@@ -139,14 +187,29 @@ def test_a_journal_of_something_else_is_set_aside(tmp_path):
         assert len(journal) == 0 and (journal.set_aside is None) == (step == 1)
         journal.add(ARCHS[step], "first", images=5, seconds=1.5)
         journal.close()
-    again = Journal(path, {"step": 3, "sizes": (1, 2)})
-    assert again.set_aside is None and again.find(ARCHS[3], "first")["images"] == 5 and again.seconds == 1.5
-    assert json.loads((tmp_path / "evaluations-1.jsonl").read_text().splitlines()[0]) == {
-        "identity": {"step": 1, "sizes": [1, 2]}}
-    assert (tmp_path / "evaluations-2.jsonl").exists()
+    for step in (3, 1, 2):  # what was set aside comes back
+        again = Journal(path, {"step": step, "sizes": (1, 2)})
+        assert again.find(ARCHS[step], "first")["images"] == 5 and len(again) == 1
+        assert again.differences == (() if step == 3 else ("step",))
+        again.close()
+    assert len(list(tmp_path.glob("*.jsonl"))) == 3
 
 
-@pytest.mark.parametrize("text", ["hello\n", '{"identity": {}}\n{"part": "first"}\n', "[1]\n"])
+def test_a_line_cut_short_is_dropped_wherever_it_was_cut(tmp_path):
+    path = tmp_path / "evaluations.jsonl"
+    journal = Journal(path, {"step": 1})
+    journal.add(ARCHS[0], "first", images=5, seconds=1.5)
+    journal.close()
+    data = path.read_bytes()
+    for end in range(len(data)):
+        path.write_bytes(data[:end])
+        again = Journal(path, {"step": 1})
+        assert len(again) == 0 and again.set_aside is None
+        again.close()
+        assert path.read_bytes().count(b"\n") == 1
+
+
+@pytest.mark.parametrize("text", ["hello\n", '{"identity": {}}\n{"part": "first"}\n', "[1]\n", "words"])
 def test_a_file_that_no_search_wrote_is_refused(tmp_path, text):
     path = tmp_path / "evaluations.jsonl"
     path.write_text(text)

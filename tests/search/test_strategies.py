@@ -83,7 +83,17 @@ def test_all_asks_end_once_everything_is_known(name):
     assert len(scores) >= 0.5 * len(within)
 
 
-@pytest.mark.parametrize("name", MAKERS)
+def test_no_predictor_screens_the_baseline():
+    asked = MAKERS["random"](problem(*FRACTIONS), 0).ask(12, pool=4)
+    assert len(asked) == 12 and not any(p.screen for p in asked)
+
+
+def test_evolution_goes_on_where_mutations_find_nothing_new():
+    searched = problem(0.7)
+    assert len(drive(Evolution(searched, 0, 8, 0.0), evaluations=150)) == 150
+
+
+@pytest.mark.parametrize("name", [name for name in MAKERS if name != "random"])
 def test_a_pool_asks_for_more_and_those_not_told_are_forgotten(name):
     searched = problem(*FRACTIONS)
     strategy = MAKERS[name](searched, 0)
