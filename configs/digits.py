@@ -17,7 +17,7 @@ from bignas_jax.config import base
 def get_config() -> ConfigDict:
     config = base()
     config.batch_size = 64
-    config.epochs = 30
+    config.epochs = 15
     config.num_devices = 1  # a batch of so small images is no work for more
 
     stages = dict(
@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
         mb3=dict(width=(24, 32), depth=(1, 2), kernel_size=(3, 5), expand_ratio=(3, 4), stride=2, se=True),
     )
     config.space = ConfigDict(dict(
-        resolution=(12, 16), stem_width=(8, 16), stem_stride=1,
+        resolution=(6, 10, 16), stem_width=(8, 16), stem_stride=1,
         head_width=(64,), v3_head=False, activation="swish", stages=stages,
     ))
     config.model.num_classes = 10
