@@ -129,13 +129,18 @@ def test_the_validation_split_is_scored_once_and_for_the_winners_alone(whole, la
     assert records(workdir) == before and result(workdir) == found
 
 
-@pytest.mark.parametrize("strategy, kind", [("pareto", signal.SIGKILL), ("coarse_to_fine", signal.SIGTERM)])
-def test_a_search_that_was_stopped_ends_as_one_that_was_not(strategy, kind, lab, workdir, tmp_path):
-    arguments = (*SEARCH, f"--config.search.strategy={strategy}", "--config.search.predictor=True",
-                 "--config.search.num_evaluations=44", "--config.search.predictor_min_tau=0.0")
-    shutil.copytree(workdir, tmp_path / "other")
-    finish(lab, "search.py", tmp_path / "other", *arguments)
-    for number in (3, 60):
+PREDICTED = ("--config.search.strategy=pareto", "--config.search.predictor=True",
+             "--config.search.num_evaluations=44", "--config.search.predictor_min_tau=0.0")
+
+
+@pytest.mark.parametrize("kind, numbers, more", [(signal.SIGKILL, (3, 60), PREDICTED), (signal.SIGTERM, (9,), ())])
+def test_a_search_that_was_stopped_ends_as_one_that_was_not(kind, numbers, more, whole, lab, workdir, tmp_path):
+    arguments, other = (*SEARCH, *more), whole[0]
+    if more:
+        other = tmp_path / "other"
+        shutil.copytree(workdir, other)
+        finish(lab, "search.py", other, *arguments)
+    for number in numbers:
         process = start(lab, "search.py", workdir, *arguments)
         deadline = time.monotonic() + 200
         while len(records_of_now(workdir)) < number:
@@ -147,8 +152,8 @@ def test_a_search_that_was_stopped_ends_as_one_that_was_not(strategy, kind, lab,
             assert process.returncode == 128 + kind and "goes on from there" in err
     _, err = finish(lab, "search.py", workdir, *arguments)
     assert "going on with the evaluations" in err
-    assert result(workdir) == result(tmp_path / "other")
-    assert any(entry["used"] for entry in result(workdir)["predictor"])
+    assert result(workdir) == result(other)
+    assert any(entry["used"] for entry in result(workdir)["predictor"]) == bool(more)
     keys = [(json.dumps(r["architecture"]), r["part"]) for r in records(workdir)]
     assert len(keys) == len(set(keys))
 
