@@ -263,4 +263,4 @@ def to_float32(path: str | pathlib.Path, tensors: Mapping[str, torch.Tensor]) ->
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:
-    return tensor.layout is torch.strided and not tensor.is_quantized and tensor.is_floating_point()
+    return tensor.layout is torch.strided and tensor.is_floating_point()

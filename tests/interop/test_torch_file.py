@@ -50,7 +50,7 @@ def assert_plain(read):
 
 WRAPPERS = {
     "": lambda state: state,
-    "model_state": lambda state: {"model_state": state, "epoch": 360, "best": 79.6},
+    "model_state": lambda state: {"model_state": state, "epoch": 360, "step": torch.tensor(7), "best": 79.6},
     "state_dict": lambda state: {"epoch": 12, "state_dict": collections.OrderedDict(state), "best": torch.tensor(0.7)},
     "model.module": lambda state: {"model": {"module": state, "note": "x"}},
     "ema.shadow": lambda state: {"ema": {"decay": 0.99, "shadow": state}},
