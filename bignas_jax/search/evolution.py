@@ -65,8 +65,13 @@ class Evolution:
         first, second = (parents[self._rng.integers(len(parents))] for _ in range(2))
         child = first if mutate else space.crossover(first, second, self._rng)
         # A crossover of near relatives may be one of them; a small mutation keeps the search moving.
-        child = space.mutate(child, self._rng, self._probability if mutate else self._probability / 2)
-        return self._problem.shrink(child, budget, self._rng)
+        mutant = space.mutate(child, self._rng, self._probability if mutate else self._probability / 2)
+        # What was moved stays; changes elsewhere keep the budget, and every other time use it up. Else hardly a larger
+        # choice would survive near the budget's edge.
+        pairs = zip(space.indices(child), space.indices(mutant), strict=True)
+        moved = [position for position, (old, new) in enumerate(pairs) if old != new]
+        mutant = self._problem.shrink(mutant, budget, self._rng, keep=moved)
+        return self._problem.grow(mutant, budget, self._rng, keep=moved) if self._rng.random() < 0.5 else mutant
 
     def tell(self, scores: Mapping[Architecture, float]) -> None:
         self._scores.update(scores)

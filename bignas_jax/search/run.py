@@ -39,7 +39,7 @@ from bignas_jax.training import Signals, Stopped
 
 PREPARED = 40  # random architectures whose blocks are timed before a search under a latency
 PREPARED_AT_A_TIME = 10
-LEAST_GENERATION = 8
+LEAST_GENERATION, LEAST_ROUND = 14, 6
 IDLE_ROUNDS = 20  # rounds of known architectures after which a space counts as exhausted
 
 
@@ -301,12 +301,13 @@ def explore(
 def round_size(config: ConfigDict) -> int:
     """Architectures that are scored between two answers to the strategy.
 
-    Half a population in evolution. For NSGA-II a generation, small enough that there are eight of them.
+    For NSGA-II a generation, small enough that there are eight of them; half a population for the others, and small
+    enough that there are ten rounds.
     """
     c = config.search
     if c.strategy == "pareto":
         return min(c.population, max(LEAST_GENERATION, c.num_evaluations // 8))
-    return max(2, c.population // 2)
+    return max(2, min(c.population // 2, max(LEAST_ROUND, c.num_evaluations // 10)))
 
 
 def _standing(problem: Problem, race: Race, screening: Screening) -> str:
