@@ -5,7 +5,8 @@
     python eval.py
 
 1,797 images of 8x8 pixels that come with scikit-learn; nothing is downloaded.
-Time: about a minute and a half on 2 CPU cores, and as much again for the first compile.
+Time: a minute to train on 2 CPU cores, and about as much for the first compile; the search takes half a minute.
+RESULT
 Result: 99.16% top-1 for the biggest child (1.40 M multiply-adds), 98.89% for the smallest (0.15 M), on 359 images.
 """
 
@@ -17,7 +18,7 @@ from bignas_jax.config import base
 def get_config() -> ConfigDict:
     config = base()
     config.batch_size = 64
-    config.epochs = 15
+    config.epochs = 20
     config.num_devices = 1  # a batch of so small images is no work for more
 
     stages = dict(
@@ -32,7 +33,7 @@ def get_config() -> ConfigDict:
     config.model.num_classes = 10
 
     config.data = ConfigDict(dict(
-        source="digits", root="", train_split="train", val_split="val", holdout=200,
+        source="digits", root="", train_split="train", val_split="val", holdout=400,
         image_size=16, eval_resize=16, mean=(0.305, 0.305, 0.305), std=(0.376, 0.376, 0.376),
         num_workers=0, on_corrupt="error",
         augment=dict(crop="padded", crop_scale=(0.08, 1.0), crop_ratio=(0.75, 1.3333), padding=1, flip=0.0,

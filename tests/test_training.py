@@ -30,6 +30,7 @@ def get_config():
         stages=dict(mb1=dict(stage, width=(8, 16), stride=2), mb2=dict(stage, width=(16,), stride=2, se=True)),
     ))
     config.data.image_size = config.data.eval_resize = 8
+    config.data.holdout = 200
     config.model.dropout, config.model.drop_connect = 0.2, 0.2
     config.sandwich.label_smoothing = 0.1
     config.sandwich.num_random = 1
