@@ -1,9 +1,11 @@
 """Folders, packaged data sets, decoding and the held-out images."""
 
 import gzip
+import io
 import json
 import shutil
 import struct
+from multiprocessing.reduction import ForkingPickler
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from bignas_jax.data import DataError, open_dataset
 from bignas_jax.data.decode import read_image
 from bignas_jax.data.errors import CorruptImage
 from bignas_jax.data.packaged import TORCHVISION, stratified
+from bignas_jax.data.sources import ArraySource, FileSource
 
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")
 
@@ -231,3 +234,15 @@ def test_file_source_shares_its_memory_with_workers(root):
     source = open_dataset(data_config(root)).train
     (_, *parts) = source.__reduce__()[1]
     assert all(isinstance(part, torch.Tensor) for part in parts)
+
+
+def test_a_source_can_still_be_read_after_it_went_to_workers(tmp_path):
+    """To share a tensor with a worker, torch moves it; views of the old place would read freed memory."""
+    files = FileSource.from_names(str(tmp_path), [f"a/{n}.png" for n in range(50_000)], [n % 7 for n in range(50_000)])
+    arrays = ArraySource.from_numpy("made up", np.full((50, 40, 40, 3), 9, np.uint8), [3] * 50)
+    for source in (files, arrays):
+        ForkingPickler(io.BytesIO()).dump(source)
+    scratch = [np.full(1_000_000, 255, np.uint8) for _ in range(20)]  # what was freed is used again
+    assert files.name(49_999) == str(tmp_path / "a" / "49999.png") and len(scratch) == 20
+    assert (files.labels == np.arange(50_000) % 7).all()
+    assert (arrays.load(49) == 9).all() and (arrays.labels == 3).all()

@@ -1,7 +1,8 @@
 """Where images come from: files by name, or arrays in memory.
 
 A source has `labels` (int32 [N]), `load(i)` (uint8 [H, W, 3], raising CorruptImage) and `name(i)`. What is
-large lies in torch tensors, which the processes of a loader share instead of copying.
+large lies in torch tensors, which the processes of a loader share instead of copying. To share one, torch moves it:
+NumPy's view of it is made for each use, for an old one would point to freed memory.
 """
 
 import os
@@ -19,7 +20,6 @@ class FileSource:
     def __init__(self, root: str, names: torch.Tensor, ends: torch.Tensor, labels: torch.Tensor):
         self.root = root
         self._tensors = (names, ends, labels)
-        self._names, self._ends, self.labels = names.numpy(), ends.numpy(), labels.numpy()
 
     @classmethod
     def from_names(cls, root: str, names: Sequence[str], labels: Sequence[int]) -> "FileSource":
@@ -33,11 +33,16 @@ class FileSource:
     def __reduce__(self):
         return FileSource, (self.root, *self._tensors)
 
+    @property
+    def labels(self) -> np.ndarray:
+        return self._tensors[2].numpy()
+
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self._tensors[2])
 
     def name(self, i: int) -> str:
-        return os.path.join(self.root, os.fsdecode(self._names[self._ends[i] : self._ends[i + 1]].tobytes()))
+        names, ends, _ = (tensor.numpy() for tensor in self._tensors)
+        return os.path.join(self.root, os.fsdecode(names[ends[i] : ends[i + 1]].tobytes()))
 
     def load(self, i: int) -> np.ndarray:
         return read_image(self.name(i))
@@ -49,7 +54,6 @@ class ArraySource:
     def __init__(self, title: str, images: torch.Tensor, labels: torch.Tensor):
         self.title = title
         self._tensors = (images, labels)
-        self._images, self.labels = images.numpy(), labels.numpy()
 
     @classmethod
     def from_numpy(cls, title: str, images: np.ndarray, labels: Sequence[int]) -> "ArraySource":
@@ -59,14 +63,18 @@ class ArraySource:
     def __reduce__(self):
         return ArraySource, (self.title, *self._tensors)
 
+    @property
+    def labels(self) -> np.ndarray:
+        return self._tensors[1].numpy()
+
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self._tensors[1])
 
     def name(self, i: int) -> str:
         return f"image {i} of {self.title}"
 
     def load(self, i: int) -> np.ndarray:
-        image = self._images[i]
+        image = self._tensors[0].numpy()[i]
         return np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
 
 
