@@ -5,9 +5,8 @@
     python eval.py
 
 1,797 images of 8x8 pixels that come with scikit-learn; nothing is downloaded.
-Time: a minute to train on 2 CPU cores, and about as much for the first compile; the search takes half a minute.
-RESULT
-Result: 99.16% top-1 for the biggest child (1.40 M multiply-adds), 98.89% for the smallest (0.15 M), on 359 images.
+Time: 40 seconds on 2 CPU cores, and about a minute for the first compile; the search takes half a minute.
+Result: 98.61% top-1 for the biggest child (1.40 M multiply-adds), 94.43% for the smallest (0.05 M), on 359 images.
 """
 
 from ml_collections import ConfigDict
