@@ -65,7 +65,7 @@ def page(result: Mapping[str, Any]) -> str:
         "HEADLINE": html.escape(headline(result)),
         "DATA": embedded({"result": result, "commands": commands(result), "chosen": _chosen_number(result)}),
     }
-    # One pass: a name in the data that looks like a placeholder stays a name.
+    # One pass: a name in the data that looks like a slot of the template stays a name.
     return re.sub(r"@@([A-Z]+)@@", lambda match: parts[match[1]], TEMPLATE.read_text(encoding="utf-8"))
 
 

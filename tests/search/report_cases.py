@@ -1,6 +1,6 @@
 """Makes search results that look like real ones, at any size, for the report's tests and for looking at the page.
 
-    PYTHONPATH=. python tests/search/report_cases.py /tmp/page bignas 300    # or digits, attentive_nas
+    PYTHONPATH=. python tests/search/report_cases.py PAGE bignas 300    # or digits, attentive_nas
 
 Costs are counted, not made up; accuracies follow a smooth law of cost and resolution with the noise that a finite
 number of held-out images has.
