@@ -14,6 +14,7 @@ from jax import export as jax_export
 
 from bignas_jax.config import ConfigError
 from bignas_jax.interop.child import Child, describe, forward, tensors
+from bignas_jax.ops.depthwise import portable
 
 PLATFORMS = ("cpu", "cuda")
 
@@ -38,7 +39,7 @@ def write_stablehlo(child: Child, folder: pathlib.Path, batch: int, about: dict[
     side = child.arch.resolution
     (count,) = (batch,) if batch else jax_export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((count, side, side, 3), np.float32)
-    with jax.default_matmul_precision("highest"):
+    with jax.default_matmul_precision("highest"), portable():
         exported = jax_export.export(jax.jit(forward(child)), platforms=PLATFORMS)(images)
     path = folder / "child.stablehlo"
     path.write_bytes(exported.serialize())

@@ -1,28 +1,90 @@
-"""Elastic depthwise convolution as shifted multiply-adds, with its own gradient.
+"""Elastic depthwise convolution, by whichever implementation is fastest where it runs, with its own gradient.
 
-XLA's grouped convolution is slow for one channel a group, on CPUs above all (JAX issues 13800 and 23713). Here
-each tap of the kernel is a shifted copy of the input times a vector over channels; XLA fuses all of them into one
-loop that reads the input once.
+No single implementation is fast everywhere: XLA's grouped convolution is slow for one channel a group, on CPUs above
+all (JAX issues 13800 and 23713). Each implementation gives the forward pass and both gradients, and each of the three
+is chosen for itself, when it is traced.
 """
 
-import itertools
+import dataclasses
+from collections.abc import Callable
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from bignas_jax.ops.size import Size, at_least_float32
+from bignas_jax.ops import depthwise_grouped, depthwise_shifted
+from bignas_jax.ops.size import Size
 
 
-def _pad(x: jax.Array, before: int, after: int) -> jax.Array:
-    return jnp.pad(x, ((0, 0), (before, after), (before, after), (0, 0)))
+@dataclasses.dataclass(frozen=True)
+class Implementation:
+    """One way to compute a depthwise convolution with padding k // 2, k odd, stride 1 or 2, summed in float32.
+
+    Attributes:
+      forward: (x, kernel, stride) -> y; x [B, H, W, C], kernel [k, k, C] float32, y
+        [B, ceil(H / stride), ceil(W / stride), C] in the dtype of x.
+      input_gradient: (g, kernel, stride, shape) -> dx; g as y, dx of `shape` [B, H, W, C] in the dtype of g.
+      kernel_gradient: (x, g, size, stride) -> float32 [size, size, C].
+    """
+
+    forward: Callable
+    input_gradient: Callable
+    kernel_gradient: Callable
 
 
-def _tap(x: jax.Array, top: int, left: int, rows: int, columns: int, stride: int) -> jax.Array:
-    """[B, rows, columns, C]: every stride-th row and column of x from (top, left) on."""
-    limit = (x.shape[0], top + stride * (rows - 1) + 1, left + stride * (columns - 1) + 1, x.shape[3])
-    return jax.lax.slice(x, (0, top, left, 0), limit, (1, stride, stride, 1))
+IMPLEMENTATIONS = {
+    "shifted": Implementation(
+        depthwise_shifted.forward, depthwise_shifted.input_gradient, depthwise_shifted.kernel_gradient
+    ),
+    "shifted_loop": Implementation(
+        depthwise_shifted.forward, depthwise_shifted.input_gradient, depthwise_shifted.kernel_gradient_in_loop
+    ),
+    "grouped": Implementation(
+        depthwise_grouped.forward, depthwise_grouped.input_gradient, depthwise_grouped.kernel_gradient
+    ),
+}
+
+# Part of the key of every jit cache: a function traced under one value is traced again under another.
+_forced = jax.make_user_context(None)
+
+
+def using(implementation: str):
+    """A context in which every depthwise convolution is traced as the named one of IMPLEMENTATIONS.
+
+    Raises:
+      ValueError: there is none of that name.
+    """
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(f"found depthwise implementation {implementation!r}, expected one of {list(IMPLEMENTATIONS)}")
+    return _forced(implementation)
+
+
+def portable():
+    """A context for programs that leave this machine: no custom call is traced, only operations of StableHLO.
+
+    Exports trace in it. The platform they are traced on says nothing about those they will run on.
+    """
+    return using("shifted")
+
+
+def choose(
+    platform: str, shape: tuple[int, ...], size: int, stride: int, dtype: jnp.dtype, direction: str = "forward"
+) -> str:
+    """The name in IMPLEMENTATIONS of what computes one direction of a convolution on a platform.
+
+    Args:
+      platform: 'cpu', 'gpu' or another of `jax.default_backend()`. shape: [B, H, W, C] of the input; B may be
+        symbolic. size: k. dtype: of the input.
+      direction: 'forward', 'input_gradient' or 'kernel_gradient'.
+    """
+    del shape, size, stride, dtype, direction
+    return "shifted_loop" if platform == "cpu" else "shifted"
+
+
+def _chosen(direction: str, shape: tuple[int, ...], size: int, stride: int, dtype: jnp.dtype) -> Callable:
+    name = _forced.value or choose(jax.default_backend(), shape, size, stride, dtype, direction)
+    return getattr(IMPLEMENTATIONS[name], direction)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -34,84 +96,7 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     Returns:
       [B, ceil(H / stride), ceil(W / stride), C] in the dtype of x.
     """
-    size = kernel.shape[0]
-    rows, columns = -(-x.shape[1] // stride), -(-x.shape[2] // stride)
-    padded = at_least_float32(_pad(x, size // 2, size // 2))
-    taps = itertools.product(range(size), repeat=2)
-    y = sum(_tap(padded, i, j, rows, columns, stride) * kernel[i, j] for i, j in taps)
-    return y.astype(x.dtype)
-
-
-def _input_gradient(g: jax.Array, kernel: jax.Array, stride: int, shape: tuple[int, ...]) -> jax.Array:
-    """The transpose of `depthwise_conv` in x: float32 [B, H, W, C] of the given shape."""
-    if stride == 1:
-        return depthwise_conv(g, kernel[::-1, ::-1], 1)
-    size = kernel.shape[0]
-    batch, height, width, channels = shape
-    # Rows of one parity of the padded input meet only the taps of that parity: four dense convolutions of the
-    # output's size, interleaved, instead of one over a gradient blown up with zeros.
-    reach = (size + 1) // 2 - 1
-    rows, columns = -(-(height + size - 1) // 2), -(-(width + size - 1) // 2)
-    after = max(rows - g.shape[1], columns - g.shape[2])
-    padded = _pad(g, reach, after)
-
-    def phase(a: int, b: int) -> jax.Array:
-        taps = itertools.product(range(a, size, 2), range(b, size, 2))
-        terms = (
-            _tap(padded, reach - (i - a) // 2, reach - (j - b) // 2, rows, columns, 1) * kernel[i, j]
-            for i, j in taps
-        )
-        zeros = jnp.zeros((batch, rows, columns, channels), g.dtype)  # all there is, in a 1x1 kernel's odd phases
-        return sum(terms, start=zeros)
-
-    phases = jnp.stack([jnp.stack([phase(a, b) for b in (0, 1)], 3) for a in (0, 1)], 2)
-    full = phases.reshape(batch, 2 * rows, 2 * columns, channels)
-    half = size // 2
-    return full[:, half : half + height, half : half + width]
-
-
-def _kernel_gradient(padded: jax.Array, g: jax.Array, size: int, stride: int) -> jax.Array:
-    """[k, k, C] sums over images and positions of shifted input times gradient."""
-    rows, columns = g.shape[1:3]
-    taps = itertools.product(range(size), repeat=2)
-    sums = [jnp.sum(_tap(padded, i, j, rows, columns, stride) * g, (0, 1, 2)) for i, j in taps]
-    return jnp.stack(sums).reshape(size, size, -1)
-
-
-def _kernel_gradient_in_loop(padded: jax.Array, g: jax.Array, size: int, stride: int) -> jax.Array:
-    """The same for a CPU, whose reductions would write every shifted copy to memory first.
-
-    A loop over a few rows at a time; one column of taps is one fused loop over [k, columns, C] that adds up the
-    terms of those rows straight from the operands. Measured on 2 cores at 16x56x56x144 with a 5x5 kernel: 15 ms,
-    against 270 ms for `_kernel_gradient`.
-    """
-    batch, rows, columns, channels = g.shape
-    block = _largest_divisor(rows, 8)
-    images = _largest_divisor(batch, max(1, 8 // block))
-    blocks = rows // block
-    width = stride * (columns - 1) + 1
-    terms = list(itertools.product(range(images), range(block)))
-
-    def add_rows(step, sums):
-        first, top = step // blocks * images, step % blocks * block
-
-        def column(j: int) -> jax.Array:
-            total = 0.0
-            for n, row in terms:
-                source = (first + n, stride * (top + row), j, 0)
-                window = jax.lax.dynamic_slice(padded, source, (1, size, width, channels))[0, :, ::stride]
-                total += window * jax.lax.dynamic_slice(g, (first + n, top + row, 0, 0), (1, 1, columns, channels))[0]
-            return total
-
-        return tuple(done + column(j) for j, done in enumerate(sums))
-
-    zeros = tuple(jnp.zeros((size, columns, channels), g.dtype) for _ in range(size))
-    sums = jax.lax.fori_loop(0, batch // images * blocks, add_rows, zeros)
-    return jnp.stack([column.sum(1) for column in sums], 1)
-
-
-def _largest_divisor(number: int, limit: int) -> int:
-    return max(n for n in range(1, limit + 1) if number % n == 0)
+    return _chosen("forward", x.shape, kernel.shape[0], stride, x.dtype)(x, kernel, stride)
 
 
 def _forward(x, kernel, stride):
@@ -120,12 +105,10 @@ def _forward(x, kernel, stride):
 
 def _backward(stride, residuals, g):
     x, kernel = residuals
-    g = at_least_float32(g)
     size = kernel.shape[0]
-    padded = at_least_float32(_pad(x, size // 2, size // 2))
-    on_cpu = jax.default_backend() == "cpu"
-    d_kernel = (_kernel_gradient_in_loop if on_cpu else _kernel_gradient)(padded, g, size, stride)
-    return _input_gradient(g, kernel, stride, x.shape).astype(x.dtype), d_kernel.astype(kernel.dtype)
+    dx = _chosen("input_gradient", x.shape, size, stride, x.dtype)(g, kernel, stride, x.shape)
+    d_kernel = _chosen("kernel_gradient", x.shape, size, stride, x.dtype)(x, g, size, stride)
+    return dx.astype(x.dtype), d_kernel.astype(kernel.dtype)
 
 
 depthwise_conv.defvjp(_forward, _backward)

@@ -12,7 +12,7 @@ from flax import nnx
 from tiny import relative_error
 
 from bignas_jax.ops import DepthwiseConv, Size
-from bignas_jax.ops.depthwise import _kernel_gradient, depthwise_conv
+from bignas_jax.ops.depthwise import IMPLEMENTATIONS, depthwise_conv, portable, using
 
 
 def operands(kernel_size, stride, height, width, channels=3, batch=4):
@@ -54,14 +54,32 @@ def test_an_image_smaller_than_the_kernel(stride):
         assert relative_error(value, expected) < 1e-5
 
 
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
 @pytest.mark.parametrize("kernel_size, stride", [(3, 1), (5, 2)])
-def test_both_kernel_gradients_agree(kernel_size, stride):
-    """The loop that a CPU runs was compared above; this is what other devices run."""
+def test_every_implementation_equals_pytorch(name, kernel_size, stride):
+    """What a CPU runs was compared above; this is what other devices may choose."""
     x, kernel, weight = operands(kernel_size, stride, 9, 6)
-    half = kernel_size // 2
-    padded = np.pad(x, ((0, 0), (half, half), (half, half), (0, 0)))
-    found = jax.jit(_kernel_gradient, static_argnums=(2, 3))(padded, weight, kernel_size, stride)
-    assert relative_error(found, torch_conv(x, kernel, stride, weight)[2]) < 1e-5
+    with using(name):
+        found = ours(x, kernel, stride, weight)
+    for value, expected in zip(found, torch_conv(x, kernel, stride, weight), strict=True):
+        assert relative_error(value, expected) < 1e-5
+
+
+def test_an_implementation_is_asked_for_by_name_and_traced_anew():
+    x, kernel, _ = operands(3, 1, 6, 6)
+    conv = jax.jit(depthwise_conv, static_argnums=2)
+
+    with using("grouped"):
+        assert "stablehlo.convolution" in conv.lower(x, kernel, 1).as_text()
+    assert "stablehlo.convolution" not in conv.lower(x, kernel, 1).as_text()
+    with pytest.raises(ValueError, match="found depthwise implementation 'fastest', expected one of .*'grouped'"):
+        using("fastest")
+
+
+def test_a_portable_program_holds_no_custom_call():
+    x, kernel, weight = operands(5, 2, 6, 6)
+    with portable():
+        assert "custom_call" not in ours.lower(x, kernel, 2, weight).as_text()
 
 
 def test_bfloat16_is_summed_in_float32():
