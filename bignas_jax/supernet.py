@@ -19,6 +19,7 @@ from bignas_jax.architecture import Architecture
 from bignas_jax.ops import Size
 from bignas_jax.ops.activation import FUNCTIONS
 from bignas_jax.ops.size import at_least_float32
+from bignas_jax.ops.squeeze_excite import gate as squeeze_excite_gate
 from bignas_jax.space import Block, SearchSpace, blocks, head_mid_width
 
 ACTIVE, IN, MID, OUT, SE, KERNEL = range(6)
@@ -121,11 +122,13 @@ class MBConv(nnx.Module):
             )
         elif size["mid"].bucket != x.shape[-1]:
             raise ValueError(f"expansion ratio 1 with {x.shape[-1]} channels in and {size['mid'].bucket} inside")
-        y, statistics["depthwise"] = self.depthwise_norm(
-            self.depthwise(y, size["kernel"]), size["mid"], activation=self.activation, **mode.of("depthwise")
-        )
+        y = self.depthwise(y, size["kernel"], size["mid"])
+        gate, weights = None, ()
         if self.squeeze_excite is not None:
-            y = self.squeeze_excite(y, size["se"])
+            gate, weights = squeeze_excite_gate, self.squeeze_excite.weights(y.shape[-1], size["se"], y.dtype)
+        y, statistics["depthwise"] = self.depthwise_norm(
+            y, size["mid"], activation=self.activation, gate=gate, weights=weights, **mode.of("depthwise")
+        )
         y, statistics["project"] = self.project_norm(
             self.project(y, size["out"]), size["out"], **mode.of("project")
         )

@@ -1,37 +1,40 @@
-"""Batch normalisation (Ioffe and Szegedy, 2015) with its activation, and a gradient of its own.
+"""Batch normalisation (Ioffe and Szegedy, 2015) with its activation and a gate, and a gradient of its own.
 
-The forward pass reads its input once for both moments; the backward pass keeps only that input and two vectors,
-recomputes what it needs and makes two reductions. Automatic differentiation would keep three arrays of the size
-of the activations instead.
+The forward pass reads its input once for both moments; the backward pass keeps only that input and a few vectors,
+recomputes what it needs and makes two reductions. Automatic differentiation would keep three arrays of the size of
+the activations instead, and a gate behind it (squeeze-and-excitation) one more.
 """
 
+from collections.abc import Callable
 from functools import partial
+from types import ModuleType
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from bignas_jax.ops.activation import DERIVATIVES, FUNCTIONS
-from bignas_jax.ops.size import Size, at_least_float32
+from bignas_jax import native
+from bignas_jax.ops import norm_native, norm_passes
+from bignas_jax.ops.norm_passes import Affine
+from bignas_jax.ops.size import Size
 
 EPSILON = 1e-5
 
 
-def moments(x: jax.Array, axis_name: str | None = None) -> tuple[jax.Array, jax.Array]:
+def _passes(dtype: jnp.dtype) -> ModuleType:
+    return norm_native if native.usable(dtype) else norm_passes
+
+
+def moments(x: jax.Array, axis_name: str | None = None, used: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
     """Mean and biased variance over all axes but the last, in float32; over the devices of `axis_name` too.
 
     Args:
-      x: [B, H, W, C].
+      x: [B, H, W, C]. used: int32 scalar, the channels whose moments matter; None: all.
     Returns:
       mean [C], variance [C].
     """
-    # One pass over x. Sums of squares about a value of the data itself, not about zero: no cancellation when the
-    # mean is large against the deviation.
-    pivot = jax.lax.stop_gradient(at_least_float32(x[0, 0, 0]))
-    centred = at_least_float32(x) - pivot
-    shift = jnp.mean(centred, (0, 1, 2))
-    variance = jnp.maximum(jnp.mean(centred * centred, (0, 1, 2)) - shift * shift, 0)
-    mean = pivot + shift
+    used = jnp.int32(x.shape[-1]) if used is None else used
+    mean, variance = _passes(x.dtype).moments(x, used)
     if axis_name is not None:
         total = jax.lax.pmean(mean, axis_name)
         variance = jax.lax.pmean(variance + jnp.square(mean - total), axis_name)
@@ -39,49 +42,67 @@ def moments(x: jax.Array, axis_name: str | None = None) -> tuple[jax.Array, jax.
     return mean, variance
 
 
-def _affine(x, scale, bias, mean, variance):
-    """Batch norm on given moments, before it is rounded to the dtype of x."""
-    gain = scale * jax.lax.rsqrt(variance + EPSILON)
-    return at_least_float32(x) * gain + (bias - mean * gain)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def normalize(x, scale, bias, activation: str = "identity", axis_name: str | None = None):
-    """activation(batch norm(x)) on the statistics of the batch itself.
+@partial(jax.custom_vjp, nondiff_argnums=(6, 7, 8))
+def normalize(
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    used: jax.Array | None = None,
+    statistics: tuple[jax.Array, jax.Array] | None = None,
+    weights=(),
+    activation: str = "identity",
+    gate: Callable | None = None,
+    axis_name: str | None = None,
+):
+    """activation(batch norm(x)), times a gate where there is one.
 
     Args:
-      x: [B, H, W, C]. scale, bias: [C], float32.
+      x: [B, H, W, C]. scale, bias: [C], float32, zero beyond the used channels.
+      used: int32 scalar, the channels that the sampled architecture has; None: all.
+      statistics: mean and variance [C] to normalise with, which get no gradient; None: those of the batch itself.
+      weights, gate: gate(pooled, weights) -> [B, C], where pooled [B, C] is the mean of activation(batch norm(x))
+        over the positions; None: no gate.
       activation: a name in `activation.FUNCTIONS`.
-      axis_name: mesh axis over which the statistics are shared (synchronised batch norm), or None.
+      axis_name: mesh axis over which the batch's statistics are shared (synchronised batch norm), or None.
     Returns:
       y [B, H, W, C] in the dtype of x, mean [C] and biased variance [C]. The moments carry no gradient.
     """
-    mean, variance = moments(x, axis_name)
-    y = FUNCTIONS[activation](_affine(x, scale, bias, mean, variance))
-    return y.astype(x.dtype), mean, variance
+    return _forward(x, scale, bias, used, statistics, weights, activation, gate, axis_name)[0]
 
 
-def _forward(x, scale, bias, activation, axis_name):
-    y, mean, variance = normalize(x, scale, bias, activation, axis_name)
-    return (y, mean, variance), (x, scale, bias, mean, variance)
+def _forward(x, scale, bias, used, statistics, weights, activation, gate, axis_name):
+    passes = _passes(x.dtype)
+    used = jnp.int32(x.shape[-1]) if used is None else used
+    mean, variance = moments(x, axis_name, used) if statistics is None else statistics
+    affine = Affine(mean, jax.lax.rsqrt(variance + EPSILON), scale, bias)
+    pooled = gates = None
+    if gate is not None:
+        pooled = passes.pooled(x, affine, used, activation)
+        gates = gate(pooled, weights)
+    y = passes.apply(x, affine, gates, used, activation)
+    return (y, mean, variance), (x, affine, used, statistics is None, pooled, weights)
 
 
-def _backward(activation, axis_name, residuals, cotangents):
-    x, scale, bias, mean, variance = residuals
-    g = cotangents[0]
-    inverse = jax.lax.rsqrt(variance + EPSILON)
-    normal = (at_least_float32(x) - mean) * inverse
-    g = at_least_float32(g)
-    if activation != "identity":
-        g = g * DERIVATIVES[activation](normal * scale + bias)
-    d_bias = jnp.sum(g, (0, 1, 2))
-    d_scale = jnp.sum(g * normal, (0, 1, 2))
-    count = x.size // x.shape[-1]
-    mean_g, mean_gn = d_bias / count, d_scale / count
-    if axis_name is not None:
-        mean_g, mean_gn = jax.lax.pmean((mean_g, mean_gn), axis_name)
-    dx = (scale * inverse) * (g - mean_g - normal * mean_gn)
-    return dx.astype(x.dtype), d_scale, d_bias
+def _backward(activation, gate, axis_name, residuals, cotangents):
+    x, affine, used, own_moments, pooled, weights = residuals
+    g, passes = cotangents[0], _passes(x.dtype)
+    gates = extra = None
+    d_weights = jax.tree.map(jnp.zeros_like, weights)
+    if gate is not None:
+        gates, pull = jax.vjp(gate, pooled, weights)
+        d_gates = passes.gate_gradient(x, g, affine, used, activation)
+        d_pooled, d_weights = pull(d_gates.astype(gates.dtype))
+        extra = d_pooled / (x.shape[1] * x.shape[2])
+    d_bias, d_scale = passes.reduce(x, g, affine, gates, extra, used, activation)
+    if own_moments:
+        count = x.size // x.shape[-1]
+        mean_g, mean_gn = d_bias / count, d_scale / count
+        if axis_name is not None:
+            mean_g, mean_gn = jax.lax.pmean((mean_g, mean_gn), axis_name)
+    else:
+        mean_g = mean_gn = jnp.zeros_like(d_bias)
+    dx = passes.input_gradient(x, g, affine, gates, extra, mean_g, mean_gn, used, activation)
+    return dx, d_scale, d_bias, None, None, d_weights
 
 
 normalize.defvjp(_forward, _backward)
@@ -102,12 +123,15 @@ class BatchNorm(nnx.Module):
         self.scale = nnx.Param(jnp.zeros(features) if zero_scale else jnp.ones(features))
         self.bias = nnx.Param(jnp.zeros(features))
 
-    def __call__(self, x, size: Size, *, activation="identity", statistics=None, axis_name=None):
-        """Normalises [B, H, W, size.bucket], then applies the activation.
+    def __call__(
+        self, x, size: Size, *, activation="identity", statistics=None, axis_name=None, gate=None, weights=()
+    ):
+        """Normalises [B, H, W, size.bucket], then applies the activation, then the gate.
 
         Args:
           statistics: (mean, variance), each [size.bucket] or longer, to normalise with; None: the batch's own.
           axis_name: mesh axis of synchronised batch norm.
+          gate, weights: as for `normalize`.
         Returns:
           The output, same shape and dtype as x, and (mean, unbiased variance) [size.bucket] of this batch (of the
           given statistics where there are some).
@@ -115,9 +139,11 @@ class BatchNorm(nnx.Module):
         scale = size.mask(self.scale[...][: size.bucket])
         bias = size.mask(self.bias[...][: size.bucket])
         if statistics is not None:
-            mean, variance = (s[: size.bucket] for s in statistics)
-            y = FUNCTIONS[activation](_affine(x, scale, bias, mean, variance))
-            return y.astype(x.dtype), (mean, variance)
-        y, mean, variance = normalize(x, scale, bias, activation, axis_name)
+            statistics = tuple(jnp.asarray(s[: size.bucket]) for s in statistics)
+        y, mean, variance = normalize(
+            x, scale, bias, size.sampled, statistics, weights, activation, gate, axis_name
+        )
+        if statistics is not None:
+            return y, statistics
         count = x.size // x.shape[-1] * (1 if axis_name is None else jax.lax.axis_size(axis_name))
         return y, (mean, variance * (count / max(count - 1, 1)))

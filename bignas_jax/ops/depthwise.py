@@ -5,6 +5,7 @@ all (JAX issues 13800 and 23713). Each implementation gives the forward pass and
 is chosen for itself, when it is traced.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from functools import partial
@@ -13,7 +14,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from bignas_jax.ops import depthwise_grouped, depthwise_shifted
+from bignas_jax import native
+from bignas_jax.ops import depthwise_grouped, depthwise_native, depthwise_pallas, depthwise_shifted
 from bignas_jax.ops.size import Size
 
 
@@ -43,7 +45,15 @@ IMPLEMENTATIONS = {
     "grouped": Implementation(
         depthwise_grouped.forward, depthwise_grouped.input_gradient, depthwise_grouped.kernel_gradient
     ),
+    "pallas": Implementation(
+        depthwise_pallas.forward, depthwise_pallas.input_gradient, depthwise_pallas.kernel_gradient
+    ),
 }
+
+# Told at run time, and alone, which channels and taps of its operands the sampled architecture has.
+NATIVE = Implementation(
+    depthwise_native.forward, depthwise_native.input_gradient, depthwise_native.kernel_gradient
+)
 
 # Part of the key of every jit cache: a function traced under one value is traced again under another.
 _forced = jax.make_user_context(None)
@@ -60,12 +70,14 @@ def using(implementation: str):
     return _forced(implementation)
 
 
+@contextlib.contextmanager
 def portable():
     """A context for programs that leave this machine: no custom call is traced, only operations of StableHLO.
 
     Exports trace in it. The platform they are traced on says nothing about those they will run on.
     """
-    return using("shifted")
+    with native.off(), using("shifted"):
+        yield
 
 
 def choose(
@@ -82,33 +94,40 @@ def choose(
     return "shifted_loop" if platform == "cpu" else "shifted"
 
 
-def _chosen(direction: str, shape: tuple[int, ...], size: int, stride: int, dtype: jnp.dtype) -> Callable:
+def _chosen(direction: str, shape: tuple[int, ...], size: int, stride: int, dtype: jnp.dtype, used) -> Callable:
+    if _forced.value is None and native.usable(dtype):
+        return partial(getattr(NATIVE, direction), used=used)
     name = _forced.value or choose(jax.default_backend(), shape, size, stride, dtype, direction)
     return getattr(IMPLEMENTATIONS[name], direction)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
-def depthwise_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+def depthwise_conv(x: jax.Array, kernel: jax.Array, stride: int, used: jax.Array | None = None) -> jax.Array:
     """Depthwise convolution with padding k // 2, summed in float32.
 
     Args:
       x: [B, H, W, C]. kernel: [k, k, C], float32, k odd. stride: 1 or 2.
+      used: int32 [2], the channels and the side of the kernel that the sampled architecture has: what is outside of
+        them is zero in x or in the kernel. None: all.
     Returns:
       [B, ceil(H / stride), ceil(W / stride), C] in the dtype of x.
     """
-    return _chosen("forward", x.shape, kernel.shape[0], stride, x.dtype)(x, kernel, stride)
+    return _forward(x, kernel, stride, used)[0]
 
 
-def _forward(x, kernel, stride):
-    return depthwise_conv(x, kernel, stride), (x, kernel)
+def _forward(x, kernel, stride, used):
+    if used is None:
+        used = jnp.array([x.shape[3], kernel.shape[0]], jnp.int32)
+    run = _chosen("forward", x.shape, kernel.shape[0], stride, x.dtype, used)
+    return run(x, kernel, stride), (x, kernel, used)
 
 
 def _backward(stride, residuals, g):
-    x, kernel = residuals
+    x, kernel, used = residuals
     size = kernel.shape[0]
-    dx = _chosen("input_gradient", x.shape, size, stride, x.dtype)(g, kernel, stride, x.shape)
-    d_kernel = _chosen("kernel_gradient", x.shape, size, stride, x.dtype)(x, g, size, stride)
-    return dx.astype(x.dtype), d_kernel.astype(kernel.dtype)
+    dx = _chosen("input_gradient", x.shape, size, stride, x.dtype, used)(g, kernel, stride, x.shape)
+    d_kernel = _chosen("kernel_gradient", x.shape, size, stride, x.dtype, used)(x, g, size, stride)
+    return dx.astype(x.dtype), d_kernel.astype(kernel.dtype), None
 
 
 depthwise_conv.defvjp(_forward, _backward)
@@ -128,16 +147,22 @@ class DepthwiseConv(nnx.Module):
         self.kernel = nnx.Param(deviation * jax.random.normal(rngs.params(), (kernel_size, kernel_size, features)))
         self.stride = stride
 
-    def __call__(self, x: jax.Array, kernel_size: Size) -> jax.Array:
+    def __call__(self, x: jax.Array, kernel_size: Size, channels: Size | None = None) -> jax.Array:
         """[B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), C].
 
         Args:
           kernel_size: `bucket` is the side that is computed; taps outside the centre of side `sampled` are zero.
+          channels: those of x; beyond the sampled ones x is zero.
         """
+        side, count = kernel_size.sampled, None if channels is None else channels.sampled
+        used = None
+        if side is not None or count is not None:
+            side = kernel_size.bucket if side is None else side
+            used = jnp.stack([x.shape[-1] if count is None else count, side]).astype(jnp.int32)
         border = (self.kernel[...].shape[0] - kernel_size.bucket) // 2
         kernel = self.kernel[...][border:, border:, : x.shape[-1]][: kernel_size.bucket, : kernel_size.bucket]
         if kernel_size.sampled is not None:
             distance = jnp.abs(jnp.arange(kernel_size.bucket) - kernel_size.bucket // 2)
             inside = distance <= kernel_size.sampled // 2
             kernel = jnp.where((inside[:, None] & inside[None, :])[:, :, None], kernel, 0)
-        return depthwise_conv(x, kernel, self.stride)
+        return depthwise_conv(x, kernel, self.stride, used)

@@ -4,13 +4,26 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from bignas_jax.ops.size import Size, at_least_float32
+from bignas_jax.ops.size import Size
+
+
+def gate(pooled: jax.Array, weights: tuple[jax.Array, ...]) -> jax.Array:
+    """hard_sigmoid(expand(relu(reduce(pooled)))), hard_sigmoid(x) = relu6(x + 3) / 6; in the dtype of the weights.
+
+    Args:
+      pooled: [B, C], means over the positions. weights: as `SqueezeExcite.weights` gives them.
+    Returns:
+      [B, C], between 0 and 1.
+    """
+    reduce_kernel, reduce_bias, expand_kernel, expand_bias = weights
+    hidden = jax.nn.relu(pooled.astype(reduce_kernel.dtype) @ reduce_kernel + reduce_bias)
+    return jnp.clip(hidden @ expand_kernel + expand_bias + 3, 0, 6) / 6
 
 
 class SqueezeExcite(nnx.Module):
-    """Scales each channel by a gate computed from the means of all channels.
+    """The weights of squeeze-and-excitation: a gate for each channel from the means of all channels.
 
-    gate = hard_sigmoid(expand(relu(reduce(mean over H, W)))), hard_sigmoid(x) = relu6(x + 3) / 6.
+    The batch norm in front applies the gate (`BatchNorm.__call__`, `normalize`), in the pass that it makes anyway.
 
     Args:
       features: channels of the widest architecture; reduced: its squeezed channels.
@@ -25,14 +38,15 @@ class SqueezeExcite(nnx.Module):
         self.expand_kernel = kernel(reduced, features)
         self.expand_bias = nnx.Param(jnp.zeros(features))
 
-    def __call__(self, x: jax.Array, reduced: Size) -> jax.Array:
-        """[B, H, W, C] -> [B, H, W, C]; channels that arrive as zeros leave as zeros, whatever their gate."""
-        features = x.shape[-1]
-        mean = jnp.mean(at_least_float32(x), (1, 2)).astype(x.dtype)
-        kernel = reduced.mask(self.reduce_kernel[...][:features, : reduced.bucket])
-        bias = reduced.mask(self.reduce_bias[...][: reduced.bucket])
-        hidden = jax.nn.relu(mean @ kernel.astype(x.dtype) + bias.astype(x.dtype))
-        kernel = self.expand_kernel[...][: reduced.bucket, :features].astype(x.dtype)
-        bias = self.expand_bias[...][:features].astype(x.dtype)
-        gate = jnp.clip(hidden @ kernel + bias + 3, 0, 6) / 6
-        return x * gate[:, None, None, :]
+    def weights(self, features: int, reduced: Size, dtype: jnp.dtype) -> tuple[jax.Array, ...]:
+        """What `gate` needs for the first `features` channels, squeezed to `reduced`, in `dtype`.
+
+        Channels that arrive as zeros leave as zeros, whatever their gate: only the squeezed ones are masked.
+        """
+        weights = (
+            reduced.mask(self.reduce_kernel[...][:features, : reduced.bucket]),
+            reduced.mask(self.reduce_bias[...][: reduced.bucket]),
+            self.expand_kernel[...][: reduced.bucket, :features],
+            self.expand_bias[...][:features],
+        )
+        return tuple(w.astype(dtype) for w in weights)

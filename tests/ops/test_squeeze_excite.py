@@ -9,6 +9,7 @@ from flax import nnx
 from tiny import assert_close, flat, relative_error
 
 from bignas_jax.ops import Size, SqueezeExcite
+from bignas_jax.ops.squeeze_excite import gate
 
 FEATURES, REDUCED = 12, 8
 
@@ -26,7 +27,8 @@ def ours(se, x, weight, reduced):
     graphdef, params = nnx.split(se)
 
     def total(x, params):
-        y = nnx.merge(graphdef, params)(x, reduced)
+        weights = nnx.merge(graphdef, params).weights(x.shape[-1], reduced, x.dtype)
+        y = x * gate(x.mean((1, 2)), weights)[:, None, None]
         return jnp.sum(y * weight), y
 
     (dx, grads), y = jax.jit(jax.grad(total, (0, 1), has_aux=True))(x, params)
@@ -44,8 +46,8 @@ def test_sliced_equals_pytorch():
     params = {name: torch.tensor(np.asarray(getattr(se, name)[...]), requires_grad=True) for name in grads}
     leaf = torch.tensor(x, requires_grad=True)
     hidden = F.relu(leaf.mean((1, 2)) @ params["reduce_kernel"][:9, :5] + params["reduce_bias"][:5])
-    gate = F.hardsigmoid(hidden @ params["expand_kernel"][:5, :9] + params["expand_bias"][:9])
-    expected = leaf * gate[:, None, None]
+    gates = F.hardsigmoid(hidden @ params["expand_kernel"][:5, :9] + params["expand_bias"][:9])
+    expected = leaf * gates[:, None, None]
     (expected * torch.tensor(weight)).sum().backward()
     assert relative_error(y, expected.detach()) < 1e-5
     assert relative_error(dx, leaf.grad) < 1e-5

@@ -1,0 +1,98 @@
+"""Builds the native kernels once for each machine, compiler and version of the sources, into the user's cache."""
+
+import concurrent.futures
+import hashlib
+import os
+import pathlib
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+
+import jax.ffi
+import jaxlib
+
+FOLDER = pathlib.Path(__file__).parent
+FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-w")
+
+
+class BuildError(Exception):
+    """The kernels cannot be built here; the message says why, in one line."""
+
+
+def compiler() -> str:
+    """The C++ compiler: $CXX, or the first of the usual ones.
+
+    Raises:
+      BuildError: there is none.
+    """
+    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
+    for name in names:
+        if path := shutil.which(name):
+            return path
+    raise BuildError(f"found no C++ compiler (looked for {', '.join(names)}); install one, such as g++")
+
+
+def cache_folder() -> pathlib.Path:
+    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "bignas_jax" / "native"
+
+
+def build() -> pathlib.Path:
+    """The shared library: the one in the cache, else built now (some 10 s).
+
+    Raises:
+      BuildError: there is no compiler, it fails, or the cache folder cannot be written.
+    """
+    command = compiler()
+    library = cache_folder() / f"kernels-{_identity(command)}.so"
+    if library.exists():
+        return library
+    try:
+        library.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+            # Renamed into place when whole: other processes may be looking, or building the same.
+            _compile(command, pathlib.Path(folder)).replace(library)
+    except OSError as error:
+        raise BuildError(f"cannot write {library.parent}: {error.strerror}") from error
+    return library
+
+
+def _identity(command: str) -> str:
+    """Of all that the library depends on: sources, flags, compiler, jaxlib's interface, and the processor."""
+    found = hashlib.sha256()
+    for path in sorted([*FOLDER.glob("*.cc"), *FOLDER.glob("*.h")]):
+        found.update(path.read_bytes())
+    version = subprocess.run([command, "--version"], capture_output=True, text=True).stdout
+    for part in (*FLAGS, command, version, jaxlib.__version__, platform.machine(), _processor()):
+        found.update(part.encode() + b"\0")
+    return found.hexdigest()[:16]
+
+
+def _processor() -> str:
+    """What `-march=native` looks at: a cache folder may be shared by unlike machines."""
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return "".join(line for line in lines[:40] if line.startswith(("flags", "Features", "model name", "CPU part")))
+
+
+def _compile(command: str, folder: pathlib.Path) -> pathlib.Path:
+    print("building the native kernels, once ...", file=sys.stderr)
+    sources = sorted(FOLDER.glob("*.cc"))
+    objects = [folder / f"{source.stem}.o" for source in sources]
+    include = f"-I{jax.ffi.include_dir()}"
+    with concurrent.futures.ThreadPoolExecutor(len(sources)) as pool:
+        jobs = [[command, *FLAGS, include, "-c", str(s), "-o", str(o)] for s, o in zip(sources, objects, strict=True)]
+        list(pool.map(_run, jobs))
+    library = folder / "kernels.so"
+    _run([command, "-shared", *map(str, objects), "-o", str(library)])
+    return library
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines() or [""]
+        raise BuildError(f"{command[0]} failed: {lines[0].strip()[:200]}")
