@@ -170,17 +170,28 @@ class Sandwich:
           `gradient_norm` before clipping, `learning_rate`, `finite` (whether the update was made), and the counters
           `skipped` and `skipped_in_row`.
         """
-        first, *others = members(self.space, self.recipe, step)
-        image, label = batch["image"], batch["label"]
-        grads, metrics, targets = self.executables["teacher"](state.params, image, label, np.int32(step))
+        _, *others = members(self.space, self.recipe, step)
+        grads, metrics, targets = self.teach(state.params, batch, step)
         all_metrics = [metrics]
         for arch in others:
-            smallest = arch is others[-1]
-            bucket = Bucket(arch, masked=False) if smallest else shared(self.space, arch.resolution)
-            sampled = bucket.sampled(self.space, arch)
-            grads, metrics = self.executables[bucket](state.params, image, label, targets, sampled, grads)
+            grads, metrics = self.study(state.params, batch, arch, targets, grads, sliced=arch is others[-1])
             all_metrics.append(metrics)
         return self.executables["update"](state, grads, all_metrics)
+
+    def teach(self, params: Any, batch: dict[str, jax.Array], step: int) -> tuple[Any, jax.Array, jax.Array]:
+        """The biggest architecture's gradient (a leading axis of devices), metrics, and soft predictions."""
+        return self.executables["teacher"](params, batch["image"], batch["label"], np.int32(step))
+
+    def study(self, params, batch, arch: Architecture, targets, total, sliced: bool | None = None):
+        """Adds the gradient of `arch` on the biggest's `targets` to `total`, which is donated; and its metrics.
+
+        Args:
+          sliced: whether `arch` runs in the executable of the smallest; None: if it is the smallest.
+        """
+        sliced = arch == self.space.smallest if sliced is None else sliced
+        bucket = Bucket(arch, masked=False) if sliced else shared(self.space, arch.resolution)
+        sampled = bucket.sampled(self.space, arch)
+        return self.executables[bucket](params, batch["image"], batch["label"], targets, sampled, total)
 
     def _shape_of_totals(self, params: Any) -> tuple[Any, Any]:
         """Shapes of the gradient, one a device, and of a member's metrics."""

@@ -1,0 +1,274 @@
+"""Images a second of the sandwich step, beside the same in plain PyTorch (benchmarks/peer.py), whole and by member.
+
+    python benchmarks/step.py [--batch 8] [--resolutions 96,112,128] [--steps 9] [--dtype float32] [--peer eager]
+        [--remat] [--quick] [--json FILE] [--trace FOLDER]
+
+The full space of configs/bignas.py, its optimizer, its augmentation left out: images are random bytes in memory. Both
+sides run the same architectures on the same weights and images; before anything is timed, the predictions of the
+biggest and the gradients of the biggest, of the random ones and of the smallest are held against each other. Steps
+alternate, the figures are ratios of medians. `--remat` also times and measures our step with blocks recomputed.
+"""
+
+import argparse
+import dataclasses
+import pathlib
+import statistics
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+from bignas_jax import memory  # noqa: E402
+
+memory.keep_freed_memory()
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from peer import Peer, PeerStep, agreement  # noqa: E402
+from report import Result, write  # noqa: E402
+
+from bignas_jax import cost  # noqa: E402
+from bignas_jax.buckets import use_compilation_cache  # noqa: E402
+from bignas_jax.devices import SPLIT, make_mesh  # noqa: E402
+from bignas_jax.optimizer import optimizer, schedule  # noqa: E402
+from bignas_jax.sandwich import Recipe, Sandwich, member_names, members  # noqa: E402
+from bignas_jax.space import SearchSpace  # noqa: E402
+from bignas_jax.supernet import build  # noqa: E402
+from configs import bignas, cifar10  # noqa: E402
+
+TARGET = {"cpu": 1.3, "gpu": 2.0}
+TOLERANCE = {"float32": 1e-2, "bfloat16": 0.2}
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=8, help="images a step")
+    parser.add_argument("--resolutions", default="96,112,128", help="the space's, ascending")
+    parser.add_argument("--steps", type=int, default=9, help="timed steps a side")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--peer", default="eager", help="forms of the peer: eager, compile, or both by comma")
+    parser.add_argument("--remat", action="store_true", help="our step with rematerialisation too")
+    parser.add_argument("--trace", help="folder for a profile of two of our steps")
+    parser.add_argument("--json", help="file to write the results to")
+    parser.add_argument("--quick", action="store_true", help="the small space of configs/cifar10.py, 3 steps")
+    return parser.parse_args()
+
+
+def configuration(args: argparse.Namespace):
+    """The config and its space; regularisation that draws at random is off, so that both sides compute the same."""
+    config = cifar10.get_config() if args.quick else bignas.get_config()
+    if not args.quick:
+        config.space.resolution = tuple(int(side) for side in args.resolutions.split(","))
+    config.model.dropout = config.model.drop_connect = 0.0
+    return config, SearchSpace.from_config(config.space)
+
+
+class Ours:
+    """Our sandwich step on images that lie on the device."""
+
+    def __init__(self, config, space, args, params, images, labels, remat=False):
+        self.space = space
+        self.recipe = dataclasses.replace(Recipe.from_config(config), remat=remat)
+        graphdef = build(space, config.model.num_classes, dtype=args.dtype)[0]
+        mesh = make_mesh(1, {})
+        rate = schedule(config.optimizer, 1000, config.epochs)
+        self.sandwich = Sandwich(space, graphdef, self.recipe, optimizer(config.optimizer, rate), mesh, rate)
+        self.state = self.sandwich.init(params)
+        sharding = jax.sharding.NamedSharding(mesh, SPLIT)
+        self.batch = jax.device_put({"image": images, "label": labels.astype(np.int32)}, sharding)
+        start = time.perf_counter()
+        self.sandwich.compile(self.state, self.batch)
+        self.compile_seconds = time.perf_counter() - start
+
+    def peak_bytes(self) -> dict[str, int]:
+        """Memory of each executable as XLA planned it: arguments, results and temporaries, donated buffers once."""
+        peak = {}
+        for key, executable in self.sandwich.executables.items():
+            plan = executable.memory_analysis()
+            parts = plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
+            name = key if isinstance(key, str) else f"{key.arch.resolution} px {'masked' if key.masked else 'sliced'}"
+            peak[name] = parts + plan.temp_size_in_bytes
+        return peak
+
+    def member(self, arch, targets=None, total=None):
+        """Gradient of one member and the soft predictions (the biggest's, where `targets` is None), waited for."""
+        if targets is None:
+            total, _, targets = self.sandwich.teach(self.state.params, self.batch, 0)
+        else:
+            total, _ = self.sandwich.study(self.state.params, self.batch, arch, targets, total)
+        return jax.block_until_ready((total, targets))
+
+    def step(self, number: int) -> None:
+        self.state, metrics = self.sandwich(self.state, self.batch, number)
+        jax.block_until_ready(metrics)
+
+
+class Theirs:
+    """The peer's step on the same images, in one of its forms."""
+
+    def __init__(self, config, space, args, params, images, labels, form: str):
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        # A matrix product over channels is the faster 1x1 convolution of eager PyTorch on CPUs.
+        peer = Peer(space, params, pointwise="linear" if device == "cpu" else "conv").to(device)
+        self.run = PeerStep(
+            peer, config.data.mean, config.data.std, config.sandwich.label_smoothing, config.optimizer.clip_norm,
+            autocast=args.dtype == "bfloat16", compiled=form == "compile",
+        )  # fmt: skip
+        self.images, self.labels = torch.tensor(images, device=device), torch.tensor(labels, device=device)
+
+    def member(self, arch, targets=None, total=None):
+        del total  # it lies in the weights' .grad
+        label = self.labels if targets is None else None
+        targets = self.run.member(self.images, arch, label=label, targets=targets)
+        self._wait()
+        return None, targets
+
+    def update(self) -> None:
+        self.run.update()
+        self._wait()
+
+    def step(self, archs) -> None:
+        self.run(self.images, self.labels, archs)
+        self._wait()
+
+    def _wait(self) -> None:
+        if self.images.is_cuda:
+            torch.cuda.synchronize()
+
+
+def start_weights(space, num_classes):
+    """Fresh weights on the host, scales of batch norm drawn around 1: at 0 most gradients would vanish."""
+    params = jax.device_get(build(space, num_classes)[1])
+    rng = np.random.default_rng(0)
+
+    def draw(path, value):
+        return rng.uniform(0.5, 1.5, value.shape).astype(np.float32) if path[-1].key == "scale" else value
+
+    return jax.tree_util.tree_map_with_path(draw, params)
+
+
+def check(ours: Ours, theirs: Theirs, archs, tolerance: float) -> dict[str, float]:
+    """The largest relative differences of predictions and gradients, of the biggest and of students.
+
+    Raises:
+      SystemExit: they compute different things.
+    """
+    first, *others = archs
+    gradient, targets = ours.member(first)
+    worst = agreement(gradient, targets, theirs.run, theirs.images, first, label=theirs.labels)
+    for arch in others:
+        zeros = jax.tree.map(jax.numpy.zeros_like, gradient)
+        gradient, _ = ours.member(arch, targets, zeros)
+        soft = torch.tensor(np.asarray(targets), device=theirs.images.device)
+        found = agreement(gradient, None, theirs.run, theirs.images, arch, targets=soft)
+        worst["gradient"] = max(worst["gradient"], found["gradient"])
+    print("largest relative difference to the peer:", ", ".join(f"{k} {v:.1e}" for k, v in worst.items()))
+    if max(worst.values()) > tolerance:
+        raise SystemExit(f"the two sides compute different things: expected differences under {tolerance}")
+    return worst
+
+
+def seconds(call, *args) -> tuple[float, object]:
+    start = time.perf_counter()
+    result = call(*args)
+    return time.perf_counter() - start, result
+
+
+def time_members(side, archs, names, times: dict[str, list[float]]) -> None:
+    total = targets = None
+    for name, arch in zip(names, archs, strict=True):
+        taken, (total, targets) = seconds(side.member, arch, targets, total)
+        times.setdefault(name.rstrip("0123456789"), []).append(taken)
+    if isinstance(side, Theirs):
+        side.update()
+
+
+def compare(sides: dict[str, object], space, recipe, steps: int) -> dict[str, dict[str, float]]:
+    """Median seconds of the step and of each member by side; the sides take turns, on the same architectures."""
+    names = member_names(space, recipe)
+    times: dict[str, dict[str, list[float]]] = {name: {} for name in sides}
+    for number in range(-2, steps):  # two rounds to warm up
+        archs = members(space, recipe, abs(number))
+        for name, side in sides.items():
+            found: dict[str, list[float]] = {} if number < 0 else times[name]
+            argument = archs if isinstance(side, Theirs) else abs(number)
+            taken, _ = seconds(side.step, argument)
+            found.setdefault("step", []).append(taken)
+            time_members(side, archs, names, found)
+    return {name: {part: statistics.median(v) for part, v in found.items()} for name, found in times.items()}
+
+
+def table(medians: dict[str, dict[str, float]], batch: int) -> None:
+    parts = list(next(iter(medians.values())))
+    print("milliseconds".ljust(16) + "".join(part.rjust(12) for part in parts))
+    for name, found in medians.items():
+        print(name.ljust(16) + "".join(f"{1000 * found[part]:12.1f}" for part in parts))
+
+
+def ratios(medians, args, quick: bool) -> list[Result]:
+    """Ours against the fastest form of the peer, by part."""
+    platform = jax.default_backend()
+    forms = [name for name in medians if name.startswith("peer")]
+    results = []
+    for part, ours in medians["ours"].items():
+        best = min(medians[form][part] for form in forms)
+        target = None if quick else TARGET.get(platform)
+        results.append(Result(f"{part}: images a second over the peer's", best / ours, "x", target))
+        results.append(Result(f"{part}: images a second", args.batch / ours, "images/s"))
+    return results
+
+
+def memory_results(ours: Ours, remat: Ours | None) -> list[Result]:
+    peaks = ours.peak_bytes()
+    results = [Result("peak memory of the step's executables", max(peaks.values()) / 1e9, "GB")]
+    for name, size in peaks.items():
+        print(f"memory of {name}: {size / 1e9:.3f} GB")
+    if remat is not None:
+        less = max(remat.peak_bytes().values())
+        results.append(Result("peak memory with rematerialisation", less / 1e9, "GB"))
+        results.append(Result("rematerialisation: memory", less / max(peaks.values()), "x", better="lower"))
+    used = jax.devices()[0].memory_stats() if jax.default_backend() != "cpu" else None
+    if used:
+        results.append(Result("peak memory of the device", used["peak_bytes_in_use"] / 1e9, "GB"))
+    return results
+
+
+def main() -> None:
+    args = arguments()
+    use_compilation_cache()
+    config, space = configuration(args)
+    steps = 3 if args.quick else args.steps
+    params = start_weights(space, config.model.num_classes)
+    side = config.data.image_size if args.quick else max(space.resolution)
+    rng = np.random.default_rng(1)
+    images = rng.integers(0, 256, (args.batch, side, side, 3), dtype=np.uint8)
+    labels = rng.integers(0, config.model.num_classes, args.batch)
+    ours = Ours(config, space, args, params, images, labels)
+    sides = {"ours": ours}
+    for form in args.peer.split(","):
+        sides[f"peer {form}"] = Theirs(config, space, args, params, images, labels, form)
+        check(ours, sides[f"peer {form}"], members(space, ours.recipe, 0), TOLERANCE[args.dtype])
+    remat = Ours(config, space, args, params, images, labels, remat=True) if args.remat else None
+    if remat is not None:
+        sides["ours, remat"] = remat
+    medians = compare(sides, space, ours.recipe, steps)
+    table(medians, args.batch)
+    results = ratios(medians, args, args.quick)
+    if remat is not None:
+        slower = medians["ours, remat"]["step"] / medians["ours"]["step"]
+        results.append(Result("rematerialisation: time", slower, "x", better="lower"))
+    results += memory_results(ours, remat)
+    macs = [cost.count(space, arch, config.model.num_classes).macs for arch in (space.biggest, space.smallest)]
+    print(f"{jax.devices()[0].device_kind}, batch {args.batch}, {args.dtype}, multiply-adds of the biggest"
+          f" {macs[0] / 1e6:.1f} M, of the smallest {macs[1] / 1e6:.1f} M")
+    if args.trace:
+        with jax.profiler.trace(args.trace):
+            ours.step(steps)
+            ours.step(steps + 1)
+    write("step", results, args.quick, args.json)
+
+
+if __name__ == "__main__":
+    main()
