@@ -1,0 +1,235 @@
+"""Depthwise convolution as Pallas kernels that Triton compiles for NVIDIA GPUs.
+
+A program computes a tile of positions x channels: a position is a column and a strip of a few rows of one image, so
+that a value that was loaded serves every row of the strip that it meets. Positions of all images are numbered through,
+and only the last program has a ragged end. Channels are contiguous. Products and sums are float32.
+
+What Triton asks for shapes this: tiles have a power of two of entries, and nothing can be shifted inside registers, so
+that each tap is a load of its own (from the L1 cache, after the first).
+"""
+
+import dataclasses
+import itertools
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+
+_DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
+_WARPS = 4
+_ENTRIES = 1024  # of a tile: 8 of each thread, 16 bytes of bfloat16
+_KERNEL_GRADIENT_ENTRIES = {3: 512, 5: 256, 7: 256}  # k^2 sums are held for each
+_KERNEL_GRADIENT_PROGRAMS = 512  # some four for each multiprocessor; each leaves k^2 sums a channel to add up
+_MOST_ROWS = 6
+
+
+def supports(shape: tuple[int, ...], size: int, stride: int, dtype: jnp.dtype) -> bool:
+    """Whether the kernels take it: static [B, H, W, C] below 2^31 entries, k of 3, 5 or 7, at most float32."""
+    static = all(isinstance(side, int) for side in shape)
+    known = size in _KERNEL_GRADIENT_ENTRIES and stride in (1, 2) and jnp.dtype(dtype) in map(jnp.dtype, _DTYPES)
+    return static and known and shape[0] * shape[1] * shape[2] * shape[3] < 2**31
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tiles:
+    """How positions and channels are dealt to programs.
+
+    Attributes:
+      batch, rows, columns: the grid of positions, rows of it `strip` at a time. channels: of the arrays.
+      positions, block: positions and channels of one program, powers of two.
+    """
+
+    batch: int
+    rows: int
+    columns: int
+    channels: int
+    strip: int
+    positions: int
+    block: int
+
+    @property
+    def strips(self) -> int:
+        return pl.cdiv(self.rows, self.strip)
+
+    @property
+    def position_programs(self) -> int:
+        return pl.cdiv(self.batch * self.strips * self.columns, self.positions)
+
+    @property
+    def channel_programs(self) -> int:
+        return pl.cdiv(self.channels, self.block)
+
+    def place(self, program: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Image, first row and column of each position of a program; past the last one, images from `batch` on."""
+        number = program * self.positions + lax.iota(jnp.int32, self.positions)
+        strip = lax.div(number, jnp.int32(self.columns))
+        image = lax.div(strip, jnp.int32(self.strips))
+        return image, lax.rem(strip, jnp.int32(self.strips)) * self.strip, lax.rem(number, jnp.int32(self.columns))
+
+    def channel(self, program: jax.Array) -> jax.Array:
+        return program * self.block + lax.iota(jnp.int32, self.block)
+
+
+def _tiles(shape: tuple[int, ...], rows: int, columns: int, size: int, step: int, entries: int) -> _Tiles:
+    """Tiles for a grid of rows x columns positions, `step` rows of which lie between neighbours in what is loaded."""
+    batch, channels = shape[0], shape[3]
+
+    def waste(block: int) -> float:
+        return pl.cdiv(channels, block) * block / channels - 1
+
+    blocks = (128, 64, 32, 16, 8)
+    block = next((b for b in blocks if waste(b) <= 1 / 8), min(blocks, key=waste))
+
+    def work(strip: int) -> int:
+        # Multiply-adds, and loads, each of which costs about as much as two with its address and its conversion.
+        return pl.cdiv(rows, strip) * (strip * size**2 + 2 * size * (step * (strip - 1) + size))
+
+    strip = min(range(1, _MOST_ROWS + 1), key=work)
+    return _Tiles(batch, rows, columns, channels, strip, max(1, entries // block), block)
+
+
+def _address(shape: tuple[int, ...], image, row, column, channel) -> tuple[jax.Array, jax.Array]:
+    """Offsets [positions, block] into a flat array of `shape`, and which of them are inside it."""
+    batch, height, width, channels = shape
+    inside = (image < batch) & (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    offset = ((image * height + row) * width + column) * channels
+    mask = inside[:, None] & (channel < channels)[None, :]
+    return offset[:, None] + channel[None, :], mask
+
+
+def _load(ref, shape: tuple[int, ...], image, row, column, channel) -> jax.Array:
+    """float32 [positions, block]; zeros outside the array."""
+    offset, mask = _address(shape, image, row, column, channel)
+    return plgpu.load(ref.at[offset], mask=mask, other=0.0).astype(jnp.float32)
+
+
+def _store(ref, shape: tuple[int, ...], image, row, column, channel, value: jax.Array) -> None:
+    offset, mask = _address(shape, image, row, column, channel)
+    plgpu.store(ref.at[offset], value.astype(ref.dtype), mask=mask)
+
+
+def _taps(ref, size: int, column: int, channels: int, channel) -> list[jax.Array]:
+    """One column of a flat kernel [k, k, C]: k vectors [1, block]."""
+    mask = channel < channels
+    offsets = [(row * size + column) * channels + channel for row in range(size)]
+    return [plgpu.load(ref.at[offset], mask=mask, other=0.0)[None, :] for offset in offsets]
+
+
+def _run(kernel, tiles: _Tiles, output: jax.ShapeDtypeStruct, programs: int, interpret: bool | None, *arrays):
+    """Runs a kernel on flat arrays, programs x channel programs; on a CPU it is interpreted, for tests."""
+    call = pl.pallas_call(
+        kernel,
+        out_shape=jax.ShapeDtypeStruct((output.size,), output.dtype),
+        grid=(programs, tiles.channel_programs),
+        compiler_params=plgpu.CompilerParams(num_warps=_WARPS, num_stages=1),
+        interpret=jax.default_backend() == "cpu" if interpret is None else interpret,
+    )
+    return call(*(a.reshape(-1) for a in arrays)).reshape(output.shape)
+
+
+def _forward_kernel(tiles: _Tiles, shape, out_shape, size: int, stride: int, x_ref, kernel_ref, y_ref):
+    image, row, column = tiles.place(pl.program_id(0))
+    channel = tiles.channel(pl.program_id(1))
+    sums = [jnp.zeros((tiles.positions, tiles.block), jnp.float32) for _ in range(tiles.strip)]
+    top, left = row * stride - size // 2, column * stride - size // 2
+    for j in range(size):
+        taps = _taps(kernel_ref, size, j, tiles.channels, channel)
+        for q in range(stride * (tiles.strip - 1) + size):
+            x = _load(x_ref, shape, image, top + q, left + j, channel)
+            for r in range(tiles.strip):
+                if 0 <= q - stride * r < size:
+                    sums[r] += x * taps[q - stride * r]
+    for r, total in enumerate(sums):
+        _store(y_ref, out_shape, image, row + r, column, channel, total)
+
+
+@partial(jax.jit, static_argnames=("stride", "interpret"))
+def forward(x: jax.Array, kernel: jax.Array, stride: int, interpret: bool | None = None) -> jax.Array:
+    """[B, H, W, C] and [k, k, C] -> [B, ceil(H / stride), ceil(W / stride), C] in the dtype of x."""
+    size = kernel.shape[0]
+    out = x.shape[0], pl.cdiv(x.shape[1], stride), pl.cdiv(x.shape[2], stride), x.shape[3]
+    tiles = _tiles(x.shape, out[1], out[2], size, stride, _ENTRIES)
+    body = partial(_forward_kernel, tiles, x.shape, out, size, stride)
+    output = jax.ShapeDtypeStruct(out, x.dtype)
+    return _run(body, tiles, output, tiles.position_programs, interpret, x, kernel.astype(jnp.float32))
+
+
+def _transposed_kernel(tiles: _Tiles, shape, g_shape, size: int, g_ref, kernel_ref, dx_ref):
+    """The input gradient at stride 2: a position is a 2 x 2 square of dx, whose parities meet other taps of g."""
+    image, row, column = tiles.place(pl.program_id(0))
+    channel = tiles.channel(pl.program_id(1))
+    half = size // 2
+    reach = range(-(half // 2), (1 + half) // 2 + 1)
+    outputs = list(itertools.product((0, 1), (0, 1), range(tiles.strip)))
+    sums = {output: jnp.zeros((tiles.positions, tiles.block), jnp.float32) for output in outputs}
+    for e in reach:
+        taps = {b: _taps(kernel_ref, size, b + half - 2 * e, tiles.channels, channel)
+                for b in (0, 1) if 0 <= b + half - 2 * e < size}
+        for q in range(reach[0], tiles.strip + reach[-1]):
+            g = _load(g_ref, g_shape, image, row + q, column + e, channel)
+            for a, b, r in outputs:
+                i = a + half - 2 * (q - r)
+                if b in taps and 0 <= i < size:
+                    sums[a, b, r] += g * taps[b][i]
+    for (a, b, r), total in sums.items():
+        _store(dx_ref, shape, image, 2 * (row + r) + a, 2 * column + b, channel, total)
+
+
+@partial(jax.jit, static_argnames=("stride", "shape", "interpret"))
+def input_gradient(
+    g: jax.Array, kernel: jax.Array, stride: int, shape: tuple[int, ...], interpret: bool | None = None
+) -> jax.Array:
+    """The transpose of `forward` in x: [B, H, W, C] of the given shape in the dtype of g."""
+    if stride == 1:
+        return forward(g, kernel[::-1, ::-1], 1, interpret)
+    size = kernel.shape[0]
+    # Four sums for each position: strips half as long keep as much in registers.
+    tiles = _tiles(shape, g.shape[1], g.shape[2], size, 1, _ENTRIES // 2)
+    tiles = dataclasses.replace(tiles, strip=min(tiles.strip, 2))
+    body = partial(_transposed_kernel, tiles, shape, g.shape, size)
+    output = jax.ShapeDtypeStruct(shape, g.dtype)
+    return _run(body, tiles, output, tiles.position_programs, interpret, g, kernel.astype(jnp.float32))
+
+
+def _kernel_gradient_kernel(
+    tiles: _Tiles, rounds: int, programs: int, shape, g_shape, size: int, stride: int, x_ref, g_ref, sums_ref
+):
+    """Sums over the positions of every `programs`-th tile: [k, k, block] for each program."""
+    program, channel = pl.program_id(0), tiles.channel(pl.program_id(1))
+    taps = list(itertools.product(range(size), repeat=2))
+
+    def add(step, sums):
+        sums = dict(zip(taps, sums, strict=True))
+        image, row, column = tiles.place(program + step * programs)
+        top, left = row * stride - size // 2, column * stride - size // 2
+        g = [_load(g_ref, g_shape, image, row + r, column, channel) for r in range(tiles.strip)]
+        for j in range(size):
+            for q in range(stride * (tiles.strip - 1) + size):
+                x = _load(x_ref, shape, image, top + q, left + j, channel)
+                for r in range(tiles.strip):
+                    if 0 <= q - stride * r < size:
+                        sums[q - stride * r, j] += x * g[r]
+        return tuple(sums.values())
+
+    zeros = tuple(jnp.zeros((tiles.positions, tiles.block), jnp.float32) for _ in taps)
+    for (i, j), total in zip(taps, lax.fori_loop(0, rounds, add, zeros), strict=True):
+        offset = ((program * size + i) * size + j) * tiles.channels + channel
+        plgpu.store(sums_ref.at[offset], jnp.sum(total, 0), mask=channel < tiles.channels)
+
+
+@partial(jax.jit, static_argnames=("size", "stride", "interpret"))
+def kernel_gradient(x: jax.Array, g: jax.Array, size: int, stride: int, interpret: bool | None = None) -> jax.Array:
+    """The transpose of `forward` in its kernel: float32 [k, k, C].
+
+    Each program leaves its sums, which XLA adds up: always in the same order, as atomic additions would not.
+    """
+    tiles = _tiles(x.shape, g.shape[1], g.shape[2], size, stride, _KERNEL_GRADIENT_ENTRIES[size])
+    tiles = dataclasses.replace(tiles, strip=min(tiles.strip, 4))
+    programs = min(tiles.position_programs, pl.cdiv(_KERNEL_GRADIENT_PROGRAMS, tiles.channel_programs))
+    rounds = pl.cdiv(tiles.position_programs, programs)
+    body = partial(_kernel_gradient_kernel, tiles, rounds, programs, x.shape, g.shape, size, stride)
+    output = jax.ShapeDtypeStruct((programs, size, size, x.shape[3]), jnp.float32)
+    return _run(body, tiles, output, programs, interpret, x, g).sum(0)
