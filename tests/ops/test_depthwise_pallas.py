@@ -48,16 +48,17 @@ def test_bfloat16_is_summed_in_float32():
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("size, stride, calls", [(3, 1, 2), (5, 2, 3)])
-def test_triton_takes_the_kernels(size, stride, calls, dtype):
-    """Lowered for CUDA without a GPU. At stride 1 the input gradient is the forward pass: one program for both."""
+@pytest.mark.parametrize("size, stride", [(3, 1), (5, 2)])
+def test_triton_takes_the_kernels(size, stride, dtype):
+    """Lowered for CUDA without a GPU."""
     gpu = AbstractMesh((), (), abstract_device=AbstractDevice("NVIDIA H100", None, "gpu"))  # JAX 0.12 asks for one
     x, g = (jax.ShapeDtypeStruct((8, side, side, 144), dtype) for side in (12, 12 // stride))
     kernel = jax.ShapeDtypeStruct((size, size, 144), jnp.float32)
     step = jax.jit(lambda x, kernel, g: all_three(x, kernel, g, stride, interpret=False))
     with use_abstract_mesh(gpu):
         text = step.trace(x, kernel, g).lower(lowering_platforms=("cuda",)).as_text()
-    assert text.count("custom_call @") == calls and "triton" in text and "while" not in text  # not the interpreter's loop over programs
+    assert text.count("custom_call @") == 3 and "triton" in text
+    assert "while" not in text  # not the interpreter's loop over programs
 
 
 def test_what_the_kernels_take():
