@@ -12,6 +12,7 @@ from functools import cached_property
 import numpy as np
 import torch
 from PIL import Image
+from torch.nn.functional import interpolate
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
@@ -119,7 +120,7 @@ class Augmentation:
                 )
                 image = shifted(image, down, right)
         if draws[_FLIP] < self.flip:
-            image = image[:, ::-1]
+            image = _flipped(image)
         if self.policy != "none" or any(self.color_jitter):
             image = self._recolor(Image.fromarray(np.ascontiguousarray(image)), draws, torch_seed)
         return image
@@ -178,8 +179,13 @@ def shifted(image: np.ndarray, down: int, right: int) -> np.ndarray:
 def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     if image.shape[:2] == (height, width):
         return image
-    tensor = torch.from_numpy(image).permute(
-        2, 0, 1
-    )  # channels last in memory, which is the fast path and needs no copy
-    resized = F.resize(tensor, [height, width], interpolation=v2.InterpolationMode.BICUBIC, antialias=True)
-    return resized.permute(1, 2, 0).numpy()
+    # Strides that say channels last in all four axes have PyTorch write the result so too, as NumPy wants it. With
+    # those of a [3, H, W] view, as torchvision's resize passes them on, it has to be turned, and that takes as long.
+    tensor = torch.from_numpy(image).unsqueeze(0).permute(0, 3, 1, 2)
+    resized = interpolate(tensor, size=(height, width), mode="bicubic", antialias=True)
+    return resized[0].permute(1, 2, 0).numpy()
+
+
+def _flipped(image: np.ndarray) -> np.ndarray:
+    """The mirror image, contiguous: NumPy takes 20 times as long to copy pixels of three bytes backwards."""
+    return torch.from_numpy(image).flip(1).numpy()
