@@ -13,7 +13,7 @@ import sys
 import jax
 import jax.numpy as jnp
 
-from bignas_jax.native.build import BuildError, build
+from bignas_jax.native.toolchain import BuildError, build
 
 SWITCH = "BIGNAS_JAX_NATIVE"  # environment variable: 0 switches the kernels off
 ACTIVATIONS = ("identity", "swish", "h_swish", "relu")  # by their number in common.h

@@ -2,7 +2,7 @@
 
 import sys
 
-from bignas_jax.native.build import BuildError, build
+from bignas_jax.native.toolchain import BuildError, build
 
 if __name__ == "__main__":
     try:

@@ -12,10 +12,24 @@ from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 from tiny import relative_error
 
-from bignas_jax.ops import BatchNorm, Size
+from bignas_jax import native
+from bignas_jax.ops import BatchNorm, Size, SqueezeExcite
 from bignas_jax.ops.batch_norm import moments, normalize
+from bignas_jax.ops.squeeze_excite import gate
 
 TORCH = {"identity": lambda x: x, "swish": F.silu, "h_swish": F.hardswish, "relu": F.relu}
+
+
+@pytest.fixture(autouse=True, params=["native", "xla"])
+def way(request):
+    """Both ways of computing the passes on a CPU."""
+    if request.param == "native":
+        if not native.load():
+            pytest.skip("no native kernels here")
+        yield
+    else:
+        with native.off():
+            yield
 
 
 def operands(mean=0.3, shape=(4, 5, 7, 6), seed=0):
@@ -90,6 +104,46 @@ def test_given_statistics_normalise_as_pytorch_does():
                                    torch.tensor(variance[:6]), torch.tensor(scale), torch.tensor(bias)))
     assert relative_error(y, expected.permute(0, 2, 3, 1)) < 1e-5
     np.testing.assert_array_equal(passed[0], mean[:6])
+
+
+def test_gradients_on_given_statistics_equal_pytorch():
+    x, scale, bias, weight = operands()
+    statistics = np.linspace(-1, 1, 6, dtype=np.float32), np.linspace(0.5, 2, 6, dtype=np.float32)
+
+    def total(x, scale, bias):
+        return jnp.sum(weight * module(scale, bias)(x, Size(6), activation="swish", statistics=statistics)[0])
+
+    found = jax.jit(jax.grad(total, (0, 1, 2)))(x, scale, bias)
+    leaves = [torch.tensor(a, requires_grad=True) for a in (x, scale, bias)]
+    stored = (torch.tensor(s) for s in statistics)
+    y = F.silu(F.batch_norm(leaves[0].permute(0, 3, 1, 2), *stored, *leaves[1:])).permute(0, 2, 3, 1)
+    (y * torch.tensor(weight)).sum().backward()
+    for a, leaf in zip(found, leaves, strict=True):
+        assert relative_error(a, leaf.grad) < 1e-5
+
+
+@pytest.mark.parametrize("activation", TORCH)
+def test_the_gate_of_squeeze_and_excitation_equals_pytorch(activation):
+    """Values, statistics, and gradients of the input, the norm and the gate's own weights."""
+    x, scale, bias, weight = operands()
+    se = SqueezeExcite(6, 4, rngs=nnx.Rngs(0)).weights(6, Size(4), jnp.float32)
+    se = [np.asarray(w) + 0.1 for w in se]
+
+    def total(x, scale, bias, weights):
+        y, statistics = module(scale, bias)(x, Size(6), activation=activation, gate=gate, weights=weights)
+        return jnp.sum(weight * y), (y, *statistics)
+
+    grads, values = jax.jit(jax.grad(total, (0, 1, 2, 3), has_aux=True))(x, scale, bias, tuple(se))
+    leaves = [torch.tensor(a, requires_grad=True) for a in (x, scale, bias, *se)]
+    mean, var = torch.zeros(6), torch.ones(6)
+    y = TORCH[activation](F.batch_norm(leaves[0].permute(0, 3, 1, 2), mean, var, *leaves[1:3], True, 1.0, 1e-5))
+    hidden = F.relu(y.mean((2, 3)) @ leaves[3] + leaves[4])
+    y = (y * F.hardsigmoid(hidden @ leaves[5] + leaves[6])[:, :, None, None]).permute(0, 2, 3, 1)
+    (y * torch.tensor(weight)).sum().backward()
+    for found, expected in zip(values, (y.detach(), mean, var), strict=True):
+        assert relative_error(found, expected) < 1e-5
+    for found, leaf in zip((*grads[:3], *grads[3]), leaves, strict=True):
+        assert relative_error(found, leaf.grad) < 2e-5
 
 
 @pytest.mark.parametrize("activation", TORCH)
