@@ -16,6 +16,7 @@ import jax
 from tqdm import tqdm
 
 from bignas_jax.architecture import Architecture
+from bignas_jax.cost import count, executed
 from bignas_jax.memory import give_back_freed_memory
 from bignas_jax.space import SearchSpace
 from bignas_jax.supernet import sizes
@@ -39,6 +40,13 @@ class Bucket:
         if arch != self.arch:
             raise ValueError(f"architecture {arch.to_json()} has no place in the sliced bucket {self.arch.to_json()}")
         return None
+
+
+    def executed(self, space: SearchSpace, arch: Architecture, num_classes: int) -> int:
+        """Multiply-adds of one image's forward pass of `arch` in this bucket's executable."""
+        if self.masked:
+            return executed(space, self.arch, arch, num_classes)
+        return count(space, self.arch, num_classes).macs
 
 
 def shared(space: SearchSpace, resolution: int) -> Bucket:

@@ -3,7 +3,7 @@
 import dataclasses
 
 from bignas_jax.architecture import Architecture
-from bignas_jax.space import Block, SearchSpace, blocks, head_mid_width
+from bignas_jax.space import Block, SearchSpace, blocks, head_mid_width, middle_ends
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,3 +72,42 @@ def count(space: SearchSpace, arch: Architecture, num_classes: int) -> Cost:
         cost += _block(block, side)
         side = _after_stride(side, block.stride)
     return cost + _head(space, arch, side, num_classes)
+
+
+def executed(space: SearchSpace, bucket: Architecture, arch: Architecture, num_classes: int) -> int:
+    """Multiply-adds that one image's forward pass of `arch` takes in the program that `bucket`'s architectures share.
+
+    They are counted as `count` does, for XLA's own operations: every product and convolution at the bucket's widths
+    and kernel sizes, except that blocks are skipped and that the products of a block's middle channels stop at one
+    of `middle_ends`. The native kernels of the CPU stop earlier, with the sampled channels and kernel size.
+
+    Args:
+      bucket: the architecture that the program was compiled for. arch: one that fits inside it.
+    """
+    active = {(b.stage, b.index): b for b in blocks(space, arch)}
+    side = _after_stride(bucket.resolution, space.stem_stride)
+    total = _conv(3, bucket.width[0], side, kernel_size=3)
+    for outer in blocks(space, bucket):
+        inner = active.get((outer.stage, outer.index))
+        if inner is not None:
+            total += _executed_block(outer, _first_that_holds(middle_ends(space, outer), inner.mid_width), side)
+        side = _after_stride(side, outer.stride)
+    return (total + _head(space, bucket, side, num_classes)).macs
+
+
+def _executed_block(block: Block, mid_width: int, side: int) -> Cost:
+    """A block of a shared program, of whose middle channels the products take `mid_width`."""
+    out_side = _after_stride(side, block.stride)
+    cost = _conv(1, block.mid_width, out_side, block.kernel_size)
+    if block.expand_ratio != 1:
+        cost += _conv(block.in_width, mid_width, side)
+    if block.se_width:
+        cost += _linear(block.mid_width, block.se_width) + _linear(block.se_width, block.mid_width)
+    if block.index == 0:
+        # Whether the widths differ is known at run time only.
+        cost += _conv(block.in_width, block.out_width, out_side)
+    return cost + _conv(mid_width, block.out_width, out_side)
+
+
+def _first_that_holds(ends: tuple[int, ...], width: int) -> int:
+    return next(end for end in ends if end >= width)

@@ -309,6 +309,16 @@ def head_mid_width(arch: Architecture) -> int:
     return make_divisible(6 * arch.width[-2])
 
 
+def middle_ends(space: SearchSpace, block: Block) -> tuple[int, ...]:
+    """How many of a block's middle channels its convolutions can stop after, where architectures share a program.
+
+    One number for each expansion ratio of the stage up to the block's own, at the block's width, ascending. Narrower
+    widths of a ratio share its number: more of them would save little and make programs larger.
+    """
+    ratios = [ratio for ratio in space.stages[block.stage].expand_ratio if ratio < block.expand_ratio]
+    return (*(make_divisible(block.in_width * ratio) for ratio in ratios), block.mid_width)
+
+
 def blocks(space: SearchSpace, arch: Architecture) -> tuple[Block, ...]:
     """The active blocks of `arch` in order.
 

@@ -20,7 +20,7 @@ from bignas_jax.ops import Size
 from bignas_jax.ops.activation import FUNCTIONS
 from bignas_jax.ops.size import at_least_float32
 from bignas_jax.ops.squeeze_excite import gate as squeeze_excite_gate
-from bignas_jax.space import Block, SearchSpace, blocks, head_mid_width
+from bignas_jax.space import Block, SearchSpace, blocks, head_mid_width, middle_ends
 
 ACTIVE, IN, MID, OUT, SE, KERNEL = range(6)
 
@@ -130,7 +130,7 @@ class MBConv(nnx.Module):
             y, size["mid"], activation=self.activation, gate=gate, weights=weights, **mode.of("depthwise")
         )
         y, statistics["project"] = self.project_norm(
-            self.project(y, size["out"]), size["out"], **mode.of("project")
+            self.project(y, size["out"], size["mid"]), size["out"], **mode.of("project")
         )
         if drop_rate and rng is not None:
             y = _drop_images(y, drop_rate, rng)
@@ -202,7 +202,7 @@ class Supernet(nnx.Module):
             stored = {name: mode.statistics[f"block{position}.{name}"] for name in names}
             mode = dataclasses.replace(mode, statistics=stored)
         rng = None if mode.rng is None else jax.random.fold_in(mode.rng, position)
-        size = _block_sizes(block, row)
+        size = _block_sizes(self.space, block, row)
 
         def run(x):
             y, statistics = module(x, size, mode, drop_rate, rng)
@@ -240,13 +240,13 @@ def drop_connect_rate(space: SearchSpace, layout: tuple[Block, ...], number: int
     return mode.drop_connect * number / len(layout) if drops else 0.0
 
 
-def _block_sizes(block: Block, row) -> dict[str, Size]:
-    def size(bucket: int, column: int) -> Size:
-        return Size(bucket, None if row is None else row[column])
+def _block_sizes(space: SearchSpace, block: Block, row) -> dict[str, Size]:
+    def size(bucket: int, column: int, ends: tuple[int, ...] = ()) -> Size:
+        return Size(bucket, None if row is None else row[column], ends)
 
     return {
         "in": size(block.in_width, IN),
-        "mid": size(block.mid_width, MID),
+        "mid": size(block.mid_width, MID, middle_ends(space, block)),
         "out": size(block.out_width, OUT),
         "se": size(block.se_width, SE),
         "kernel": size(block.kernel_size, KERNEL),

@@ -1,6 +1,7 @@
 """Where architectures run, and that nothing compiles once the executables are there."""
 
 import dataclasses
+import math
 import subprocess
 import sys
 import threading
@@ -11,11 +12,16 @@ import jax
 import jax.monitoring
 import numpy as np
 import pytest
+from flax import nnx
 from ml_collections import ConfigDict
+from tiny import CLASSES
 
+from bignas_jax import native
 from bignas_jax.buckets import Bucket, bucket_for, compile_ahead, shared
+from bignas_jax.cost import count
 from bignas_jax.devices import batch_sharding, make_mesh, replicate
 from bignas_jax.evaluation import Evaluator
+from bignas_jax.ops import depthwise
 from bignas_jax.optimizer import optimizer
 from bignas_jax.sandwich import Recipe, Sandwich, members
 from bignas_jax.supernet import sizes
@@ -51,6 +57,61 @@ def test_what_an_executable_is_told(tiny):
         space, dataclasses.replace(space.biggest, resolution=20), space.smallest)
     assert told.keys() == expected.keys()
     assert all(np.array_equal(told[key], expected[key]) for key in told)
+
+
+def run_by(jaxpr, operands) -> int:
+    """Multiply-adds of a traced program, of a conditional only the branch that is taken.
+
+    Args:
+      operands: their values; None where unknown. What decides a conditional must be known.
+    """
+    values = dict(zip(jaxpr.jaxpr.constvars, jaxpr.consts, strict=True))
+    values |= dict(zip(jaxpr.jaxpr.invars, operands, strict=True))
+    total = 0
+    for eqn in jaxpr.jaxpr.eqns:
+        inputs = [v.val if hasattr(v, "val") else values[v] for v in eqn.invars]
+        name, params = eqn.primitive.name, eqn.params
+        inner = [p for p in params.values() if hasattr(p, "jaxpr") and hasattr(p, "consts")]
+        outputs = [None] * len(eqn.outvars)
+        if name == "cond":
+            total += run_by(params["branches"][int(inputs[0])], inputs[1:])
+        elif name == "dot_general":
+            (contracted, _), _ = params["dimension_numbers"]
+            total += eqn.outvars[0].aval.size * math.prod(eqn.invars[0].aval.shape[d] for d in contracted)
+        elif name == "conv_general_dilated":
+            kernel = eqn.invars[1].aval
+            total += eqn.outvars[0].aval.size * kernel.size // kernel.shape[params["dimension_numbers"].rhs_spec[0]]
+        elif inner and all(v is not None for v in inputs):
+            outputs = jax.core.eval_jaxpr(inner[0].jaxpr, inner[0].consts, *inputs)
+        elif inner:
+            total += run_by(inner[0], inputs)
+        elif all(v is not None for v in inputs):
+            outputs = eqn.primitive.bind(*inputs, **params)
+            outputs = outputs if eqn.primitive.multiple_results else [outputs]
+        values |= dict(zip(eqn.outvars, outputs, strict=True))
+    return total
+
+
+@pytest.mark.parametrize("variant", ["tiny", "tiny_v3"])
+def test_multiply_adds_are_those_that_the_traced_program_runs(variant, request):
+    made = request.getfixturevalue(variant)
+    space, rng = made.space, np.random.default_rng(0)
+    archs = [space.biggest, space.smallest, *(space.sample(rng) for _ in range(8))]
+    ratios = []
+    for arch in archs:
+        for bucket in (shared(space, arch.resolution), Bucket(arch, masked=False)):
+            def forward(params, image, sampled, bucket=bucket):
+                return nnx.merge(made.graphdef, params)(image, bucket.arch, sampled)[0]
+
+            sampled = bucket.sampled(space, arch)
+            image = jax.ShapeDtypeStruct((1, arch.resolution, arch.resolution, 3), np.float32)
+            with native.off(), depthwise.using("grouped"):
+                jaxpr = jax.make_jaxpr(forward)(made.params, image, sampled)
+            operands = [None] * (len(jax.tree.leaves(made.params)) + 1) + jax.tree.leaves(sampled)
+            assert run_by(jaxpr, operands) == bucket.executed(space, arch, CLASSES)
+            ratios.append(bucket.executed(space, arch, CLASSES) / count(space, arch, CLASSES).macs)
+    masked, sliced = ratios[::2], ratios[1::2]
+    assert set(sliced) == {1.0} and min(masked) > 1 and len(set(masked)) > 5
 
 
 class Lowered:

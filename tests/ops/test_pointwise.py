@@ -99,3 +99,32 @@ def test_stem_equals_pytorch_on_a_slice(stride, side):
     expected = torch_gradients(reference, weight, x, stem.kernel[...])
     for found, value in zip((y, dx, grads["kernel"]), expected, strict=True):
         assert relative_error(found, value) < 1e-5
+
+
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("bfloat16", 2e-2)])
+@pytest.mark.parametrize("side", ["into", "out"])
+def test_a_corner_of_the_product_is_enough(side, dtype, tolerance):
+    """Channels of either side stop at an end: the sampled part of output and gradients is that of the whole product."""
+    conv, ends = PointwiseConv(12, 12, rngs=nnx.Rngs(0)), (4, 8, 12)
+    x, weight = draw(2, 3, 5, 12), draw(2, 3, 5, 12)
+
+    @jax.jit
+    def stopped(x, weight, sampled):
+        size = Size(12, sampled, ends)
+        arguments = (Size(12), size) if side == "into" else (size,)
+        return ours(conv, lambda m, x: m(x, *arguments), weight, x)
+
+    for sampled, end in ((1, 4), (4, 4), (5, 8), (8, 8), (9, 12), (12, 12)):
+        # Beyond the sampled channels zeros come in, and no gradient comes back.
+        unused = x if side == "into" else weight
+        unused[...] = draw(*x.shape)
+        unused[..., sampled:] = 0
+        operands = (jnp.asarray(a, dtype) for a in (x, weight))
+        y, dx, grads = stopped(*operands, jnp.int32(sampled))
+        expected = ours(conv, lambda m, x: m(x, Size(12)), weight, x)
+        kept = slice(sampled) if side == "into" else slice(None), slice(sampled) if side == "out" else slice(None)
+        for found, value, used in zip((dx, y), (expected[1], expected[0]), kept, strict=True):
+            assert relative_error(found[..., used], value[..., used]) < tolerance
+        assert relative_error(grads["kernel"], expected[2]["kernel"]) < tolerance
+        skipped = dx if side == "into" else y
+        assert not np.asarray(skipped)[..., end:].any() and np.asarray(skipped)[..., :end].all()
