@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from bignas_jax import native
-from bignas_jax.ops import depthwise_grouped, depthwise_native, depthwise_pallas, depthwise_shifted
+from bignas_jax.ops import depthwise_grouped, depthwise_native, depthwise_pallas, depthwise_shifted, depthwise_table
 from bignas_jax.ops.size import Size
 
 
@@ -81,7 +81,13 @@ def portable():
 
 
 def choose(
-    platform: str, shape: tuple[int, ...], size: int, stride: int, dtype: jnp.dtype, direction: str = "forward"
+    platform: str,
+    shape: tuple[int, ...],
+    size: int,
+    stride: int,
+    dtype: jnp.dtype,
+    direction: str = "forward",
+    kind: str | None = None,
 ) -> str:
     """The name in IMPLEMENTATIONS of what computes one direction of a convolution on a platform.
 
@@ -89,9 +95,15 @@ def choose(
       platform: 'cpu', 'gpu' or another of `jax.default_backend()`. shape: [B, H, W, C] of the input; B may be
         symbolic. size: k. dtype: of the input.
       direction: 'forward', 'input_gradient' or 'kernel_gradient'.
+      kind: of the device, a key of the table of measurements; None for that of the first device here.
     """
-    del shape, size, stride, dtype, direction
-    return "shifted_loop" if platform == "cpu" else "shifted"
+    if platform == "cpu":
+        return "shifted_loop"
+    usable = ["shifted", "grouped"]
+    if platform == "gpu" and depthwise_pallas.supports(shape, size, stride, dtype):
+        usable.append("pallas")
+    kind = jax.local_devices()[0].device_kind if kind is None else kind
+    return depthwise_table.fastest(kind, shape, size, stride, dtype, direction, usable)
 
 
 def _chosen(direction: str, shape: tuple[int, ...], size: int, stride: int, dtype: jnp.dtype, used) -> Callable:
