@@ -22,10 +22,15 @@ DEFAULT = "shifted"
 Entry = Mapping[str, object]  # direction, shape [B, H, W, C], size, stride, dtype, milliseconds: {name: ms}
 
 
+def read(path: pathlib.Path) -> dict[str, list[Entry]]:
+    """A table from a file: device kind to entries."""
+    return json.loads(path.read_text())
+
+
 @functools.cache
 def load() -> dict[str, list[Entry]]:
-    """The table: device kind to entries."""
-    return json.loads(PATH.read_text())
+    """The table of this package, read once."""
+    return read(PATH)
 
 
 def same_question(a: Entry, b: Entry) -> bool:
