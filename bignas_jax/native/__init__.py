@@ -24,7 +24,7 @@ TARGETS = (
     "norm_moments",
     "norm_pooled",
     "norm_apply",
-    "norm_gate_gradient",
+    "norm_gate_sums",
     "norm_reduce",
     "norm_input_gradient",
 )

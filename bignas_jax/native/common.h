@@ -31,6 +31,7 @@ template <int width>
 struct Lanes {
   typedef float Vec __attribute__((vector_size(width * sizeof(float))));
   typedef int32_t Int __attribute__((vector_size(width * sizeof(int32_t))));
+  static constexpr int size = width;
 
   static Vec load(const float* from) {
     Vec v;
@@ -41,10 +42,10 @@ struct Lanes {
   static Vec all(float x) { return Vec{} + x; }
 };
 
-// Calls f(lanes, channel) for blocks of channels that cover [0, channels): wide ones, then narrower ones.
+// Calls f(lanes, channel) for blocks of channels that cover [begin, channels): wide ones, then narrower ones.
 template <typename F>
-inline void for_channels(int64_t channels, F&& f) {
-  int64_t c = 0;
+inline void for_channels(int64_t channels, F&& f, int64_t begin = 0) {
+  int64_t c = begin;
   for (; c + kWidth <= channels; c += kWidth) f(Lanes<kWidth>{}, c);
   if constexpr (kWidth > 8) {
     for (; c + 8 <= channels; c += 8) f(Lanes<8>{}, c);
@@ -109,17 +110,24 @@ inline typename Lanes<width>::Vec exponential(typename Lanes<width>::Vec x) {
 }
 
 // The activations by the number that bignas_jax/native/__init__.py gives them: value and derivative at z.
+template <int w>
+struct Both {
+  typename Lanes<w>::Vec value, slope;
+};
+
 struct Identity {
+  template <int w> static Both<w> both(typename Lanes<w>::Vec z) { return {z, Lanes<w>::all(1.0f)}; }
   template <int w> static auto value(typename Lanes<w>::Vec z) { return z; }
   template <int w> static auto slope(typename Lanes<w>::Vec) { return Lanes<w>::all(1.0f); }
 };
 
 struct Swish {
-  template <int w> static auto value(typename Lanes<w>::Vec z) { return z / (1.0f + exponential<w>(-z)); }
-  template <int w> static auto slope(typename Lanes<w>::Vec z) {
-    typename Lanes<w>::Vec s = 1.0f / (1.0f + exponential<w>(-z));
-    return s * (1.0f + z * (1.0f - s));
+  template <int w> static Both<w> both(typename Lanes<w>::Vec z) {
+    const typename Lanes<w>::Vec s = 1.0f / (1.0f + exponential<w>(-z));
+    return {z * s, s * (1.0f + z * (1.0f - s))};
   }
+  template <int w> static auto value(typename Lanes<w>::Vec z) { return z / (1.0f + exponential<w>(-z)); }
+  template <int w> static auto slope(typename Lanes<w>::Vec z) { return both<w>(z).slope; }
 };
 
 struct HSwish {
@@ -134,6 +142,7 @@ struct HSwish {
     s = z <= -3.0f ? Lanes<w>::all(0.0f) : s;
     return z >= 3.0f ? Lanes<w>::all(1.0f) : s;
   }
+  template <int w> static Both<w> both(typename Lanes<w>::Vec z) { return {value<w>(z), slope<w>(z)}; }
 };
 
 struct Relu {
@@ -142,6 +151,7 @@ struct Relu {
   template <int w> static auto slope(typename Lanes<w>::Vec z) {
     return z > 0.0f ? Lanes<w>::all(1.0f) : Lanes<w>::all(0.0f);
   }
+  template <int w> static Both<w> both(typename Lanes<w>::Vec z) { return {value<w>(z), slope<w>(z)}; }
 };
 
 template <typename F>

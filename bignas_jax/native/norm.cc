@@ -115,23 +115,35 @@ ffi::Error moments(ffi::ThreadPool pool, Floats x, Ints used, FloatsOut mean, Fl
   return ffi::Error::Success();
 }
 
+// Calls f(image, begin, end) for all images and used channels, in pieces enough for several threads.
+template <typename F>
+void for_images(ffi::ThreadPool& pool, const Shape& s, F&& f) {
+  const int64_t wanted = s.images >= 8 ? 1 : (8 + s.images - 1) / s.images;
+  const int64_t slab = std::max<int64_t>(64, (s.channels / wanted + 63) / 64 * 64);
+  const int64_t slabs = (s.channels + slab - 1) / slab;
+  parallel_for(pool, s.images * slabs, [&](int64_t task) {
+    const int64_t begin = task % slabs * slab;
+    if (begin < s.used) f(task / slabs, begin, std::min(s.used, begin + slab));
+  });
+}
+
 // out [N, C]: mean over the positions of activation(z).
 template <typename A>
 void pool_images(ffi::ThreadPool& pool, const Shape& s, const float* x, const Affine& affine, float* out) {
-  parallel_for(pool, s.images, [&](int64_t n) {
+  std::fill(out, out + s.images * s.channels, 0.0f);
+  for_images(pool, s, [&](int64_t n, int64_t begin, int64_t end) {
     float* sum = out + n * s.channels;
-    std::fill(sum, sum + s.channels, 0.0f);
     for_rows(n * s.positions, (n + 1) * s.positions, s.positions, [&](auto rows, int64_t row) {
-      for_channels(s.used, [&](auto lanes, int64_t c) {
+      for_channels(end, [&](auto lanes, int64_t c) {
         using L = decltype(lanes);
         const auto at = affine.at(lanes, c);
         auto total = L::load(sum + c);
         for (int64_t r = 0; r < rows; ++r)
-          total += A::template value<sizeof(at.mean) / sizeof(float)>(at.z(L::load(x + (row + r) * s.channels + c)));
+          total += A::template value<L::size>(at.z(L::load(x + (row + r) * s.channels + c)));
         L::store(sum + c, total);
-      });
+      }, begin);
     });
-    for (int64_t c = 0; c < s.used; ++c) sum[c] /= static_cast<float>(s.positions);
+    for (int64_t c = begin; c < end; ++c) sum[c] /= static_cast<float>(s.positions);
   });
 }
 
@@ -148,7 +160,7 @@ void apply_rows(ffi::ThreadPool& pool, const Shape& s, const float* x, const Aff
         const auto at = affine.at(lanes, c);
         for (int64_t r = 0; r < rows; ++r) {
           const int64_t i = (row + r) * s.channels + c;
-          auto value = A::template value<sizeof(at.mean) / sizeof(float)>(at.z(L::load(x + i)));
+          auto value = A::template value<L::size>(at.z(L::load(x + i)));
           if constexpr (gated) value *= L::load(gates + c);
           L::store(y + i, value);
         }
@@ -158,24 +170,36 @@ void apply_rows(ffi::ThreadPool& pool, const Shape& s, const float* x, const Aff
   });
 }
 
-// out [N, C]: sum over the positions of g * activation(z), the gradient of the gate.
+// out [5, N, C]: sums over the positions of g activation(z), g slope(z), slope(z), and of the last two times the
+// normalised x. The gate's gradient, and with the gate and `extra`, which follow from it, those of bias and scale.
 template <typename A>
-void gate_gradient_images(ffi::ThreadPool& pool, const Shape& s, const float* x, const float* g, const Affine& affine,
-                          float* out) {
-  parallel_for(pool, s.images, [&](int64_t n) {
-    float* sum = out + n * s.channels;
-    std::fill(sum, sum + s.channels, 0.0f);
+void gate_sums_images(ffi::ThreadPool& pool, const Shape& s, const float* x, const float* g, const Affine& affine,
+                      float* out) {
+  constexpr int kSums = 5;
+  const int64_t step = s.images * s.channels;
+  std::fill(out, out + kSums * step, 0.0f);
+  for_images(pool, s, [&](int64_t n, int64_t begin, int64_t end) {
+    float* sums = out + n * s.channels;
     for_rows(n * s.positions, (n + 1) * s.positions, s.positions, [&](auto rows, int64_t row) {
-      for_channels(s.used, [&](auto lanes, int64_t c) {
+      for_channels(end, [&](auto lanes, int64_t c) {
         using L = decltype(lanes);
         const auto at = affine.at(lanes, c);
-        auto total = L::load(sum + c);
+        typename L::Vec total[kSums];
+        for (int k = 0; k < kSums; ++k) total[k] = L::load(sums + k * step + c);
         for (int64_t r = 0; r < rows; ++r) {
           const int64_t i = (row + r) * s.channels + c;
-          total += L::load(g + i) * A::template value<sizeof(at.mean) / sizeof(float)>(at.z(L::load(x + i)));
+          const auto grad = L::load(g + i), normal = at.normal(L::load(x + i));
+          const auto z = normal * at.scale + at.bias;
+          const auto [value, slope] = A::template both<L::size>(z);
+          const auto product = grad * slope;
+          total[0] += grad * value;
+          total[1] += product;
+          total[2] += slope;
+          total[3] += product * normal;
+          total[4] += slope * normal;
         }
-        L::store(sum + c, total);
-      });
+        for (int k = 0; k < kSums; ++k) L::store(sums + k * step + c, total[k]);
+      }, begin);
     });
   });
 }
@@ -189,16 +213,15 @@ inline auto inner(const Affine::At<w>& at, typename Lanes<w>::Vec x, typename La
 }
 
 // Sums over images and positions of the inner gradient, and of it times the normalised x: d_bias, d_scale.
-template <typename A, bool gated>
+template <typename A>
 void reduce_rows(ffi::ThreadPool& pool, const Shape& s, const float* x, const float* g, const Affine& affine,
-                 const float* gate, const float* extra, float* d_bias, float* d_scale) {
+                 float* d_bias, float* d_scale) {
   const Runs runs(s.rows());
   std::vector<float> partial(runs.count() * 2 * s.channels, 0.0f);
   parallel_for(pool, runs.count(), [&](int64_t run) {
     float* sum = partial.data() + run * 2 * s.channels;
     float* product = sum + s.channels;
     for_rows(runs.begin(run), runs.end(run), s.positions, [&](auto rows, int64_t row) {
-      const int64_t image = row / s.positions * s.channels;
       for_channels(s.used, [&](auto lanes, int64_t c) {
         using L = decltype(lanes);
         const auto at = affine.at(lanes, c);
@@ -206,7 +229,7 @@ void reduce_rows(ffi::ThreadPool& pool, const Shape& s, const float* x, const fl
         for (int64_t r = 0; r < rows; ++r) {
           const int64_t i = (row + r) * s.channels + c;
           const auto from = L::load(x + i);
-          const auto d = inner<A, gated>(at, from, L::load(g + i), gate + image + c, extra + image + c);
+          const auto d = inner<A, false>(at, from, L::load(g + i), nullptr, nullptr);
           total += d;
           products += d * at.normal(from);
         }
@@ -264,24 +287,22 @@ ffi::Error apply(ffi::ThreadPool pool, Floats x, Floats mean, Floats inverse, Fl
   });
 }
 
-ffi::Error gate_gradient(ffi::ThreadPool pool, Floats x, Floats g, Floats mean, Floats inverse, Floats scale,
-                         Floats bias, Ints used, FloatsOut out, int64_t activation) {
+ffi::Error gate_sums(ffi::ThreadPool pool, Floats x, Floats g, Floats mean, Floats inverse, Floats scale, Floats bias,
+                     Ints used, FloatsOut out, int64_t activation) {
   const Shape s = shape_of(x, used);
   const Affine affine = affine_of(mean, inverse, scale, bias);
   return with_activation(activation, [&](auto a) {
-    gate_gradient_images<decltype(a)>(pool, s, x.typed_data(), g.typed_data(), affine, out->typed_data());
+    gate_sums_images<decltype(a)>(pool, s, x.typed_data(), g.typed_data(), affine, out->typed_data());
   });
 }
 
 ffi::Error reduce(ffi::ThreadPool pool, Floats x, Floats g, Floats mean, Floats inverse, Floats scale, Floats bias,
-                  Floats gate, Floats extra, Ints used, FloatsOut d_bias, FloatsOut d_scale, int64_t activation,
-                  bool gated) {
+                  Ints used, FloatsOut d_bias, FloatsOut d_scale, int64_t activation) {
   const Shape s = shape_of(x, used);
   const Affine affine = affine_of(mean, inverse, scale, bias);
   return with_activation(activation, [&](auto a) {
-    auto run = gated ? reduce_rows<decltype(a), true> : reduce_rows<decltype(a), false>;
-    run(pool, s, x.typed_data(), g.typed_data(), affine, gate.typed_data(), extra.typed_data(), d_bias->typed_data(),
-        d_scale->typed_data());
+    reduce_rows<decltype(a)>(pool, s, x.typed_data(), g.typed_data(), affine, d_bias->typed_data(),
+                             d_scale->typed_data());
   });
 }
 
@@ -313,11 +334,11 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(
     bignas_norm_apply, bignas::apply,
     BEGIN.Arg<Floats>().AFFINE.Arg<Floats>().Arg<Ints>().Ret<Floats>().Attr<int64_t>("activation").Attr<bool>("gated"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
-    bignas_norm_gate_gradient, bignas::gate_gradient,
+    bignas_norm_gate_sums, bignas::gate_sums,
     BEGIN.Arg<Floats>().Arg<Floats>().AFFINE.Arg<Ints>().Ret<Floats>().Attr<int64_t>("activation"));
-XLA_FFI_DEFINE_HANDLER_SYMBOL(bignas_norm_reduce, bignas::reduce,
-                              BEGIN.Arg<Floats>().Arg<Floats>().AFFINE.Arg<Floats>().Arg<Floats>().Arg<Ints>()
-                                  .Ret<Floats>().Ret<Floats>().Attr<int64_t>("activation").Attr<bool>("gated"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    bignas_norm_reduce, bignas::reduce,
+    BEGIN.Arg<Floats>().Arg<Floats>().AFFINE.Arg<Ints>().Ret<Floats>().Ret<Floats>().Attr<int64_t>("activation"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(bignas_norm_input_gradient, bignas::input_gradient,
                               BEGIN.Arg<Floats>().Arg<Floats>().AFFINE.Arg<Floats>().Arg<Floats>().Arg<Floats>()
                                   .Arg<Floats>().Arg<Ints>().Ret<Floats>().Attr<int64_t>("activation")

@@ -15,7 +15,7 @@ from flax import nnx
 
 from bignas_jax import native
 from bignas_jax.ops import norm_native, norm_passes
-from bignas_jax.ops.norm_passes import Affine
+from bignas_jax.ops.norm_passes import Affine, gated_reduce
 from bignas_jax.ops.size import Size
 
 EPSILON = 1e-5
@@ -90,10 +90,12 @@ def _backward(activation, gate, axis_name, residuals, cotangents):
     d_weights = jax.tree.map(jnp.zeros_like, weights)
     if gate is not None:
         gates, pull = jax.vjp(gate, pooled, weights)
-        d_gates = passes.gate_gradient(x, g, affine, used, activation)
-        d_pooled, d_weights = pull(d_gates.astype(gates.dtype))
+        sums = passes.gate_sums(x, g, affine, used, activation)
+        d_pooled, d_weights = pull(sums[0].astype(gates.dtype))
         extra = d_pooled / (x.shape[1] * x.shape[2])
-    d_bias, d_scale = passes.reduce(x, g, affine, gates, extra, used, activation)
+        d_bias, d_scale = gated_reduce(sums, gates, extra)
+    else:
+        d_bias, d_scale = passes.reduce(x, g, affine, used, activation)
     if own_moments:
         count = x.size // x.shape[-1]
         mean_g, mean_gn = d_bias / count, d_scale / count

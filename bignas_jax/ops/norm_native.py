@@ -27,11 +27,6 @@ def _count(used: jax.Array) -> jax.Array:
     return jnp.reshape(used, (1,)).astype(jnp.int32)
 
 
-def _gates(gate: jax.Array | None, affine: Affine, count: int) -> list[jax.Array]:
-    """The gate's operands; where there is no gate the kernel never reads them."""
-    return [affine.bias] * count if gate is None else [gate]
-
-
 def moments(x: jax.Array, used: jax.Array) -> tuple[jax.Array, jax.Array]:
     vector = _shape(x.shape[-1])
     mean, variance = native.call("norm_moments", (vector, vector), _flat(x), _count(used))
@@ -46,32 +41,30 @@ def pooled(x: jax.Array, affine: Affine, used: jax.Array, activation: str) -> ja
 def apply(x: jax.Array, affine: Affine, gate: jax.Array | None, used: jax.Array, activation: str) -> jax.Array:
     flat = _flat(x)
     y = native.call(
-        "norm_apply", _like(flat), flat, *affine, *_gates(gate, affine, 1), _count(used),
+        "norm_apply", _like(flat), flat, *affine, affine.bias if gate is None else gate, _count(used),
         activation=_number(activation), gated=gate is not None,
     )  # fmt: skip
     return y.reshape(x.shape)
 
 
-def gate_gradient(x: jax.Array, g: jax.Array, affine: Affine, used: jax.Array, activation: str) -> jax.Array:
-    shape = _shape(x.shape[0], x.shape[-1])
+def gate_sums(x: jax.Array, g: jax.Array, affine: Affine, used: jax.Array, activation: str) -> jax.Array:
+    shape = _shape(5, x.shape[0], x.shape[-1])
     return native.call(
-        "norm_gate_gradient", shape, _flat(x), _flat(g), *affine, _count(used), activation=_number(activation)
+        "norm_gate_sums", shape, _flat(x), _flat(g), *affine, _count(used), activation=_number(activation)
     )
 
 
-def reduce(x, g, affine: Affine, gate, extra, used, activation: str) -> tuple[jax.Array, jax.Array]:
+def reduce(x, g, affine: Affine, used, activation: str) -> tuple[jax.Array, jax.Array]:
     vector = _shape(x.shape[-1])
-    gates = _gates(gate, affine, 2) if gate is None else [gate, extra]
     d_bias, d_scale = native.call(
-        "norm_reduce", (vector, vector), _flat(x), _flat(g), *affine, *gates, _count(used),
-        activation=_number(activation), gated=gate is not None,
-    )  # fmt: skip
+        "norm_reduce", (vector, vector), _flat(x), _flat(g), *affine, _count(used), activation=_number(activation)
+    )
     return d_bias, d_scale
 
 
 def input_gradient(x, g, affine: Affine, gate, extra, mean_g, mean_gn, used, activation: str) -> jax.Array:
     flat = _flat(x)
-    gates = _gates(gate, affine, 2) if gate is None else [gate, extra]
+    gates = (affine.bias, affine.bias) if gate is None else (gate, extra)  # without a gate they are not read
     dx = native.call(
         "norm_input_gradient", _like(flat), flat, _flat(g), *affine, *gates, mean_g, mean_gn, _count(used),
         in_place={1: 0}, activation=_number(activation), gated=gate is not None,

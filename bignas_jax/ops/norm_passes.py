@@ -59,9 +59,24 @@ def apply(x: jax.Array, affine: Affine, gate: jax.Array | None, used, activation
     return (y if gate is None else y * _spread(gate)).astype(x.dtype)
 
 
-def gate_gradient(x: jax.Array, g: jax.Array, affine: Affine, used, activation: str) -> jax.Array:
-    """Sum over the positions of g * activation(z)."""
-    return jnp.sum(at_least_float32(g) * FUNCTIONS[activation](_z(x, affine)), SPACE)
+def gate_sums(x: jax.Array, g: jax.Array, affine: Affine, used, activation: str) -> jax.Array:
+    """[5, B, C]: sums over the positions of g f(z), g f'(z), f'(z), and of the last two times the normalised x.
+
+    f is the activation. The first is the gradient of the gate; `gated_reduce` makes those of bias and scale of the
+    others, without another pass.
+    """
+    g, normal = at_least_float32(g), _normal(x, affine)
+    z = normal * affine.scale + affine.bias
+    slope = DERIVATIVES[activation](z)
+    terms = (g * FUNCTIONS[activation](z), g * slope, slope, g * slope * normal, slope * normal)
+    return jnp.stack([jnp.sum(term, SPACE) for term in terms])
+
+
+def gated_reduce(sums: jax.Array, gate: jax.Array, extra: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Gradients of bias and scale from the last four of `gate_sums`."""
+    with_g, without = sums[1::2], sums[2::2]  # each [2, B, C]: for the bias, for the scale
+    d_bias, d_scale = jnp.sum(at_least_float32(gate) * with_g + at_least_float32(extra) * without, 1)
+    return d_bias, d_scale
 
 
 def _inner(x, g, affine: Affine, gate, extra, activation: str) -> jax.Array:
@@ -72,9 +87,9 @@ def _inner(x, g, affine: Affine, gate, extra, activation: str) -> jax.Array:
     return g if activation == "identity" else g * DERIVATIVES[activation](_z(x, affine))
 
 
-def reduce(x, g, affine: Affine, gate, extra, used, activation: str) -> tuple[jax.Array, jax.Array]:
-    """Gradients of bias and scale: sums of the inner gradient, and of it times the normalised x."""
-    inner = _inner(x, g, affine, gate, extra, activation)
+def reduce(x, g, affine: Affine, used, activation: str) -> tuple[jax.Array, jax.Array]:
+    """Gradients of bias and scale without a gate: sums of the inner gradient, and of it times the normalised x."""
+    inner = _inner(x, g, affine, None, None, activation)
     return jnp.sum(inner, BATCH_AND_SPACE), jnp.sum(inner * _normal(x, affine), BATCH_AND_SPACE)
 
 

@@ -15,8 +15,10 @@ def gate(pooled: jax.Array, weights: tuple[jax.Array, ...]) -> jax.Array:
     Returns:
       [B, C], between 0 and 1.
     """
-    reduce_kernel, reduce_bias, expand_kernel, expand_bias = weights
+    reduce_kernel, reduce_bias, expand_kernel, expand_bias, used = weights
     hidden = jax.nn.relu(pooled.astype(reduce_kernel.dtype) @ reduce_kernel + reduce_bias)
+    if used is not None:
+        hidden = jnp.where(used, hidden, 0)
     return jnp.clip(hidden @ expand_kernel + expand_bias + 3, 0, 6) / 6
 
 
@@ -41,12 +43,14 @@ class SqueezeExcite(nnx.Module):
     def weights(self, features: int, reduced: Size, dtype: jnp.dtype) -> tuple[jax.Array, ...]:
         """What `gate` needs for the first `features` channels, squeezed to `reduced`, in `dtype`.
 
-        Channels that arrive as zeros leave as zeros, whatever their gate: only the squeezed ones are masked.
+        Channels that arrive as zeros leave as zeros, whatever their gate: only the squeezed ones are masked, as
+        values, which are fewer than their weights.
         """
         weights = (
-            reduced.mask(self.reduce_kernel[...][:features, : reduced.bucket]),
-            reduced.mask(self.reduce_bias[...][: reduced.bucket]),
+            self.reduce_kernel[...][:features, : reduced.bucket],
+            self.reduce_bias[...][: reduced.bucket],
             self.expand_kernel[...][: reduced.bucket, :features],
             self.expand_bias[...][:features],
         )
-        return tuple(w.astype(dtype) for w in weights)
+        used = None if reduced.sampled is None else jnp.arange(reduced.bucket) < reduced.sampled
+        return (*(w.astype(dtype) for w in weights), used)

@@ -79,9 +79,8 @@ def passes_of(module, x, g, affine, gate, extra, activation, used):
         "pooled": module.pooled(x, affine, used, activation),
         "apply": module.apply(x, affine, None, used, activation),
         "apply gated": module.apply(x, affine, gate, used, activation),
-        "gate_gradient": module.gate_gradient(x, g, affine, used, activation),
-        "reduce": module.reduce(x, g, affine, None, None, used, activation),
-        "reduce gated": module.reduce(x, g, affine, gate, extra, used, activation),
+        "gate_sums": module.gate_sums(x, g, affine, used, activation),
+        "reduce": module.reduce(x, g, affine, used, activation),
         "input": module.input_gradient(x, g, affine, None, None, *vectors, used, activation),
         "input gated": module.input_gradient(x, g, affine, gate, extra, *vectors, used, activation),
     }

@@ -127,13 +127,13 @@ def test_the_gate_of_squeeze_and_excitation_equals_pytorch(activation):
     """Values, statistics, and gradients of the input, the norm and the gate's own weights."""
     x, scale, bias, weight = operands()
     se = SqueezeExcite(6, 4, rngs=nnx.Rngs(0)).weights(6, Size(4), jnp.float32)
-    se = [np.asarray(w) + 0.1 for w in se]
+    se = [np.asarray(w) + 0.1 for w in se[:4]]
 
     def total(x, scale, bias, weights):
         y, statistics = module(scale, bias)(x, Size(6), activation=activation, gate=gate, weights=weights)
         return jnp.sum(weight * y), (y, *statistics)
 
-    grads, values = jax.jit(jax.grad(total, (0, 1, 2, 3), has_aux=True))(x, scale, bias, tuple(se))
+    grads, values = jax.jit(jax.grad(total, (0, 1, 2, 3), has_aux=True))(x, scale, bias, (*se, None))
     leaves = [torch.tensor(a, requires_grad=True) for a in (x, scale, bias, *se)]
     mean, var = torch.zeros(6), torch.ones(6)
     y = TORCH[activation](F.batch_norm(leaves[0].permute(0, 3, 1, 2), mean, var, *leaves[1:3], True, 1.0, 1e-5))
@@ -142,7 +142,7 @@ def test_the_gate_of_squeeze_and_excitation_equals_pytorch(activation):
     (y * torch.tensor(weight)).sum().backward()
     for found, expected in zip(values, (y.detach(), mean, var), strict=True):
         assert relative_error(found, expected) < 1e-5
-    for found, leaf in zip((*grads[:3], *grads[3]), leaves, strict=True):
+    for found, leaf in zip((*grads[:3], *grads[3][:4]), leaves, strict=True):
         assert relative_error(found, leaf.grad) < 2e-5
 
 
