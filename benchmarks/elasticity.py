@@ -1,0 +1,198 @@
+"""What elasticity costs: arithmetic, executables, compiles, and the time of a member that shares an executable.
+
+    python benchmarks/elasticity.py [--batch 8] [--resolution 96] [--members 5] [--rounds 9] [--dtype float32]
+        [--quick] [--json FILE]
+
+- multiply-adds of forward passes that the executables of 1,000 sampled sandwich steps run (`Bucket.executed`, which the
+  tests hold against the traced programs), over those of the architectures alone, on the spaces of configs/bignas.py
+  and configs/attentive_nas.py. They are those of XLA's own operations; native kernels on a CPU run fewer.
+- the executables that a step's space needs, and what JAX compiles in steps of configs/digits.py after the first.
+- forward and backward pass of random members in the executable that they share ("masked"), over the same members in
+  executables of their own ("sliced"), in turns: the median of the members' ratios of medians. On the full space of
+  configs/bignas.py at one resolution; `--quick` takes configs/digits.py.
+"""
+
+import argparse
+import dataclasses
+import pathlib
+import statistics
+import sys
+import time
+from unittest import mock
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+from bignas_jax import memory  # noqa: E402
+
+memory.keep_freed_memory()
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+import optax  # noqa: E402
+from flax import nnx  # noqa: E402
+from report import Result, write  # noqa: E402
+
+from bignas_jax import sandwich  # noqa: E402
+from bignas_jax.architecture import Architecture  # noqa: E402
+from bignas_jax.buckets import Bucket, compile_ahead, shared, use_compilation_cache  # noqa: E402
+from bignas_jax.cost import count  # noqa: E402
+from bignas_jax.devices import REPLICATED, batch_sharding, make_mesh, replicate, shapes  # noqa: E402
+from bignas_jax.sandwich import Recipe, Sandwich, TrainState, members  # noqa: E402
+from bignas_jax.space import SearchSpace  # noqa: E402
+from bignas_jax.supernet import Supernet, build, sizes  # noqa: E402
+from configs import attentive_nas, bignas, digits  # noqa: E402
+
+CLASSES = 1000
+MOST_MACS, MOST_EXECUTABLES, MOST_TIME = 1.10, 12, 1.25
+
+
+def arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=8, help="images of the timed passes")
+    parser.add_argument("--resolution", type=int, default=96, help="of the timed members")
+    parser.add_argument("--members", type=int, default=5, help="timed members, each of which compiles a program")
+    parser.add_argument("--rounds", type=int, default=9, help="timed passes a member and side")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--json", help="file to write the results to")
+    parser.add_argument("--quick", action="store_true", help="100 steps, and the time of 2 members of a small space")
+    return parser.parse_args(argv)
+
+
+def space_of(recipe) -> SearchSpace:
+    return SearchSpace.from_config(recipe.get_config().space)
+
+
+def macs_ratio(space: SearchSpace, steps: int) -> float:
+    """Multiply-adds that the executables of so many steps run, over those of exact slicing."""
+    run = exact = 0
+    for step in range(steps):
+        first, *drawn, last = members(space, Recipe(), step)
+        buckets = [Bucket(first, False), *(shared(space, arch.resolution) for arch in drawn), Bucket(last, False)]
+        for arch, bucket in zip((first, *drawn, last), buckets, strict=True):
+            run += bucket.executed(space, arch, CLASSES)
+            exact += count(space, arch, CLASSES).macs
+    return run / exact
+
+
+def num_executables(space: SearchSpace) -> int:
+    """How many programs `Sandwich.compile` asks for; none is traced here."""
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: Supernet(space, CLASSES, rngs=nnx.Rngs(0))))
+    params, zero = nnx.to_pure_dict(state), np.int32(0)
+    optimizer = optax.sgd(0.1, momentum=0.9)
+    state = TrainState(params, jax.eval_shape(optimizer.init, params), None, zero, zero, zero)
+    side = space.resolution[-1]
+    batch = {"image": np.zeros((8, side, side, 3), np.uint8), "label": np.zeros(8, np.int32)}
+    made = Sandwich(space, graphdef, Recipe(), optimizer, make_mesh(1, {}))
+    with mock.patch.object(sandwich, "compile_ahead", lambda jobs, *_: dict.fromkeys(jobs)):
+        made.compile(state, batch, progress=False)
+    return len(made.executables)
+
+
+def some_batch(mesh, images: int, side: int) -> dict[str, jax.Array]:
+    rng = np.random.default_rng(0)
+    batch = {"image": rng.integers(0, 256, (images, side, side, 3), np.uint8),
+             "label": rng.integers(0, 10, images).astype(np.int32)}  # fmt: skip
+    return jax.device_put(batch, batch_sharding(mesh))
+
+
+def compiles_after_warmup(space: SearchSpace, steps: int) -> int:
+    """What JAX compiles in `steps` sandwich steps after the first one, all with random members of their own."""
+    mesh = make_mesh(0, {})
+    graphdef, params = build(space, 10)
+    made = Sandwich(space, graphdef, Recipe(num_random=4), optax.sgd(0.01), mesh)
+    state, batch = made.init(jax.device_get(params)), some_batch(mesh, 4 * mesh.size, space.resolution[-1])
+    made.compile(state, batch, progress=False)
+    state, _ = made(state, batch, 0)
+    found = []
+
+    def listen(event: str, duration: float, **_) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            found.append(duration)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        for step in range(1, steps + 1):
+            state, metrics = made(state, batch, step)
+        jax.block_until_ready(metrics)
+        seen = len(found)
+        jax.jit(lambda x: x - 1.25)(np.float32(steps))  # what a compile looks like to the listener
+        if len(found) == seen:
+            raise SystemExit("JAX reports no compiles here: expected one event for one program")
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    return seen
+
+
+class Timed:
+    """Forward and backward pass of a member on a batch, masked and sliced."""
+
+    def __init__(self, space: SearchSpace, archs: list[Architecture], batch: int, dtype: str):
+        self.space = space
+        resolution, mesh = archs[0].resolution, make_mesh(1, {})
+        graphdef, params = build(space, CLASSES, dtype=dtype)
+        self.made = Sandwich(space, graphdef, Recipe(), optax.sgd(0.01), mesh)
+        self.params = replicate(mesh, jax.device_get(params))
+        self.batch = some_batch(mesh, batch, resolution)
+        uniform = np.full((batch, CLASSES), 1 / CLASSES, np.float32)
+        self.targets = jax.device_put(uniform, batch_sharding(mesh))
+        self.total = jax.tree.map(lambda a: np.zeros((1, *a.shape), np.float32), params)
+        self.total = jax.device_put(self.total, batch_sharding(mesh))
+        buckets = [shared(space, resolution), *(Bucket(arch, masked=False) for arch in archs)]
+        jobs = {bucket: lambda bucket=bucket: self._lower(bucket) for bucket in buckets}
+        self.made.executables = compile_ahead(jobs, "compile members")
+
+    def _lower(self, bucket: Bucket):
+        whole, split = (jax.sharding.NamedSharding(self.made.mesh, REPLICATED), batch_sharding(self.made.mesh))
+        sampled = shapes(sizes(self.space, bucket.arch, bucket.arch), whole) if bucket.masked else None
+        given = shapes((self.batch["image"], self.batch["label"], self.targets), split)
+        program = self.made._student(bucket)
+        return program.lower(shapes(self.params, whole), *given, sampled, shapes(self.total, split))
+
+    def seconds(self, arch: Architecture, sliced: bool) -> float:
+        start = time.perf_counter()
+        self.total, _ = self.made.study(self.params, self.batch, arch, self.targets, self.total, sliced=sliced)
+        jax.block_until_ready(self.total)
+        return time.perf_counter() - start
+
+
+def time_ratios(space: SearchSpace, resolution: int, args: argparse.Namespace) -> list[float]:
+    """Masked over sliced, of each of some random members."""
+    space, rng = dataclasses.replace(space, resolution=(resolution,)), np.random.default_rng(0)
+    archs = [space.sample(rng) for _ in range(args.members)]
+    timed, ratios = Timed(space, archs, args.batch, args.dtype), []
+    for arch in archs:
+        rounds = [(timed.seconds(arch, False), timed.seconds(arch, True)) for _ in range(args.rounds + 2)][2:]
+        masked, sliced = (statistics.median(side) for side in zip(*rounds, strict=True))
+        ratios.append(masked / sliced)
+        extra = shared(space, resolution).executed(space, arch, CLASSES) / count(space, arch, CLASSES).macs
+        print(f"depth {arch.depth}, kernels {arch.kernel_size}: masked {1000 * masked:.1f} ms, sliced "
+              f"{1000 * sliced:.1f} ms, {masked / sliced:.3f} times; multiply-adds {extra:.3f} times")  # fmt: skip
+    return ratios
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = arguments(argv)
+    use_compilation_cache()
+    results = []
+    for name, recipe in (("BigNAS", bignas), ("AttentiveNAS", attentive_nas)):
+        space = space_of(recipe)
+        ratio = macs_ratio(space, 100 if args.quick else 1000)
+        results.append(Result(f"multiply-adds over exact slicing, {name}", ratio, "x", MOST_MACS, "lower"))
+        results.append(Result(f"executables, {name}", num_executables(space), "", MOST_EXECUTABLES, "lower"))
+    small = space_of(digits)
+    compiles = compiles_after_warmup(small, 3 if args.quick else 20)
+    results.append(Result("compiles after warm-up", compiles, "", 0, "lower"))
+    if args.quick:
+        args.members, args.rounds = 2, 3
+        ratios = time_ratios(small, small.resolution[-1], args)
+    else:
+        ratios = time_ratios(space_of(bignas), args.resolution, args)
+    title = "time masked over sliced, median of members"
+    results.append(Result(title, statistics.median(ratios), "x", MOST_TIME, "lower"))
+    results.append(Result("time masked over sliced, worst member", max(ratios), "x", None, "lower"))
+    write("elasticity", results, args.quick, args.json)
+
+
+if __name__ == "__main__":
+    main()
