@@ -229,9 +229,9 @@ def ratios(medians, args, quick: bool) -> list[Result]:
 def memory_results(ours: Ours, remat: Ours | None) -> list[Result]:
     peaks = ours.peak_bytes()
     results = [Result("peak memory of the step's executables", max(peaks.values()) / 1e9, "GB")]
-    less = peaks if remat is None else remat.peak_bytes()
+    less = (remat or ours).peak_bytes()
     for name, size in peaks.items():
-        print(f"memory of {name}: {size / 1e9:.3f} GB" + ("" if remat is None else f", remat {less[name] / 1e9:.3f} GB"))
+        print(f"memory of {name}: {size / 1e9:.3f} GB, with remat {less[name] / 1e9:.3f} GB")
     if remat is not None:
         saved = less["teacher"] / peaks["teacher"]
         results.append(Result("rematerialisation: memory of the biggest's gradient", saved, "x", better="lower"))
