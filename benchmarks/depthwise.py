@@ -224,7 +224,8 @@ def results(found: Mapping[Case, Mapping[str, Mapping[str, float]]], on_cpu: boo
             target = target if on_cpu else None
             mean = math.exp(statistics.fmean(map(math.log, ratios)))
             rows.append(Result(f"{part}: {text}, mean of shapes", mean, "x", target, better))
-            rows.append(Result(f"{part}: {text}, total over the blocks of MAX", 1 / total if over else total, "x", target, better))
+            total = 1 / total if over else total
+            rows.append(Result(f"{part}: {text}, total over the blocks of MAX", total, "x", target, better))
     return rows
 
 

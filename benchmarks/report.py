@@ -1,8 +1,23 @@
-"""What a benchmark found: printed beside its target, and as JSON."""
+"""What a benchmark found: printed beside its target, and as JSON.
 
+    python benchmarks/report.py FOLDER [--results benchmarks/results]
+
+merges what benchmarks/gpu.sh left in FOLDER into one file of results, named by device and date. Each run left NAME.run,
+a line of exit status, seconds and command, and NAME.json, of `write`; without the latter it counts as failed.
+"""
+
+import argparse
 import dataclasses
+import datetime
+import importlib.metadata
 import json
 import pathlib
+import re
+import subprocess
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+_LIBRARIES = ("jax", "jaxlib", "flax", "optax", "torch", "numpy")
+_TIMED_OUT = (124, 137)  # exit status of `timeout`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -12,6 +27,7 @@ class Result:
     Attributes:
       name: what was measured. value: the figure. unit: 'x' for a ratio, else a unit ('ms', 'images/s', 'GB').
       target: what it is to reach, or None where it only informs. better: 'higher' or 'lower'.
+      shown: whether the README's table has it although it has no target.
     """
 
     name: str
@@ -19,6 +35,7 @@ class Result:
     unit: str = "x"
     target: float | None = None
     better: str = "higher"
+    shown: bool = False
 
     @property
     def reached(self) -> bool:
@@ -27,12 +44,16 @@ class Result:
             return True
         return self.value >= self.target if self.better == "higher" else self.value <= self.target
 
+    @property
+    def bound(self) -> str:
+        """The target in words, '' where there is none."""
+        if self.target is None:
+            return ""
+        return f"at {'least' if self.better == 'higher' else 'most'} {self.target:g}"
+
     def __str__(self) -> str:
         text = f"{self.name}: {self.value:.4g} {self.unit}"
-        if self.target is None:
-            return text
-        bound = "at least" if self.better == "higher" else "at most"
-        return f"{text} ({bound} {self.target:g}: {'PASS' if self.reached else 'SHORT'})"
+        return text if self.target is None else f"{text} ({self.bound}: {'PASS' if self.reached else 'SHORT'})"
 
 
 def write(benchmark: str, results: list[Result], quick: bool, path: str | None) -> None:
@@ -43,3 +64,72 @@ def write(benchmark: str, results: list[Result], quick: bool, path: str | None) 
         rows = [dataclasses.asdict(result) for result in results]
         text = json.dumps({"benchmark": benchmark, "quick": quick, "results": rows}, indent=1)
         pathlib.Path(path).write_text(text + "\n")
+
+
+def machine() -> dict[str, object]:
+    """Where and with what this runs: device, its number, versions, commit, date."""
+    import jax
+
+    versions = {name: importlib.metadata.version(name) for name in _LIBRARIES}
+    git = ["git", "-C", str(ROOT)]
+    try:
+        commit = subprocess.check_output([*git, "rev-parse", "HEAD"], text=True, stderr=subprocess.DEVNULL).strip()
+        changed = subprocess.run([*git, "diff", "--quiet", "HEAD"], check=False).returncode != 0
+    except (OSError, subprocess.CalledProcessError):  # a copy without its history
+        commit, changed = "unknown", False
+    return {
+        "device": jax.devices()[0].device_kind,
+        "devices": jax.device_count(),
+        "date": datetime.date.today().isoformat(),
+        "commit": commit + (" with changes" if changed else ""),
+        "versions": versions,
+    }
+
+
+def merge(folder: pathlib.Path) -> list[dict]:
+    """The runs that gpu.sh left in a folder, in the order in which they ended.
+
+    Returns:
+      name, command, status ('done', 'timed out' or 'failed'), seconds, and, if it came so far, quick and results.
+    """
+    runs = []
+    for file in sorted(folder.glob("*.run"), key=lambda file: (file.stat().st_mtime, file.name)):
+        status, seconds, command = file.read_text().strip().split(" ", 2)
+        run = {"name": file.stem, "command": command, "status": "done", "seconds": int(seconds)}
+        if status != "0":
+            run["status"] = "timed out" if int(status) in _TIMED_OUT else "failed"
+        found = file.with_suffix(".json")
+        if found.exists():  # also of one that failed afterwards
+            run |= {name: value for name, value in json.loads(found.read_text()).items() if name != "benchmark"}
+        elif run["status"] == "done":
+            run["status"] = "failed"
+        runs.append(run)
+    return runs
+
+
+def file_name(about: dict[str, object]) -> str:
+    """<device>-<date>.json, in small letters and hyphens."""
+    return re.sub(r"[^a-z0-9]+", "-", f"{about['device']}-{about['date']}".lower()).strip("-") + ".json"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=pathlib.Path, help="what benchmarks/gpu.sh left")
+    parser.add_argument("--results", type=pathlib.Path, default=ROOT / "benchmarks" / "results")
+    args = parser.parse_args()
+    runs = merge(args.folder)
+    if not runs:
+        parser.error(f"{args.folder}: found no *.run, expected what benchmarks/gpu.sh leaves there")
+    about = machine()
+    path = args.results / file_name(about)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(about | {"runs": runs}, indent=1) + "\n")
+    for run in runs:
+        short = [row["name"] for row in run.get("results", ()) if not Result(**row).reached]
+        note = f"; short of the target: {', '.join(short)}" if short else ""
+        print(f"{run['name']}: {run['status']} in {run['seconds']} s{note}")
+    print(path)
+
+
+if __name__ == "__main__":
+    main()

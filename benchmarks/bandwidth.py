@@ -1,0 +1,116 @@
+"""The ceilings of this device, measured, and how near to them the sandwich step comes.
+
+    python benchmarks/bandwidth.py [--megabytes 2048] [--side 8192] [--step FILE] [--dtype bfloat16] [--quick]
+        [--json FILE]
+
+Copy bandwidth counts a read and a write of every byte; arithmetic is a square matrix product, two operations a
+multiply-add, in float32, TF32 (on GPUs) and bfloat16. FILE is what `benchmarks/step.py --json FILE` wrote on the same
+device: its rates of arithmetic (of the architectures, as bignas_jax/cost.py counts, the backward pass twice the
+forward) and of memory traffic (as XLA counts what its executables read and write) are set against these ceilings.
+"""
+
+import argparse
+import json
+import pathlib
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+from bignas_jax import memory  # noqa: E402
+
+memory.keep_freed_memory()
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+from report import Result, write  # noqa: E402
+
+COPY = "copy bandwidth"
+ARITHMETIC, TRAFFIC = "step: rate of arithmetic", "step: rate of memory traffic"  # results of benchmarks/step.py
+# bfloat16 and TF32 are dtypes of products; what comes in and goes out of the second is float32.
+PRODUCTS = {"float32": ("float32", "highest"), "TF32": ("float32", "tensorfloat32"), "bfloat16": ("bfloat16", None)}
+
+
+def best_seconds(call: Callable[[], jax.Array], rounds: int, calls: int) -> float:
+    """Seconds of one of `calls` calls in a row: the median of the faster half of the rounds, to find a ceiling."""
+    call().block_until_ready()
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        for _ in range(calls):
+            result = call()
+        result.block_until_ready()
+        times.append((time.perf_counter() - start) / calls)
+    return statistics.median(sorted(times)[: (rounds + 1) // 2])
+
+
+def copy_bandwidth(megabytes: int, rounds: int, calls: int) -> Result:
+    holder = [jnp.zeros(megabytes * 2**20 // 4, jnp.float32)]
+    size = holder[0].nbytes
+    # A plain copy may be left out, or done by another engine; into its own memory, no page is new to the process.
+    add = jax.jit(lambda x: x + 1, donate_argnums=0)
+
+    def call() -> jax.Array:
+        holder[0] = add(holder[0])
+        return holder[0]
+
+    return Result(COPY, 2 * size / best_seconds(call, rounds, calls) / 1e9, "GB/s", shown=True)
+
+
+def product_rates(side: int, rounds: int, calls: int) -> list[Result]:
+    found = []
+    for name, (dtype, precision) in PRODUCTS.items():
+        if name == "TF32" and jax.default_backend() == "cpu":
+            continue
+        a = jax.random.normal(jax.random.key(0), (side, side), dtype)
+        product = jax.jit(lambda a, b, precision=precision: jnp.matmul(a, b, precision=precision))
+        seconds = best_seconds(lambda a=a, product=product: product(a, a), rounds, calls)
+        found.append(Result(f"matrix product in {name}", 2 * side**3 / seconds / 1e12, "TFLOP/s", shown=True))
+    return found
+
+
+def over_ceilings(step: Sequence[dict], ceilings: Sequence[Result], dtype: str) -> list[Result]:
+    """The rates among the step's results, as parts of these ceilings; arithmetic of products in `dtype`.
+
+    Raises:
+      SystemExit: the step's file has no such rates, or another unit.
+    """
+    by_name = {ceiling.name: ceiling for ceiling in ceilings}
+    rates = {row["name"]: row for row in step}
+    found = []
+    for name, ceiling in ((ARITHMETIC, f"matrix product in {dtype}"), (TRAFFIC, COPY)):
+        row, top = rates.get(name), by_name[ceiling]
+        if row is None or row["unit"] != top.unit:
+            there = "no such figure" if row is None else row["unit"]
+            raise SystemExit(f"--step: found {there} for {name!r}, expected {top.unit}: run benchmarks/step.py again")
+        found.append(Result(f"{name} over {ceiling}", row["value"] / top.value, "x", shown=True))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    on_cpu = jax.default_backend() == "cpu"
+    parser.add_argument("--megabytes", type=int, default=256 if on_cpu else 2048, help="of the array that is copied")
+    parser.add_argument("--side", type=int, default=2048 if on_cpu else 8192, help="of the matrices")
+    parser.add_argument("--step", type=pathlib.Path, metavar="FILE", help="what benchmarks/step.py wrote here")
+    parser.add_argument("--dtype", choices=tuple(PRODUCTS), default="float32" if on_cpu else "bfloat16",
+                        help="of the step's products")
+    parser.add_argument("--json", help="file to write the results to")
+    parser.add_argument("--quick", action="store_true", help="16 MB, side 256, 3 rounds")
+    args = parser.parse_args()
+    step = json.loads(args.step.read_text())["results"] if args.step else None
+    rounds, calls = (3 if args.quick else 10), (1 if on_cpu else 10)
+    if args.quick:
+        args.megabytes, args.side = 16, 256
+    results = [copy_bandwidth(args.megabytes, rounds, calls), *product_rates(args.side, rounds, calls)]
+    if step is not None:
+        results += over_ceilings(step, results, args.dtype)
+    print(jax.devices()[0].device_kind)
+    write("bandwidth", results, args.quick, args.json)
+
+
+if __name__ == "__main__":
+    main()
