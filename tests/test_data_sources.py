@@ -16,7 +16,7 @@ from sklearn.datasets import load_digits
 from torchvision.datasets import ImageFolder
 
 from bignas_jax.data import DataError, open_dataset
-from bignas_jax.data.decode import read_image
+from bignas_jax.data.decode import read_image, read_reduced
 from bignas_jax.data.errors import CorruptImage
 from bignas_jax.data.packaged import TORCHVISION, stratified
 from bignas_jax.data.sources import ArraySource, FileSource
@@ -209,6 +209,35 @@ def test_exif_orientation_is_not_applied(tmp_path):
     exif[0x0112] = 6
     picture(1).save(tmp_path / "a.jpg", exif=exif)
     assert read_image(str(tmp_path / "a.jpg")).shape == (30, 40, 3)
+
+
+@pytest.mark.parametrize("factor", [1, 2, 4, 8])
+@pytest.mark.parametrize("mode, options", [("RGB", {}), ("RGB", {"progressive": True}), ("L", {})])
+def test_reduced_decoding_agrees_with_pils(tmp_path, factor, mode, options):
+    asked = []
+    picture(1, (301, 203), noise=True).convert(mode).save(tmp_path / "a.jpg", **options)
+    image, size = read_reduced(str(tmp_path / "a.jpg"), lambda *sides: asked.append(sides) or factor)
+    assert size == (203, 301) and asked == [size]
+    assert image.shape == (-(-203 // factor), -(-301 // factor), 3)
+    with Image.open(tmp_path / "a.jpg") as by_pil:
+        by_pil.draft(mode, (301 // factor, 203 // factor))
+        assert np.abs(image.astype(int) - np.asarray(by_pil.convert("RGB"))).max() == 0
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.webp", "tiny.jpg"])
+def test_what_cannot_be_reduced_comes_in_full(tmp_path, name):
+    picture(1, (7, 6) if name == "tiny.jpg" else (90, 70)).save(tmp_path / name)
+    image, size = read_reduced(str(tmp_path / name), lambda *_: 1 if name == "tiny.jpg" else 2)
+    assert size == image.shape[:2] and np.array_equal(image, read_image(str(tmp_path / name)))
+
+
+@pytest.mark.parametrize("keep", [0.1, 0.9])
+def test_truncated_files_are_corrupt_at_a_reduced_size_too(tmp_path, keep):
+    picture(1, (300, 200), noise=True).save(tmp_path / "a.jpg")
+    content = (tmp_path / "a.jpg").read_bytes()
+    (tmp_path / "a.jpg").write_bytes(content[: int(len(content) * keep)])
+    with pytest.raises(CorruptImage):
+        read_reduced(str(tmp_path / "a.jpg"), lambda *_: 2)
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "webp", "bmp"])

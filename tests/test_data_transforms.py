@@ -95,6 +95,13 @@ def test_resized_crop_boxes_are_distributed_as_torchvisions():
     assert abs(np.log(w / h).mean() - np.log(theirs[:, 3] / theirs[:, 2]).mean()) < 0.02
 
 
+def test_resized_crop_boxes_stay_what_they_were():
+    """Recorded once: a run that goes on takes the crops that it would have taken."""
+    drawn = draws.uniforms(draws.key(7, 0, draws.AUGMENT), np.arange(4), NUM_DRAWS).tolist()
+    boxes = [resized_crop_box(375, 500, (0.08, 1.0), (0.75, 1.3333), one[9:]) for one in drawn]
+    assert boxes == [(41, 58, 321, 241), (0, 17, 370, 320), (20, 149, 251, 288), (65, 71, 294, 238)]
+
+
 def test_resized_crop_of_a_sliver_falls_back_to_its_centre():
     assert resized_crop_box(10, 1000, (1.0, 1.0), (0.75, 1.25), numbers(0)[9:]) == (0, 494, 10, 12)
     assert resized_crop_box(1000, 10, (1.0, 1.0), (0.5, 1.25), numbers(0)[9:]) == (490, 0, 20, 10)
@@ -108,6 +115,45 @@ def test_resized_crop_resizes_its_box(root):
     box = (left, top, left + width, top + height)
     by_pil = np.asarray(Image.fromarray(image).crop(box).resize((32, 32), Image.Resampling.BICUBIC))
     assert np.abs(ours.astype(int) - by_pil).max() <= 1
+
+
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+def test_results_are_laid_out_as_the_batch_is(root, flip):
+    """Turning [3, H, W] around takes as long as resizing."""
+    image = augmentation(root, crop="resized", flip=flip)(pixels(size=(90, 70)), numbers(3), 0)
+    assert image.flags.c_contiguous and image.shape == (32, 32, 3)
+    assert Evaluation(32, 40)(pixels(size=(90, 70))).strides[1:] == (3, 1)
+
+
+def test_reduction_leaves_the_crop_twice_the_pixels_of_its_result(root):
+    crop = augmentation(root, crop="resized")
+    found = set()
+    for seed in range(60):
+        factor = crop.reduction(numbers(seed))(900, 700)
+        _, _, height, width = resized_crop_box(900, 700, (0.08, 1.0), (0.75, 1.3333), numbers(seed)[9:])
+        assert factor == 1 or min(height, width) / factor >= 64
+        assert factor == 8 or min(height, width) / (2 * factor) < 64
+        found.add(factor)
+    assert found == {2, 4, 8}
+    assert {crop.reduction(numbers(seed))(60, 60) for seed in range(60)} == {1}
+    assert augmentation(root, crop="padded").reduction(numbers(0)) is None
+
+
+def test_a_crop_of_a_reduced_image_is_close_to_that_of_the_whole(root):
+    """Nearer to PIL's antialiased crop of the full image than that is to itself half a result's pixel away."""
+    crop = augmentation(root, crop="resized")
+    whole = picture(2, (700, 900))
+    for seed in range(20):
+        drawn = numbers(seed)
+        reduced = np.asarray(whole.reduce(crop.reduction(drawn)(900, 700))).copy()
+        top, left, height, width = resized_crop_box(900, 700, (0.08, 1.0), (0.75, 1.3333), drawn[9:])
+        by_pil, moved = (
+            np.asarray(whole.resize((32, 32), Image.Resampling.BICUBIC, (x, y, x + width, y + height))).astype(int)
+            for x, y in ((left, top), (abs(left - width / 64), abs(top - height / 64)))
+        )
+        difference = np.abs(crop(reduced, drawn, 0, full_size=(900, 700)) - by_pil).mean()
+        assert difference < 0.75 * np.abs(moved - by_pil).mean(), seed
+        assert difference < 3  # of 255: edges move by a quarter of a pixel at most, and this picture is steep
 
 
 @pytest.mark.parametrize("policy", ["imagenet", "cifar10", "svhn", "rand"])

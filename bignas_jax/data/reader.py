@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import get_worker_info
 
 from bignas_jax.data import draws
+from bignas_jax.data.decode import Reduction
 from bignas_jax.data.errors import CorruptImage, DataError
 from bignas_jax.data.sources import Source
 from bignas_jax.data.transforms import NUM_DRAWS, Augmentation, Evaluation
@@ -71,15 +72,17 @@ class Reader:
         for row, index in enumerate(indices):
             if self.cancelled.item():
                 return None
-            index, decoded, failures = self._load(part.epoch, index)
+            reduction = self.augmentation.reduction(numbers[row]) if self.augmentation else None
+            index, decoded, failures = self._load(part.epoch, index, reduction)
             skipped += failures
             if decoded is None:
                 pixels[row] = 0
                 continue
+            picture, full_size = decoded
             if self.augmentation is None:
-                pixels[row] = self.evaluation(decoded)
+                pixels[row] = self.evaluation(picture)
             else:
-                pixels[row] = self.augmentation(decoded, numbers[row], seeds[row])
+                pixels[row] = self.augmentation(picture, numbers[row], seeds[row], full_size)
             label[row], weight[row] = self.source.labels[index], 1
         return {"image": image, "label": label, "weight": weight, "skipped": skipped}
 
@@ -91,10 +94,10 @@ class Reader:
         numbers = draws.uniforms(key, part.indices, NUM_DRAWS)
         return numbers.tolist(), draws.bits(key ^ np.uint64(1), part.indices).tolist()
 
-    def _load(self, epoch: int, index: int) -> tuple[int, np.ndarray | None, int]:
-        """Image `index`, or what stands in for it: (its number, pixels or None, 1 if it was corrupt)."""
+    def _load(self, epoch: int, index: int, reduction: Reduction | None) -> tuple[int, tuple | None, int]:
+        """Image `index`, or what stands in for it: (its number, pixels and full size or None, 1 if it was corrupt)."""
         try:
-            return index, self.source.load(index), 0
+            return index, self.source.load_reduced(index, reduction), 0
         except CorruptImage as error:
             if not self.skip_corrupt:
                 raise DataError(
@@ -106,7 +109,7 @@ class Reader:
         candidates = draws.uniforms(key, [index], _MAX_REPLACEMENTS)[0] * len(self.replacements)
         for candidate in self.replacements[torch.from_numpy(candidates.astype(np.int64))].tolist():
             try:
-                return candidate, self.source.load(candidate), 1
+                return candidate, self.source.load_reduced(candidate, reduction), 1
             except CorruptImage:
                 continue
         raise DataError(

@@ -1,6 +1,7 @@
 """Where images come from: files by name, or arrays in memory.
 
-A source has `labels` (int32 [N]), `load(i)` (uint8 [H, W, 3], raising CorruptImage) and `name(i)`. What is
+A source has `labels` (int32 [N]), `load(i)` (uint8 [H, W, 3], raising CorruptImage), `load_reduced(i, reduction)`
+(the same in less time where less detail will do, and the full height and width) and `name(i)`. What is
 large lies in torch tensors, which the processes of a loader share instead of copying. To share one, torch moves it:
 NumPy's view of it is made for each use, for an old one would point to freed memory.
 """
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from bignas_jax.data.decode import read_image
+from bignas_jax.data.decode import Reduction, read_image, read_reduced
 
 
 class FileSource:
@@ -47,6 +48,9 @@ class FileSource:
     def load(self, i: int) -> np.ndarray:
         return read_image(self.name(i))
 
+    def load_reduced(self, i: int, reduction: Reduction | None) -> tuple[np.ndarray, tuple[int, int]]:
+        return read_reduced(self.name(i), reduction)
+
 
 class ArraySource:
     """Images in memory: uint8 [N, H, W, C] with C = 1 (grey) or 3."""
@@ -76,6 +80,10 @@ class ArraySource:
     def load(self, i: int) -> np.ndarray:
         image = self._tensors[0].numpy()[i]
         return np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
+
+    def load_reduced(self, i: int, _reduction: Reduction | None) -> tuple[np.ndarray, tuple[int, int]]:
+        image = self.load(i)
+        return image, image.shape[:2]
 
 
 Source = FileSource | ArraySource

@@ -16,6 +16,7 @@ from torch.nn.functional import interpolate
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from bignas_jax.data.decode import Reduction
 from bignas_jax.data.errors import DataError
 
 CROPS = ("resized", "padded", "none")
@@ -104,13 +105,29 @@ class Augmentation:
         """Whether images draw from torch's default generator, which `__call__` then seeds for each."""
         return self.policy != "none"
 
-    def __call__(self, image: np.ndarray, draws: list[float], torch_seed: int) -> np.ndarray:
-        """`draws`: NUM_DRAWS numbers in [0, 1); `torch_seed`: 64 bits for policies, which draw from torch."""
+    def reduction(self, draws: list[float]) -> Reduction | None:
+        """How much smaller an image may be decoded for a crop of these draws, by its height and width: 1, 2, 4 or 8.
+
+        The crop keeps twice the pixels of its result along both sides, so that moving its edges to whole pixels moves
+        the result's by a quarter of a pixel at most. None where images are to be decoded in full, whatever their size.
+        """
+        if self.crop != "resized":
+            return None
+
+        def choose(height: int, width: int) -> int:
+            box = resized_crop_box(height, width, self.crop_scale, self.crop_ratio, draws[_CROP:])
+            return next((factor for factor in (8, 4, 2) if min(box[2:]) >= 2 * factor * self.image_size), 1)
+
+        return choose
+
+    def __call__(
+        self, image: np.ndarray, draws: list[float], torch_seed: int, full_size: tuple[int, int] | None = None
+    ) -> np.ndarray:
+        """`draws`: NUM_DRAWS numbers in [0, 1); `torch_seed`: 64 bits for policies, which draw from torch;
+        `full_size`: height and width before a reduction.
+        """
         if self.crop == "resized":
-            top, left, height, width = resized_crop_box(
-                *image.shape[:2], self.crop_scale, self.crop_ratio, draws[_CROP:]
-            )
-            image = _resize(image[top : top + height, left : left + width], self.image_size, self.image_size)
+            image = self._resized_crop(image, draws, full_size or image.shape[:2])
         else:
             if image.shape[:2] != (self.image_size, self.image_size):
                 image = Evaluation(self.image_size, self.image_size)(image)
@@ -124,6 +141,13 @@ class Augmentation:
         if self.policy != "none" or any(self.color_jitter):
             image = self._recolor(Image.fromarray(np.ascontiguousarray(image)), draws, torch_seed)
         return image
+
+    def _resized_crop(self, image: np.ndarray, draws: list[float], full_size: tuple[int, int]) -> np.ndarray:
+        top, left, height, width = resized_crop_box(*full_size, self.crop_scale, self.crop_ratio, draws[_CROP:])
+        factor = round(full_size[0] / image.shape[0])
+        bottom, right = round((top + height) / factor), round((left + width) / factor)
+        top, left = round(top / factor), round(left / factor)
+        return _resize(image[top:bottom, left:right], self.image_size, self.image_size)
 
     def _recolor(self, image: Image.Image, draws: list[float], torch_seed: int) -> np.ndarray:
         if self.policy != "none":
