@@ -6,8 +6,9 @@ The files are crops of about 500x400 pixels of scikit-learn's two sample photogr
 whole batches in this process, on one core and one thread, in turns: file, decoding, random resized crop to 224,
 flip, with and without AutoAugment, collation. The peer is ImageFolder (PIL) in a DataLoader with RandomResizedCrop,
 RandomHorizontalFlip, AutoAugment, ToTensor and Normalize, all at their defaults; with "bicubic" it crops as we do,
-where its default is bilinear. We give uint8, which the step normalises on its device. Last, for information, both
-with as many worker processes as --workers says, on all cores.
+where its default is bilinear. We give uint8, which the step normalises on its device. For information: the same from
+files of 7 megapixels, the photographs enlarged, and both sides with as many worker processes as --workers says, on
+all cores.
 """
 
 import argparse
@@ -91,6 +92,18 @@ def peers(root: pathlib.Path, policy: str, batch_size: int, workers: int = 0, bi
     return itertools.chain.from_iterable(itertools.repeat(loader))
 
 
+def write_large_photographs(root: pathlib.Path, count: int, width: int = 3200) -> None:
+    """`count` JPEG files of the photographs at `width` pixels, as root/{train,val}/{0,1}/*; two in val."""
+    for label, whole in enumerate(load_sample_images().images):
+        large = Image.fromarray(whole)
+        large = large.resize((width, whole.shape[0] * width // whole.shape[1]), Image.Resampling.BICUBIC)
+        for split, files in (("train", count // 2), ("val", 1)):
+            folder = root / split / str(label)
+            folder.mkdir(parents=True)
+            for number in range(files):
+                large.save(folder / f"{number}.jpg", quality=90)
+
+
 @contextlib.contextmanager
 def one_core():
     """This process on one of its cores, and PyTorch on one thread."""
@@ -141,6 +154,19 @@ def on_one_core(root: pathlib.Path, policy: str, batch_size: int, rounds: int) -
     ]
 
 
+def from_large_files(root: pathlib.Path, rounds: int, width: int) -> list[report.Result]:
+    """How many times the peer's rate, from photographs as cameras take them, by batches of 4."""
+    write_large_photographs(root, 4, width)
+    sides = {"ours": ours(root, "none", 4), "torchvision": peers(root, "none", 4)}
+    with one_core():
+        seconds = seconds_in_turns(sides, rounds)
+    title = f"{TITLES['none']}, files {width} pixels wide"
+    return [
+        report.Result(f"{title}, ours", 4 / seconds["ours"], "images/s"),
+        report.Result(f"{title}, ours over torchvision", seconds["torchvision"] / seconds["ours"]),
+    ]
+
+
 def with_workers(root: pathlib.Path, policy: str, batch_size: int, rounds: int, workers: int) -> list[report.Result]:
     """The rates of both sides from worker processes, one side after the other."""
     results = []
@@ -178,6 +204,7 @@ def main(arguments: list[str] | None = None) -> None:
         before = resident_mb()
         results += on_one_core(root, "imagenet", options.batch_size, options.rounds)
         results.append(report.Result("growth of resident memory in the second half", resident_mb() - before, "MB"))
+        results += from_large_files(root / "large", options.rounds, 800 if options.quick else 3200)
         for policy in TARGETS if options.workers else ():
             results += with_workers(root, policy, options.batch_size, options.rounds, options.workers)
     report.write("loader", results, options.quick, options.json)
