@@ -1,0 +1,160 @@
+"""What a sandwich step sends between devices, read from its compiled programs, and a model of the step on many.
+
+    python benchmarks/scaling.py [--compute-ms 300] [--quick] [--json FILE]
+
+On 8 virtual CPU devices, from the compiled HLO of all executables of a step: one all-reduce, of the gradients
+(parameters x 4 bytes) and the members' loss and accuracy (8 bytes each), and no other collective; with synchronised
+batch norm there are more. It fails if not so. The programs are those of configs/digits.py, for those of the full space
+of configs/bignas.py would compile for minutes on 8 virtual devices; the model takes the parameters of the full space.
+
+The model: step = compute + all-reduce, nothing overlapped (the reduction comes after the last member's gradient). A
+ring all-reduce of S bytes over n links of bandwidth b takes 2 (n - 1) / n S / b (Patarasu and Yuan, 2009); with several
+hosts, each GPU then reduces its eighth with its peers on the other hosts, by its own network card. Links, one
+direction a GPU: NVLink of an H100 450 GB/s (NVIDIA's data sheet: 900 GB/s both ways), InfiniBand NDR 50 GB/s, Ethernet
+12.5 GB/s (100 Gbit/s).
+"""
+
+import argparse
+import os
+import pathlib
+import re
+import sys
+import time
+
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+from bignas_jax import memory  # noqa: E402
+
+memory.keep_freed_memory()
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+from report import Result, write  # noqa: E402
+
+from bignas_jax import cost  # noqa: E402
+from bignas_jax.buckets import use_compilation_cache  # noqa: E402
+from bignas_jax.devices import batch_sharding, make_mesh  # noqa: E402
+from bignas_jax.optimizer import optimizer, schedule  # noqa: E402
+from bignas_jax.sandwich import Recipe, Sandwich, member_names  # noqa: E402
+from bignas_jax.space import SearchSpace  # noqa: E402
+from bignas_jax.supernet import build  # noqa: E402
+from configs import bignas, digits  # noqa: E402
+
+COLLECTIVE = re.compile(r"= (\(?[^=]*?\)?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)"
+                        r"(?:-start)?\(")
+ARRAY = re.compile(r"\b(f32|f64|bf16|f16|s32|u32|pred)\[([\d,]*)\]")
+BYTES = {"f64": 8, "f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "pred": 1}
+NVLINK, INFINIBAND, ETHERNET = 450e9, 50e9, 12.5e9  # bytes a second and GPU, one direction
+GPUS = 8  # of a host
+
+
+def collectives(hlo: str) -> list[tuple[str, int]]:
+    """(operation, bytes of its result) of every collective in the text of a compiled program."""
+    found = []
+    for shapes, operation in COLLECTIVE.findall(hlo):
+        size = 0
+        for dtype, dims in ARRAY.findall(shapes):
+            size += BYTES[dtype] * int(np.prod([int(d) for d in dims.split(",") if d], dtype=np.int64))
+        found.append((operation, size))
+    return found
+
+
+def ring_seconds(size: float, devices: int, bandwidth: float) -> float:
+    """Ring all-reduce of `size` bytes: each device sends 2 (n - 1) / n of them."""
+    return 2 * (devices - 1) / devices * size / bandwidth
+
+
+def reduce_seconds(size: float, hosts: int, network: float) -> float:
+    """Inside the hosts first; then every GPU reduces its eighth with its peers on the other hosts."""
+    return ring_seconds(size, GPUS, NVLINK) + (ring_seconds(size / GPUS, hosts, network) if hosts > 1 else 0)
+
+
+def compiled_step(synchronised: bool):
+    """The sandwich of configs/digits.py on 8 devices: it, a state, a batch, the numbers of parameters and members."""
+    config = digits.get_config()
+    space = SearchSpace.from_config(config.space)
+    config.model.sync_batch_norm = synchronised
+    graphdef, params = build(space, config.model.num_classes)
+    mesh = make_mesh(8, {})
+    rate = schedule(config.optimizer, 100, 1)
+    recipe = Recipe.from_config(config)
+    sandwich = Sandwich(space, graphdef, recipe, optimizer(config.optimizer, rate), mesh, rate)
+    state = sandwich.init(params)
+    side = config.data.image_size
+    images = {"image": np.zeros((16, side, side, 3), np.uint8), "label": np.zeros(16, np.int32)}
+    batch = jax.device_put(images, batch_sharding(mesh))
+    sandwich.compile(state, batch, progress=False)
+    return sandwich, state, batch, sum(p.size for p in jax.tree.leaves(params)), len(member_names(space, recipe))
+
+
+def sent(sandwich: Sandwich) -> list[tuple[str, int]]:
+    """The collectives of one step: shared executables once each, though a step may run one twice or not at all."""
+    return [c for executable in sandwich.executables.values() for c in collectives(executable.as_text())]
+
+
+def check(found, with_sync, parameters: int, members: int) -> None:
+    expected = 4 * parameters + 8 * members
+    if found != [("all-reduce", expected)]:
+        raise SystemExit(f"found {found} in a step, expected one all-reduce of {expected} bytes and nothing else")
+    if len(with_sync) <= len(found):
+        raise SystemExit("found no collective of synchronised batch norm where it is on")
+
+
+def model(compute_ms: float, parameters: int) -> list[Result]:
+    """Step time and scaling efficiency on 8 GPUs and on 64 hosts of 8."""
+    size, results = 4 * parameters, []
+    for name, hosts, network in (("8 GPUs, NVLink", 1, NVLINK), ("64 hosts of 8, InfiniBand", 64, INFINIBAND),
+                                 ("64 hosts of 8, Ethernet", 64, ETHERNET)):
+        reduce_ms = 1000 * reduce_seconds(size, hosts, network)
+        print(f"{name}: {compute_ms:.1f} ms of compute + {reduce_ms:.2f} ms of all-reduce ({size / 1e6:.1f} MB)")
+        results.append(Result(f"model, {name}: efficiency", compute_ms / (compute_ms + reduce_ms), "x"))
+    return results
+
+
+def measured_compute_ms(sandwich, state, batch) -> float:
+    """The least of 5 steps here: of a small space on virtual devices, it only stands in for --compute-ms."""
+    times = []
+    for step in range(6):
+        start = time.perf_counter()
+        state, metrics = sandwich(state, batch, step)
+        jax.block_until_ready(metrics)
+        times.append(1000 * (time.perf_counter() - start))
+    return min(times[1:])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--compute-ms", type=float, help="a step on one GPU, as benchmarks/step.py has it")
+    parser.add_argument("--json", help="file to write the results to")
+    parser.add_argument("--quick", action="store_true", help="the same: it takes well under a minute")
+    args = parser.parse_args()
+    use_compilation_cache()
+    sandwich, state, batch, parameters, members = compiled_step(synchronised=False)
+    found, with_sync = sent(sandwich), sent(compiled_step(synchronised=True)[0])
+    check(found, with_sync, parameters, members)
+    print(f"one all-reduce of {found[0][1]} bytes: {parameters} parameters x 4, and 8 for each of {members} members;"
+          f" {len(with_sync)} collectives with synchronised batch norm")
+    compute = args.compute_ms or measured_compute_ms(sandwich, state, batch)
+    config = bignas.get_config()
+    space = SearchSpace.from_config(config.space)
+    full = build_size(space, config.model.num_classes)
+    print(f"model for the {full / 1e6:.1f} M parameters of BigNAS's supernet"
+          f" ({cost.count(space, space.biggest, config.model.num_classes).params / 1e6:.1f} M in the biggest child)")
+    if args.compute_ms is None:
+        print("compute is that of a small space on virtual devices: give --compute-ms for a model of a GPU")
+    results = [Result("collectives a step", len(found), "", 1, "lower"),
+               Result("bytes of it over parameters x 4", found[0][1] / (4 * parameters), "x", 1.01, "lower")]
+    write("scaling", results + model(compute, full), args.quick, args.json)
+
+
+def build_size(space: SearchSpace, num_classes: int) -> int:
+    shapes = jax.eval_shape(lambda: build(space, num_classes)[1])
+    return sum(int(np.prod(p.shape)) for p in jax.tree.leaves(shapes))
+
+
+if __name__ == "__main__":
+    main()
