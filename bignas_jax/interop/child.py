@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -100,13 +101,16 @@ def fold(child: Child) -> Child:
 
 
 class _Bias(nnx.Module):
-    """Stands where a folded batch norm stood: adds a bias, then applies the activation."""
+    """Stands where a folded batch norm stood: adds a bias, then applies the activation and the gate."""
 
     def __init__(self, bias: np.ndarray):
         self.bias = nnx.Param(bias)
 
-    def __call__(self, x, size, *, activation="identity", statistics=None, axis_name=None):
-        return FUNCTIONS[activation](x + self.bias[...]), None
+    def __call__(
+        self, x, size, *, activation="identity", statistics=None, axis_name=None, gate=None, weights=()
+    ):
+        y = FUNCTIONS[activation](x + self.bias[...])
+        return (y if gate is None else y * gate(jnp.mean(y, (1, 2)), weights)[:, None, None]), None
 
 
 def forward(child: Child):
