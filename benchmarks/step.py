@@ -30,7 +30,7 @@ from peer import Peer, PeerStep, agreement  # noqa: E402
 from report import Result, write  # noqa: E402
 
 from bignas_jax import cost  # noqa: E402
-from bignas_jax.buckets import use_compilation_cache  # noqa: E402
+from bignas_jax.buckets import Bucket, shared, use_compilation_cache  # noqa: E402
 from bignas_jax.devices import SPLIT, make_mesh  # noqa: E402
 from bignas_jax.optimizer import optimizer, schedule  # noqa: E402
 from bignas_jax.sandwich import Recipe, Sandwich, member_names, members  # noqa: E402
@@ -226,15 +226,32 @@ def ratios(medians, args, quick: bool) -> list[Result]:
     return results
 
 
+def rates(ours: Ours, space, classes: int, batch: int, steps: int, seconds_a_step: float) -> list[Result]:
+    """Of the timed steps: useful arithmetic, and memory traffic as XLA counts it (not inside native kernels)."""
+    executables, macs, traffic = ours.sandwich.executables, 0, 0
+    for number in range(steps):
+        archs = members(space, ours.recipe, number)
+        macs += sum(cost.count(space, arch, classes).macs for arch in archs)
+        keys = ["teacher", *(shared(space, arch.resolution) for arch in archs[1:-1]), "update"]
+        keys.append(Bucket(archs[-1], masked=False))
+        traffic += sum(executables[key].cost_analysis().get("bytes accessed", 0) for key in keys)
+    # A multiply-add is two operations; the gradient takes two products for the forward pass's one.
+    operations = 2 * 3 * batch * macs / steps / seconds_a_step
+    return [
+        Result("step: rate of arithmetic", operations / 1e12, "TFLOP/s"),
+        Result("step: rate of memory traffic", traffic / steps / seconds_a_step / 1e9, "GB/s"),
+    ]
+
+
 def memory_results(ours: Ours, remat: Ours | None) -> list[Result]:
     peaks = ours.peak_bytes()
-    results = [Result("peak memory of the step's executables", max(peaks.values()) / 1e9, "GB")]
+    results = [Result("peak memory of the step's executables", max(peaks.values()) / 1e9, "GB", better="lower", shown=True)]
     less = (remat or ours).peak_bytes()
     for name, size in peaks.items():
         print(f"memory of {name}: {size / 1e9:.3f} GB, with remat {less[name] / 1e9:.3f} GB")
     if remat is not None:
         saved = less["teacher"] / peaks["teacher"]
-        results.append(Result("rematerialisation: memory of the biggest's gradient", saved, "x", better="lower"))
+        results.append(Result("rematerialisation: memory of the biggest's gradient", saved, "x", better="lower", shown=True))
     used = jax.devices()[0].memory_stats() if jax.default_backend() != "cpu" else None
     if used:
         results.append(Result("peak memory of the device", used["peak_bytes_in_use"] / 1e9, "GB"))
@@ -264,7 +281,8 @@ def main() -> None:
     results = ratios(medians, args, args.quick)
     if remat is not None:
         slower = medians["ours, remat"]["step"] / medians["ours"]["step"]
-        results.append(Result("rematerialisation: time", slower, "x", better="lower"))
+        results.append(Result("rematerialisation: time", slower, "x", better="lower", shown=True))
+    results += rates(ours, space, config.model.num_classes, args.batch, steps, medians["ours"]["step"])
     results += memory_results(ours, remat)
     macs = [cost.count(space, arch, config.model.num_classes).macs for arch in (space.biggest, space.smallest)]
     print(f"{jax.devices()[0].device_kind}, batch {args.batch}, {args.dtype}, multiply-adds of the biggest"

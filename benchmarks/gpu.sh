@@ -1,0 +1,87 @@
+#!/usr/bin/env bash
+# The performance suite in one go, in under 9 minutes on one GPU, and its results in one file:
+#
+#     benchmarks/gpu.sh [--cpu | --quick] [NAME...]
+#
+# writes benchmarks/results/<device>-<date>.json, from which benchmarks/table.py makes the README's table; a profile of
+# two steps goes to profile/ (view it with xprof or Perfetto). --cpu runs it at the sizes that suit 2 cores, without a
+# limit of the whole; --quick only shows that everything runs, into benchmarks/results/tmp. NAMEs select runs below.
+#
+# Each run has a budget of seconds of its own, and what it wrote counts although it was stopped or another failed. The
+# first runs are those that matter most: what the limit of the whole cuts off is at the end. With a cold compilation
+# cache the steps may not end in time; the next call finds what the first one compiled in ~/.cache/bignas_jax.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+
+MODE=gpu
+case "${1:-}" in
+  --cpu) MODE=cpu; shift ;;
+  --quick) MODE=quick; shift ;;
+  -*) echo "found $1, expected --cpu, --quick or names of runs" >&2; exit 2 ;;
+esac
+NAMES=" $* "
+PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
+LIMIT=$([ $MODE = gpu ] && echo 520 || echo 7200)  # seconds of the whole
+RESULTS=${RESULTS:-benchmarks/results$([ $MODE = quick ] && echo /tmp)}
+FOLDER=$(mktemp -d)
+trap 'rm -rf "$FOLDER"' EXIT
+SELECTED=0
+
+# run NAME SECONDS SCRIPT ARGUMENT...: within its budget and what is left of the whole.
+run() {
+  local name=$1 budget=$2 script=$3 start=$SECONDS left status
+  shift 3
+  if [ "$NAMES" != "  " ] && [[ "$NAMES" != *" $name "* ]]; then return; fi
+  SELECTED=1
+  left=$((LIMIT - SECONDS))
+  if [ $MODE != gpu ]; then budget=$((LIMIT / 4)); fi
+  if [ "$left" -lt "$budget" ]; then budget=$left; fi
+  if [ "$budget" -lt 5 ]; then echo "== $name: no time is left"; return; fi
+  echo "== $name: benchmarks/$script $*"
+  timeout --kill-after=5 "$budget" "$PYTHON" "benchmarks/$script" "$@" --json "$FOLDER/$name.json"
+  status=$?
+  echo "$status $((SECONDS - start)) python benchmarks/$script $*" > "$FOLDER/$name.run"
+  [ $status = 0 ] || echo "== $name: exit status $status after $((SECONDS - start)) s" >&2
+}
+
+# What the step before left, for bandwidth.py.
+step_file() { if [ -f "$FOLDER/$1.json" ]; then echo "--step $FOLDER/$1.json"; fi; }
+
+gpu() {
+  # JAX would take three quarters of the memory, and PyTorch shares the card.
+  export XLA_PYTHON_CLIENT_PREALLOCATE=false
+  local paper="--dtype bfloat16 --resolutions 192,224,288,320"
+  run depthwise 75 depthwise.py --all --batch 80 --resolution 224 --dtype bfloat16 --rounds 5 --write-table
+  run step 150 step.py $paper --batch 80 --steps 7 --peer eager --trace profile/step
+  run bandwidth 25 bandwidth.py $(step_file step)
+  run step-256 110 step.py $paper --batch 256 --steps 5 --peer eager
+  run startup 45 startup.py
+  run elasticity 40 elasticity.py --batch 80 --resolution 224 --members 2 --rounds 5 --dtype bfloat16
+  run step-compile 100 step.py $paper --batch 80 --steps 3 --peer compile
+  JAX_PLATFORMS=cpu run scaling 20 scaling.py
+  JAX_PLATFORMS=cpu run loader 25 loader.py --workers 8
+}
+
+cpu() {
+  run step 0 step.py --remat
+  run bandwidth 0 bandwidth.py $(step_file step)
+  run depthwise 0 depthwise.py
+  run elasticity 0 elasticity.py
+  run startup 0 startup.py
+  run scaling 0 scaling.py
+  run loader 0 loader.py
+}
+
+quick() {
+  run step 0 step.py --quick --trace profile/quick
+  run bandwidth 0 bandwidth.py --quick $(step_file step)
+  run depthwise 0 depthwise.py --quick --write-table "$FOLDER/table"
+  run elasticity 0 elasticity.py --quick
+  run startup 0 startup.py --quick
+  run scaling 0 scaling.py --quick
+  run loader 0 loader.py --quick
+}
+
+$MODE
+if [ $SELECTED = 0 ]; then echo "found no run named$NAMES, expected some of those in $0" >&2; exit 2; fi
+JAX_PLATFORMS=$([ $MODE = gpu ] || echo cpu) "$PYTHON" benchmarks/report.py "$FOLDER" --results "$RESULTS"
