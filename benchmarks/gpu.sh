@@ -40,7 +40,8 @@ run() {
   echo "== $name: benchmarks/$script $*"
   timeout --kill-after=5 "$budget" "$PYTHON" "benchmarks/$script" "$@" --json "$FOLDER/$name.json"
   status=$?
-  echo "$status $((SECONDS - start)) python benchmarks/$script $*" > "$FOLDER/$name.run"
+  local command="python benchmarks/$script${*:+ $*}"
+  echo "$status $((SECONDS - start)) ${command//$FOLDER\//}" > "$FOLDER/$name.run"
   [ $status = 0 ] || echo "== $name: exit status $status after $((SECONDS - start)) s" >&2
 }
 

@@ -1,0 +1,40 @@
+"""The README's table is the one that the committed results give."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(*arguments):
+    command = [sys.executable, "benchmarks/table.py", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def test_the_readme_is_up_to_date():
+    done = run("--check")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_newest_file_of_a_device_is_shown_with_what_falls_short(tmp_path):
+    def file(date, value):
+        row = {"name": "speed", "value": value, "unit": "x", "target": 1.3, "better": "higher"}
+        runs = [{"name": "step", "command": "python step.py", "status": "done", "seconds": 1, "results": [row]},
+                {"name": "loader", "command": "python loader.py", "status": "timed out", "seconds": 9}]
+        about = {"device": "card", "date": date, "versions": {"jax": "1"}, "runs": runs}
+        (tmp_path / f"card-{date}.json").write_text(json.dumps(about))
+
+    file("2026-01-01", 5.0)
+    file("2026-02-01", 1.2)
+    readme = tmp_path / "README.md"
+    readme.write_text("a\n<!-- performance: begin -->\nold\n<!-- performance: end -->\nb\n")
+    arguments = ("--results", tmp_path, "--readme", readme)
+    assert run("--check", *arguments).returncode == 1
+    assert run(*arguments).returncode == 0 and run("--check", *arguments).returncode == 0
+    text = readme.read_text()
+    assert "1.2 x (short) | at least 1.3 | `python step.py`" in text and "timed out" in text
+    assert "5 x" not in text and text.startswith("a\n") and text.endswith("\nb\n") and "old" not in text
+    readme.write_text("no markers")
+    assert "once each" in run(*arguments).stderr
