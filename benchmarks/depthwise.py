@@ -34,8 +34,8 @@ import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 from report import Result, write  # noqa: E402
 
-from bignas_jax.buckets import use_compilation_cache  # noqa: E402
 from bignas_jax.ops import depthwise, depthwise_pallas, depthwise_table  # noqa: E402
+from bignas_jax.programs import use_compilation_cache  # noqa: E402
 from bignas_jax.space import SearchSpace, blocks  # noqa: E402
 from configs import attentive_nas, bignas  # noqa: E402
 

@@ -35,9 +35,10 @@ from report import Result, write  # noqa: E402
 
 from bignas_jax import sandwich  # noqa: E402
 from bignas_jax.architecture import Architecture  # noqa: E402
-from bignas_jax.buckets import Bucket, compile_ahead, shared, use_compilation_cache  # noqa: E402
+from bignas_jax.buckets import Bucket, compile_ahead, shared  # noqa: E402
 from bignas_jax.cost import count  # noqa: E402
 from bignas_jax.devices import REPLICATED, batch_sharding, make_mesh, replicate, shapes  # noqa: E402
+from bignas_jax.programs import use_compilation_cache  # noqa: E402
 from bignas_jax.sandwich import Recipe, Sandwich, TrainState, members  # noqa: E402
 from bignas_jax.space import SearchSpace  # noqa: E402
 from bignas_jax.supernet import Supernet, build, sizes  # noqa: E402

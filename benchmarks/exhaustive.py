@@ -23,8 +23,8 @@ from ml_collections import ConfigDict  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from bignas_jax import training  # noqa: E402
-from bignas_jax.buckets import use_compilation_cache  # noqa: E402
 from bignas_jax.config import canonical, validate  # noqa: E402
+from bignas_jax.programs import use_compilation_cache  # noqa: E402
 from bignas_jax.search import held_out as images  # noqa: E402
 from bignas_jax.search import run  # noqa: E402
 from bignas_jax.search.held_out import HeldOut  # noqa: E402

@@ -68,7 +68,7 @@ cpu() {
   run bandwidth 0 bandwidth.py $(step_file step)
   run depthwise 0 depthwise.py
   run elasticity 0 elasticity.py
-  run startup 0 startup.py
+  run startup 0 startup.py --cold
   run scaling 0 scaling.py
   run loader 0 loader.py
 }

@@ -36,9 +36,9 @@ import numpy as np  # noqa: E402
 from report import Result, write  # noqa: E402
 
 from bignas_jax import cost  # noqa: E402
-from bignas_jax.buckets import use_compilation_cache  # noqa: E402
 from bignas_jax.devices import batch_sharding, make_mesh  # noqa: E402
 from bignas_jax.optimizer import optimizer, schedule  # noqa: E402
+from bignas_jax.programs import use_compilation_cache  # noqa: E402
 from bignas_jax.sandwich import Recipe, Sandwich, member_names  # noqa: E402
 from bignas_jax.space import SearchSpace  # noqa: E402
 from bignas_jax.supernet import build  # noqa: E402

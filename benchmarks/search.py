@@ -33,9 +33,9 @@ from reference_torch import Child, load_slice  # noqa: E402
 from torchvision import transforms  # noqa: E402
 
 from bignas_jax import config as configs  # noqa: E402
-from bignas_jax.buckets import use_compilation_cache  # noqa: E402
 from bignas_jax.flags import load_run_config  # noqa: E402
 from bignas_jax.interop.torch_names import _parameters  # noqa: E402
+from bignas_jax.programs import use_compilation_cache  # noqa: E402
 from bignas_jax.search import held_out as images  # noqa: E402
 from bignas_jax.search import run  # noqa: E402
 from bignas_jax.search.held_out import HeldOut  # noqa: E402

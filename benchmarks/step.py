@@ -31,9 +31,10 @@ from peer import Peer, PeerStep, agreement  # noqa: E402
 from report import Result, write  # noqa: E402
 
 from bignas_jax import cost  # noqa: E402
-from bignas_jax.buckets import Bucket, shared, use_compilation_cache  # noqa: E402
+from bignas_jax.buckets import Bucket, shared  # noqa: E402
 from bignas_jax.devices import SPLIT, make_mesh  # noqa: E402
 from bignas_jax.optimizer import optimizer, schedule  # noqa: E402
+from bignas_jax.programs import use_compilation_cache  # noqa: E402
 from bignas_jax.sandwich import Recipe, Sandwich, member_names, members  # noqa: E402
 from bignas_jax.space import SearchSpace  # noqa: E402
 from bignas_jax.supernet import build  # noqa: E402

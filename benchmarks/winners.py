@@ -23,7 +23,8 @@ import numpy as np  # noqa: E402
 
 from bignas_jax import config as configs  # noqa: E402
 from bignas_jax.architecture import Architecture  # noqa: E402
-from bignas_jax.buckets import shared, use_compilation_cache  # noqa: E402
+from bignas_jax.buckets import shared  # noqa: E402
+from bignas_jax.programs import use_compilation_cache  # noqa: E402
 from bignas_jax.reporting import aligned  # noqa: E402
 from bignas_jax.search import run  # noqa: E402
 

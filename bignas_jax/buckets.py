@@ -7,17 +7,16 @@ their own ("sliced"), all others share one a resolution, as wide and deep as the
 import concurrent.futures
 import dataclasses
 import os
-import pathlib
 import sys
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
-import jax
 from tqdm import tqdm
 
 from bignas_jax.architecture import Architecture
 from bignas_jax.cost import count, executed
 from bignas_jax.memory import give_back_freed_memory
+from bignas_jax.programs import Program, forget
 from bignas_jax.space import SearchSpace
 from bignas_jax.supernet import sizes
 
@@ -67,14 +66,19 @@ def bucket_for(space: SearchSpace, arch: Architecture) -> Bucket:
 
 
 def compile_ahead(
-    lower: Mapping[Hashable, Callable[[], Any]], title: str = "compile", progress: bool = True
+    lower: Mapping[Hashable, Callable[[], Any]],
+    title: str = "compile",
+    progress: bool = True,
+    identity: str | None = None,
 ) -> dict[Hashable, Any]:
-    """Compiles several programs side by side.
+    """Compiles several programs side by side, or loads those that an earlier run left.
 
     Args:
       lower: functions that trace and lower a program (`jax.jit(f).lower(...)`), by key. They run one after the
         other, for tracing holds Python's lock; XLA compiles what is lowered meanwhile, on all cores.
       title: of the progress bar. progress: whether to show it (on a terminal or not: one line a program is cheap).
+      identity: all that determines the programs beside their keys, this package and this machine, such as the run's
+        config; None: they are always traced, and found by their text at best.
     Returns:
       The compiled programs by key.
     """
@@ -82,32 +86,20 @@ def compile_ahead(
     pool = concurrent.futures.ThreadPoolExecutor(workers)
     with tqdm(total=len(lower), desc=title, unit="program", disable=not progress, file=sys.stderr) as bar:
         try:
+            programs = {key: Program(identity, key) for key in lower}
+            kept = {key: pool.submit(program.load) for key, program in programs.items()}
             futures = {}
             for key, make in lower.items():
-                futures[key] = pool.submit(make().compile)
-                futures[key].add_done_callback(lambda _: bar.update())
-            return {key: future.result() for key, future in futures.items()}
+                if kept[key].result() is None:
+                    futures[key] = pool.submit(programs[key].compile, make())
+                    futures[key].add_done_callback(lambda _: bar.update())
+                else:
+                    bar.update()
+            compiled = {key: futures.get(key, kept[key]).result() for key in lower}
+            if futures:
+                forget()
+            return compiled
         finally:
             # After an interrupt nobody waits for programs that have not begun to compile.
             pool.shutdown(wait=False, cancel_futures=True)
             give_back_freed_memory()
-
-
-def use_compilation_cache() -> pathlib.Path | None:
-    """Keeps XLA's compiled programs in the user's cache folder, so that a second start does not compile.
-
-    The folder is `$JAX_COMPILATION_CACHE_DIR`, else `bignas_jax/xla` under `$XDG_CACHE_HOME` or `~/.cache`; None if it
-    cannot be made. Settings that the user made for JAX stand.
-    """
-    if jax.config.jax_compilation_cache_dir:
-        return pathlib.Path(jax.config.jax_compilation_cache_dir)
-    folder = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "bignas_jax" / "xla"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        print(f"no compilation cache: cannot make {folder}: {error.strerror}", file=sys.stderr)
-        return None
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    return folder

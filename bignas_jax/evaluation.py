@@ -9,6 +9,7 @@ so that a result does not depend on how many there are.
 import dataclasses
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -55,11 +56,20 @@ class Evaluator:
     Args:
       space: the search space. graphdef: of its supernet. mesh: the devices.
       mean, std: of images in 0..1, three numbers each.
+      identity: all that determines these arguments and the weights' shapes; see `buckets.compile_ahead`.
     """
 
-    def __init__(self, space: SearchSpace, graphdef: nnx.GraphDef, mesh: Mesh, mean: Sequence, std: Sequence):
+    def __init__(
+        self,
+        space: SearchSpace,
+        graphdef: nnx.GraphDef,
+        mesh: Mesh,
+        mean: Sequence,
+        std: Sequence,
+        identity: str | None = None,
+    ):
         self.space, self.graphdef, self.mesh = space, graphdef, mesh
-        self.mean, self.std = tuple(mean), tuple(std)
+        self.mean, self.std, self.identity = tuple(mean), tuple(std), identity
         self.executables: dict[Any, Any] = {}
         self._zeros: dict[Bucket, Any] = {}
 
@@ -89,25 +99,29 @@ class Evaluator:
             return of((count, image_size, image_size, 3), np.uint8)
 
         jobs = {}
-        for bucket in buckets:
+        def operands(bucket):
             sampled = shapes(sizes(self.space, bucket.arch, bucket.arch), whole) if bucket.masked else None
-            statistics = shapes(self._zero_statistics(params, bucket), whole)
+            return sampled, shapes(self._zero_statistics(params, bucket), whole)
+
+        def lower_calibrate(bucket):
+            sampled, statistics = operands(bucket)
             weight = shapes(np.float32(0), whole)
+            return self._calibrate(bucket).lower(params, images(calibration_batch), sampled, statistics, weight)
 
-            def lower_calibrate(bucket=bucket, sampled=sampled, statistics=statistics, weight=weight):
-                return self._calibrate(bucket).lower(params, images(calibration_batch), sampled, statistics, weight)
+        def lower_score(bucket):
+            sampled, statistics = operands(bucket)
+            rows = of((batch,), np.int32), of((batch,), np.float32)
+            return self._score(bucket).lower(params, statistics, images(batch), *rows, sampled)
 
-            def lower_score(bucket=bucket, sampled=sampled, statistics=statistics):
-                rows = of((batch,), np.int32), of((batch,), np.float32)
-                return self._score(bucket).lower(params, statistics, images(batch), *rows, sampled)
-
+        for bucket in buckets:
             if calibration_batch:
-                jobs["calibrate", bucket, calibration_batch] = lower_calibrate
+                jobs["calibrate", bucket, calibration_batch] = partial(lower_calibrate, bucket)
             if batch:
-                jobs["score", bucket, batch] = lower_score
+                jobs["score", bucket, batch] = partial(lower_score, bucket)
         jobs = {key: job for key, job in jobs.items() if key not in self.executables}
         if jobs:
-            self.executables |= compile_ahead(jobs, "compile evaluation", progress)
+            identity = None if self.identity is None else f"{self.identity} {image_size}"
+            self.executables |= compile_ahead(jobs, "compile evaluation", progress, identity)
 
     def calibrate(
         self, params: Any, archs: Mapping[Architecture, Bucket], batches: Iterable[Batch], num_batches: int

@@ -9,11 +9,12 @@ from ml_collections import ConfigDict
 
 from bignas_jax import config as configs
 from bignas_jax.architecture import Architecture
-from bignas_jax.buckets import Bucket, use_compilation_cache
+from bignas_jax.buckets import Bucket
 from bignas_jax.checkpoint import Checkpoints
 from bignas_jax.config import ConfigError
 from bignas_jax.cost import Cost, count
 from bignas_jax.evaluation import Score
+from bignas_jax.programs import use_compilation_cache
 from bignas_jax.session import Session
 from bignas_jax.slicing import per_stage
 from bignas_jax.space import SearchSpace

@@ -107,6 +107,7 @@ class Sandwich:
       space: the search space. graphdef: of its supernet. recipe: losses and regularisation.
       optimizer: optax transformation of the summed gradient. schedule: its learning rate by update, to report.
       mesh: devices, as `devices.make_mesh` gives them.
+      identity: all that determines these arguments, and the shapes to compile for; see `buckets.compile_ahead`.
     """
 
     def __init__(
@@ -117,9 +118,10 @@ class Sandwich:
         optimizer: optax.GradientTransformation,
         mesh: Mesh,
         schedule: optax.Schedule = lambda step: 0.0,
+        identity: str | None = None,
     ):
         self.space, self.graphdef, self.recipe, self.optimizer, self.mesh = space, graphdef, recipe, optimizer, mesh
-        self.schedule = schedule
+        self.schedule, self.identity = schedule, identity
         self.executables: dict[Any, Any] = {}
 
     def init(self, params: Any) -> TrainState:
@@ -158,7 +160,7 @@ class Sandwich:
         jobs |= {bucket: partial(lower_student, bucket) for bucket in buckets}
         metrics = [totals[1]] * (students + 1)
         jobs["update"] = lambda: self._update().lower(shapes(state, whole), totals[0], metrics)
-        self.executables = compile_ahead(jobs, "compile sandwich", progress)
+        self.executables = compile_ahead(jobs, "compile sandwich", progress, self.identity)
 
     def __call__(self, state: TrainState, batch: dict[str, jax.Array], step: int) -> tuple[TrainState, Any]:
         """One sandwich step. `state` is donated.

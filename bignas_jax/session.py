@@ -12,6 +12,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from bignas_jax import config as configs
 from bignas_jax.architecture import Architecture
 from bignas_jax.buckets import Bucket
 from bignas_jax.config import ConfigError
@@ -63,7 +64,7 @@ class Session:
             return Supernet(space, config.model.num_classes, dtype=config.model.dtype, rngs=nnx.Rngs(0))
 
         graphdef, state = nnx.split(nnx.eval_shape(make))
-        evaluator = Evaluator(space, graphdef, mesh, config.data.mean, config.data.std)
+        evaluator = Evaluator(space, graphdef, mesh, config.data.mean, config.data.std, configs.to_json(config))
         return cls(config, space, dataset, mesh, graphdef, nnx.to_pure_dict(state), evaluator)
 
     def note_class_names(self, workdir: str | pathlib.Path) -> None:

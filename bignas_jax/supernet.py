@@ -20,6 +20,7 @@ from bignas_jax.ops import Size
 from bignas_jax.ops.activation import FUNCTIONS
 from bignas_jax.ops.size import at_least_float32
 from bignas_jax.ops.squeeze_excite import gate as squeeze_excite_gate
+from bignas_jax.programs import load_or_compile
 from bignas_jax.space import Block, SearchSpace, blocks, head_mid_width, middle_ends
 
 ACTIVE, IN, MID, OUT, SE, KERNEL = range(6)
@@ -273,9 +274,25 @@ def build(space: SearchSpace, num_classes: int, *, dtype: str = "float32", seed:
       graphdef: static and hashable; `nnx.merge(graphdef, params)` gives the Supernet.
       params: nested dictionary of float32 arrays.
     """
+    graphdef = nnx.graphdef(nnx.eval_shape(lambda: Supernet(space, num_classes, dtype=dtype, rngs=nnx.Rngs(0))))
+    return graphdef, draw_weights(space, num_classes, dtype=dtype, seed=seed)
+
+
+def draw_weights(
+    space: SearchSpace, num_classes: int, *, dtype: str = "float32", seed: int = 0, identity: str | None = None
+) -> Any:
+    """Fresh weights of a supernet: a nested dictionary of float32 arrays.
+
+    Args:
+      identity: determines `space`, `num_classes` and `dtype`; see `programs.Program`. None: an ordinary function of
+        JAX, which may be traced.
+    """
+
     def init(key):
         net = Supernet(space, num_classes, dtype=dtype, rngs=nnx.Rngs(params=key))
         return nnx.to_pure_dict(nnx.state(net, nnx.Param))
 
-    graphdef = nnx.graphdef(nnx.eval_shape(lambda: Supernet(space, num_classes, dtype=dtype, rngs=nnx.Rngs(0))))
-    return graphdef, jax.jit(init)(jax.random.key(seed))
+    key = jax.random.key(seed)
+    if identity is None:
+        return jax.jit(init)(key)
+    return load_or_compile(identity, "weights", lambda: jax.jit(init).lower(key))(key)

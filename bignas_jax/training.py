@@ -20,18 +20,19 @@ from ml_collections import ConfigDict
 from bignas_jax import child_training, reporting
 from bignas_jax import config as configs
 from bignas_jax import optimizer as optimizers
-from bignas_jax.buckets import use_compilation_cache
 from bignas_jax.checkpoint import Checkpoints
 from bignas_jax.child_training import Origin
 from bignas_jax.config import ConfigError
 from bignas_jax.data import DataError, Loader, prefetch
+from bignas_jax.data.prefetch import Prefetch
 from bignas_jax.devices import connect
 from bignas_jax.evaluation import placed
 from bignas_jax.flags import load_run_config
 from bignas_jax.logs import Logs
+from bignas_jax.programs import use_compilation_cache
 from bignas_jax.sandwich import Recipe, Sandwich, TrainState, member_names
 from bignas_jax.session import Session
-from bignas_jax.supernet import build
+from bignas_jax.supernet import draw_weights
 
 # What a folder's checkpoints depend on; anything else may change when a run goes on.
 FIXED_FIELDS = (
@@ -128,7 +129,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path, progress: bool = True
         checkpoints.wait()
         rows = reporting.assess(session, state.weights, _extremes(session), "val")
     finally:
-        checkpoints.close()
+        run.close()
     if run.first:
         reporting.write(rows, workdir, "val", run.plan.stop)
     return before + rows
@@ -203,14 +204,25 @@ class Run:
             optimizers.optimizer(config.optimizer, schedule),
             session.mesh,
             schedule,
+            identity=f"{configs.to_json(config)} {loader.steps_per_epoch}",
         )
         self.watch = Watch(config.max_nonfinite_steps)
         self.corrupt = 0  # images replaced since this process began
+        self.batches: Prefetch | None = None
+
+    def close(self) -> None:
+        """Ends what reads images ahead, and waits for the checkpoints."""
+        if self.batches is not None:
+            self.batches.close()
+        self.checkpoints.close()
 
     def start(self) -> TrainState:
         """The state to go on from, with everything compiled that the rest of the run needs."""
         config, session = self.config, self.session
-        _, params = build(session.space, config.model.num_classes, dtype=config.model.dtype, seed=config.seed)
+        identity, model = self.sandwich.identity, config.model
+        params = draw_weights(
+            session.space, model.num_classes, dtype=model.dtype, seed=config.seed, identity=identity
+        )
         newest = self.checkpoints.newest()
         if newest is None and self.origin is not None:
             params = self.origin.weights(params, session.space.biggest, session.mesh)
@@ -223,7 +235,10 @@ class Run:
                 print(f"starting from the weights that were imported into {self.workdir}, with a fresh optimizer")
             elif self.first:
                 print(f"going on from step {newest} of {self.plan.stop} in {self.workdir}")
-        if int(state.step) < self.plan.stop:
+        step = int(state.step)
+        if step < self.plan.stop:
+            # Its workers need seconds until their first batch: meanwhile programs are compiled.
+            self.batches = prefetch(self.loader.epochs(step, self.plan.stop), session.mesh)
             size, batch = config.data.image_size, config.batch_size
             self.sandwich.compile(
                 state,
@@ -261,10 +276,9 @@ class Run:
                 self._evaluate(state, logs, step)
             if step >= plan.stop:
                 return state
-            batches = prefetch(self.loader.epochs(step, plan.stop), self.session.mesh)
-            with batches, Signals() as signals:
+            with self.batches, Signals() as signals:
                 try:
-                    for batch in batches:
+                    for batch in self.batches:
                         if step == 0:
                             logs.images("images", _first_images(batch, self.config.log.images), step)
                         state, metrics = self.sandwich(state, batch, step)

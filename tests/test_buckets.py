@@ -2,11 +2,8 @@
 
 import dataclasses
 import math
-import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
 
 import jax
 import jax.monitoring
@@ -207,35 +204,3 @@ def test_two_hundred_architectures_are_evaluated_without_a_compile(tiny, compile
     scores = evaluator.score(params, archs, statistics, [batch])
     assert len(scores) > 150 and all(score.images == BATCH for score in scores.values())
     assert compiles == []
-
-
-PROBE = "from bignas_jax.buckets import use_compilation_cache as use; import jax; print(use()); " \
-    "print(jax.config.jax_compilation_cache_dir)"
-
-
-def probe(tmp_path, **variables):
-    """What a fresh process reports, in a home folder of its own."""
-    root = Path(__file__).parents[1]
-    environment = {"HOME": str(tmp_path), "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(root)} | variables
-    command = [sys.executable, "-c", PROBE]
-    run = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, check=True)
-    return run.stdout.split(), run.stderr
-
-
-def test_cache_folder_in_the_home(tmp_path):
-    folder = tmp_path / ".cache" / "bignas_jax" / "xla"
-    assert probe(tmp_path)[0] == [str(folder)] * 2 and folder.is_dir()
-
-
-def test_cache_folder_by_environment(tmp_path):
-    found, _ = probe(tmp_path, XDG_CACHE_HOME=str(tmp_path / "xdg"))
-    assert found == [str(tmp_path / "xdg" / "bignas_jax" / "xla")] * 2
-    own = str(tmp_path / "own")
-    found, _ = probe(tmp_path, JAX_COMPILATION_CACHE_DIR=own, XDG_CACHE_HOME=str(tmp_path / "xdg"))
-    assert found == [own] * 2
-
-
-def test_a_folder_that_cannot_be_made_stops_nothing(tmp_path):
-    (tmp_path / "file").write_text("")
-    found, said = probe(tmp_path, XDG_CACHE_HOME=str(tmp_path / "file"))
-    assert found == ["None", "None"] and "no compilation cache: cannot make" in said

@@ -1,10 +1,13 @@
 """From image numbers to a batch of pixels: what runs in a loader's workers."""
 
+import multiprocessing
 import os
 import signal
 import sys
+import threading
 import warnings
 from dataclasses import dataclass
+from multiprocessing import connection
 
 import numpy as np
 import torch
@@ -123,13 +126,19 @@ def as_it_is(batch):
     return batch
 
 
+def _end_with_parent() -> None:
+    connection.wait([multiprocessing.parent_process().sentinel])
+    os._exit(0)
+
+
 def start_worker(_worker: int) -> None:
     """Leaves signals to the process that trains: it saves first, and its workers read on meanwhile.
 
     Ctrl-C, and the SIGTERM of a scheduler that means every process of a job, reach workers too. SIGTERM
-    ends a worker only after its loader was closed. A worker whose parent is gone ends by itself: torch
-    looks every few seconds.
+    ends a worker only after its loader was closed. A worker whose parent is gone ends by itself, even if it
+    was gone before the worker got here.
     """
+    threading.Thread(target=_end_with_parent, daemon=True, name="end with parent").start()
     cancelled = get_worker_info().dataset.cancelled
 
     def end_if_closed(_signal, _frame):

@@ -14,7 +14,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from bignas_jax.architecture import Architecture
-from bignas_jax.buckets import Bucket, use_compilation_cache
+from bignas_jax.buckets import Bucket
 from bignas_jax.checkpoint import Checkpoints
 from bignas_jax.config import ConfigError
 from bignas_jax.cost import count
@@ -23,6 +23,7 @@ from bignas_jax.interop import formats, run_back
 from bignas_jax.interop.child import Child, ExportError, fold, take
 from bignas_jax.interop.preprocess import preprocess
 from bignas_jax.ops import prepare
+from bignas_jax.programs import use_compilation_cache
 from bignas_jax.reporting import read_architectures
 from bignas_jax.session import Session
 from bignas_jax.supernet import Mode

@@ -43,20 +43,31 @@ def usable(dtype: jnp.dtype) -> bool:
     return dtype == jnp.float32 and not _off.value and jax.default_backend() == "cpu" and load()
 
 
-@functools.cache
+def identity() -> str:
+    """Of the kernels that a program traced now may call; empty if there are none."""
+    return (library() or "") if usable(jnp.float32) else ""
+
+
 def load() -> bool:
     """Registers the kernels with XLA, building them if need be; False, and one line on why, if that is impossible."""
+    return library() is not None
+
+
+@functools.cache
+def library() -> str | None:
+    """The name of the shared library whose kernels are registered; None if there is none."""
     if os.environ.get(SWITCH) == "0":
-        return False
+        return None
     try:
-        library = ctypes.CDLL(str(build()))
+        path = build()
+        library = ctypes.CDLL(str(path))
     except (BuildError, OSError) as error:
         print(f"no native kernels, the CPU computes slower: {error}", file=sys.stderr)
-        return False
+        return None
     for target in TARGETS:
         handler = jax.ffi.pycapsule(getattr(library, f"bignas_{target}"))
         jax.ffi.register_ffi_target(f"bignas_{target}", handler, platform="cpu")
-    return True
+    return path.name
 
 
 def call(target: str, results, *arguments: jax.Array, in_place: dict[int, int] | None = None, **attributes):
@@ -66,5 +77,5 @@ def call(target: str, results, *arguments: jax.Array, in_place: dict[int, int] |
       results: jax.ShapeDtypeStruct, one or a tuple. in_place: argument to result that may take its memory.
       attributes: Python ints and bools, as the kernel declares them.
     """
-    function = jax.ffi.ffi_call(f"bignas_{target}", results, input_output_aliases=in_place)
+    function = jax.ffi.ffi_call(f"bignas_{target}", results, input_output_aliases=in_place, vmap_method="sequential")
     return function(*arguments, **attributes)

@@ -5,6 +5,7 @@ import hashlib
 import os
 import pathlib
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -21,17 +22,18 @@ class BuildError(Exception):
     """The kernels cannot be built here; the message says why, in one line."""
 
 
-def compiler() -> str:
-    """The C++ compiler: $CXX, or the first of the usual ones.
+def compiler() -> tuple[str, ...]:
+    """The C++ compiler's command, with its path: $CXX, which may have arguments, or the first of the usual ones.
 
     Raises:
       BuildError: there is none.
     """
-    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
-    for name in names:
+    commands = [shlex.split(os.environ["CXX"])] if os.environ.get("CXX") else [["c++"], ["g++"], ["clang++"]]
+    for name, *arguments in filter(None, commands):
         if path := shutil.which(name):
-            return path
-    raise BuildError(f"found no C++ compiler (looked for {', '.join(names)}); install one, such as g++")
+            return path, *arguments
+    looked_for = ", ".join(" ".join(command) for command in commands)
+    raise BuildError(f"found no C++ compiler (looked for {looked_for}); install one, such as g++")
 
 
 def cache_folder() -> pathlib.Path:
@@ -58,18 +60,18 @@ def build() -> pathlib.Path:
     return library
 
 
-def _identity(command: str) -> str:
+def _identity(command: tuple[str, ...]) -> str:
     """Of all that the library depends on: sources, flags, compiler, jaxlib's interface, and the processor."""
     found = hashlib.sha256()
     for path in sorted([*FOLDER.glob("*.cc"), *FOLDER.glob("*.h")]):
         found.update(path.read_bytes())
-    version = subprocess.run([command, "--version"], capture_output=True, text=True).stdout
-    for part in (*FLAGS, command, version, jaxlib.__version__, platform.machine(), _processor()):
+    version = subprocess.run([*command, "--version"], capture_output=True, text=True).stdout
+    for part in (*FLAGS, *command, version, jaxlib.__version__, platform.machine(), processor()):
         found.update(part.encode() + b"\0")
     return found.hexdigest()[:16]
 
 
-def _processor() -> str:
+def processor() -> str:
     """What `-march=native` looks at: a cache folder may be shared by unlike machines."""
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
@@ -78,16 +80,16 @@ def _processor() -> str:
     return "".join(line for line in lines[:40] if line.startswith(("flags", "Features", "model name", "CPU part")))
 
 
-def _compile(command: str, folder: pathlib.Path) -> pathlib.Path:
+def _compile(command: tuple[str, ...], folder: pathlib.Path) -> pathlib.Path:
     print("building the native kernels, once ...", file=sys.stderr)
     sources = sorted(FOLDER.glob("*.cc"))
     objects = [folder / f"{source.stem}.o" for source in sources]
     include = f"-I{jax.ffi.include_dir()}"
     with concurrent.futures.ThreadPoolExecutor(len(sources)) as pool:
-        jobs = [[command, *FLAGS, include, "-c", str(s), "-o", str(o)] for s, o in zip(sources, objects, strict=True)]
+        jobs = [[*command, *FLAGS, include, "-c", str(s), "-o", str(o)] for s, o in zip(sources, objects, strict=True)]
         list(pool.map(_run, jobs))
     library = folder / "kernels.so"
-    _run([command, "-shared", *map(str, objects), "-o", str(library)])
+    _run([*command, "-shared", *map(str, objects), "-o", str(library)])
     return library
 
 

@@ -70,6 +70,11 @@ def using(implementation: str):
     return _forced(implementation)
 
 
+def forced() -> str | None:
+    """The implementation that `using` names here, or None."""
+    return _forced.value
+
+
 @contextlib.contextmanager
 def portable():
     """A context for programs that leave this machine: no custom call is traced, only operations of StableHLO.
@@ -107,7 +112,7 @@ def choose(
 
 
 def _chosen(direction: str, shape: tuple[int, ...], size: int, stride: int, dtype: jnp.dtype, used) -> Callable:
-    if _forced.value is None and native.usable(dtype):
+    if _forced.value is None and size <= depthwise_native.LARGEST and native.usable(dtype):
         return partial(getattr(NATIVE, direction), used=used)
     name = _forced.value or choose(jax.default_backend(), shape, size, stride, dtype, direction)
     return getattr(IMPLEMENTATIONS[name], direction)

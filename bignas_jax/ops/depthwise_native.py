@@ -8,6 +8,8 @@ import jax.numpy as jnp
 
 from bignas_jax import native
 
+LARGEST = 15  # side of a kernel; kLargest in depthwise.cc
+
 
 def _result(shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, jnp.float32)

@@ -67,7 +67,7 @@ def input_gradient(x, g, affine: Affine, gate, extra, mean_g, mean_gn, used, act
     gates = (affine.bias, affine.bias) if gate is None else (gate, extra)  # without a gate they are not read
     dx = native.call(
         "norm_input_gradient", _like(flat), flat, _flat(g), *affine, *gates, mean_g, mean_gn, _count(used),
-        in_place={1: 0}, activation=_number(activation), gated=gate is not None,
+        activation=_number(activation), gated=gate is not None,
     )  # fmt: skip
     return dx.reshape(x.shape)
 

@@ -16,9 +16,10 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from bignas_jax.architecture import Architecture
-from bignas_jax.buckets import Bucket, use_compilation_cache
+from bignas_jax.buckets import Bucket
 from bignas_jax.checkpoint import Checkpoints
 from bignas_jax.config import ConfigError
+from bignas_jax.programs import use_compilation_cache
 from bignas_jax.reporting import HELD_OUT_FIELDS, NETWORK_FIELDS, assess, check_run
 from bignas_jax.search import held_out as images
 from bignas_jax.search.coarse_to_fine import CoarseToFine

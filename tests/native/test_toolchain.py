@@ -51,7 +51,7 @@ def test_no_compiler_is_said_in_one_line_and_everything_goes_on(cache, monkeypat
     monkeypatch.setenv("PATH", "")
     with pytest.raises(toolchain.BuildError, match="found no C"):
         toolchain.build()
-    assert native.load.__wrapped__() is False
+    assert native.library.__wrapped__() is None
     message = capsys.readouterr().err
     assert message.count("\n") == 1 and "install one" in message
 
@@ -80,4 +80,4 @@ def test_a_cache_in_the_place_of_a_file_is_named(cache, tmp_path, monkeypatch):
 
 def test_the_environment_switches_them_off(monkeypatch):
     monkeypatch.setenv(native.SWITCH, "0")
-    assert native.load.__wrapped__() is False
+    assert native.library.__wrapped__() is None
