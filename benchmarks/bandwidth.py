@@ -6,7 +6,9 @@
 Copy bandwidth counts a read and a write of every byte; arithmetic is a square matrix product, two operations a
 multiply-add, in float32, TF32 (on GPUs) and bfloat16. FILE is what `benchmarks/step.py --json FILE` wrote on the same
 device: its rates of arithmetic (of the architectures, as bignas_jax/cost.py counts, the backward pass twice the
-forward) and of memory traffic (as XLA counts what its executables read and write) are set against these ceilings.
+forward) and of memory traffic are set against these ceilings. The traffic is XLA's count for its executables: of a
+conditional always the heavier branch, so that a skipped block counts in full, and nothing of custom calls (the native
+kernels of CPUs, Pallas), so that it may be above or below what the memory does.
 """
 
 import argparse
@@ -29,7 +31,9 @@ import jax.numpy as jnp  # noqa: E402
 from report import Result, write  # noqa: E402
 
 COPY = "copy bandwidth"
-ARITHMETIC, TRAFFIC = "step: rate of arithmetic", "step: rate of memory traffic"  # results of benchmarks/step.py
+# Results of benchmarks/step.py.
+ARITHMETIC = "step: rate of arithmetic"
+TRAFFIC = "step: memory traffic by XLA's count (a conditional's heavier branch always, native kernels never)"
 # bfloat16 and TF32 are dtypes of products; what comes in and goes out of the second is float32.
 PRODUCTS = {"float32": ("float32", "highest"), "TF32": ("float32", "tensorfloat32"), "bfloat16": ("bfloat16", None)}
 

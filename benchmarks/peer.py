@@ -1,24 +1,49 @@
 """The peer: the same supernet in plain PyTorch, as eager systems run it, for benchmarks to compare with.
 
 Weights are sliced in the forward pass (views), images are channels last, nothing is masked or skipped: each member of
-a sandwich step runs at its exact size. It shares no code with bignas_jax but the search space's values. `agreement`
-holds its logits and gradients against ours on the same weights; no benchmark times anything before that.
+a sandwich step runs at its exact size. All weights, and all gradients, are views of one buffer, so that the update is a
+few operations. It shares no code with bignas_jax but the search space's values. `agreement` holds its logits and
+gradients against ours on the same weights, `noise` the gradients in bfloat16; no benchmark times anything before that.
 """
 
 import contextlib
 import math
+import os
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import nn
+# oneDNN keeps 1024 compiled primitives by default, fewer than a few architectures need; it reads this when it loads.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
 
-from bignas_jax.architecture import Architecture
-from bignas_jax.space import SearchSpace, blocks, head_mid_width
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+from torch import nn  # noqa: E402
+from torch.utils.checkpoint import checkpoint  # noqa: E402
+
+from bignas_jax.architecture import Architecture  # noqa: E402
+from bignas_jax.space import SearchSpace, blocks, head_mid_width  # noqa: E402
 
 ACTIVATIONS = {"swish": F.silu, "h_swish": F.hardswish, "relu": F.relu}
+ALIGNMENT = 16  # numbers: a weight begins on a cache line
+# In bfloat16 a parameter's gradient may be this many times as far from the exact one as the peer's, and a little more.
+TIMES_NOISE, MORE_NOISE = 2.0, 0.02
+
+
+def torch_device() -> str:
+    """PyTorch's name of what JAX computes on.
+
+    Raises:
+      SystemExit: PyTorch has none.
+    """
+    backend = jax.default_backend()
+    if backend == "cpu":
+        return "cpu"
+    if backend != "gpu" or not torch.cuda.is_available():
+        raise SystemExit(f"JAX runs on {backend}, where PyTorch {torch.__version__} has no device: there is no peer to "
+                         "compare with (JAX_PLATFORMS=cpu compares on the CPU)")
+    return "cuda"
 
 
 def to_torch(array: np.ndarray) -> torch.Tensor:
@@ -46,48 +71,73 @@ def flatten(tree: Mapping, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def _first(array: torch.Tensor, *sizes: int) -> torch.Tensor:
+    """The first `sizes` of the leading axes: the array itself where that is all of it."""
+    for axis, size in enumerate(sizes):
+        if size != array.shape[axis]:
+            array = array.narrow(axis, 0, size)
+    return array
+
+
 class Peer(nn.Module):
     """All weights of `space`; a forward pass is told which architecture to run.
 
     Args:
       params: our weights, nested. pointwise: how a 1x1 convolution is computed, 'conv' (F.conv2d) or 'linear' (a
-        matrix product over channels-last images).
+        matrix product over channels-last images). device: where.
+    Attributes:
+      flat, flat_grad: all weights and all gradients, [kernels, then the others]. num_decayed: numbers of the kernels.
+      recompute: keep no activations inside blocks for the backward pass.
     """
 
-    def __init__(self, space: SearchSpace, params: Mapping, pointwise: str = "conv"):
+    def __init__(self, space: SearchSpace, params: Mapping, pointwise: str = "conv", device: str = "cpu"):
         super().__init__()
-        self.space, self.pointwise = space, pointwise
+        self.space, self.pointwise, self.recompute = space, pointwise, False
         self.activation = ACTIVATIONS[space.activation]
-        self.names = {name.replace("/", "."): name for name in flatten(params)}
-        self.weights = nn.ParameterDict({
-            name.replace("/", "_"): nn.Parameter(to_torch(np.asarray(value))) for name, value in flatten(params).items()
-        })
+        arrays = {name: to_torch(np.asarray(value)) for name, value in flatten(params).items()}
+        names = sorted(arrays, key=lambda name: not name.endswith("kernel"))
+        starts, size, self.num_decayed = {}, 0, 0
+        for name in names:
+            starts[name] = size
+            size += -(-arrays[name].numel() // ALIGNMENT) * ALIGNMENT
+            self.num_decayed = size if name.endswith("kernel") else self.num_decayed
+        self.flat, self.flat_grad = torch.zeros(size, device=device), torch.zeros(size, device=device)
+        weights = {}
+        for name, array in arrays.items():
+            part = slice(starts[name], starts[name] + array.numel())
+            self.flat[part] = array.flatten()
+            weights[name.replace("/", "_")] = weight = nn.Parameter(self.flat[part].view(array.shape))
+            weight.grad = self.flat_grad[part].view(array.shape)
+        self.weights = nn.ParameterDict(weights)
+        self._positions = {(b.stage, b.index): number for number, b in enumerate(blocks(space, space.biggest))}
 
     def forward(self, images: torch.Tensor, arch: Architecture) -> torch.Tensor:
         """Normalised images [B, 3, R, R], channels last, to logits [B, num_classes]; batch norm takes the batch's."""
-        x = F.conv2d(images, self._weight("stem/kernel")[: arch.width[0]], stride=self.space.stem_stride, padding=1)
+        x = F.conv2d(images, self._weight("stem/kernel", arch.width[0]), stride=self.space.stem_stride, padding=1)
         x = self.activation(self._norm(x, "stem_norm"))
-        position = {}
-        for number, block in enumerate(blocks(self.space, self.space.biggest)):
-            position[block.stage, block.index] = number
         for block in blocks(self.space, arch):
-            x = self._block(x, block, f"blocks/{position[block.stage, block.index]}")
+            name = f"blocks/{self._positions[block.stage, block.index]}"
+            if self.recompute:
+                x = checkpoint(self._block, x, block, name, use_reentrant=False)
+            else:
+                x = self._block(x, block, name)
         mid = head_mid_width(arch) if self.space.v3_head else arch.width[-1]
         x = self.activation(self._norm(self._pointwise(x, "head", mid), "head_norm")).mean((2, 3), keepdim=True)
         if self.space.v3_head:
             x = self.activation(self._pointwise(x, "head_project", arch.width[-1]))
         x = x.flatten(1)
-        return F.linear(x, self._weight("classifier/kernel")[:, : x.shape[1]], self._weight("classifier/bias"))
+        bias = self._weight("classifier/bias")
+        return F.linear(x, self._weight("classifier/kernel", len(bias), x.shape[1]), bias)
 
-    def _weight(self, name: str) -> torch.Tensor:
-        return self.weights[name.replace("/", "_")]
+    def _weight(self, name: str, *sizes: int) -> torch.Tensor:
+        return _first(self.weights[name.replace("/", "_")], *sizes)
 
     def _norm(self, x, name):
-        scale, bias = (self._weight(f"{name}/{part}")[: x.shape[1]] for part in ("scale", "bias"))
+        scale, bias = (self._weight(f"{name}/{part}", x.shape[1]) for part in ("scale", "bias"))
         return F.batch_norm(x, None, None, scale, bias, training=True, eps=1e-5)
 
     def _pointwise(self, x, name, features):
-        weight = self._weight(f"{name}/kernel")[:features, : x.shape[1]]
+        weight = self._weight(f"{name}/kernel", features, x.shape[1])
         if self.pointwise == "linear":
             return F.linear(x.permute(0, 2, 3, 1), weight).permute(0, 3, 1, 2)
         return F.conv2d(x, weight[:, :, None, None])
@@ -97,9 +147,10 @@ class Peer(nn.Module):
         if block.expand_ratio != 1:
             y = self._pointwise(y, f"{name}/expand", block.mid_width)
             y = self.activation(self._norm(y, f"{name}/expand_norm"))
-        kernel = self._weight(f"{name}/depthwise/kernel")[: block.mid_width]
+        kernel = self._weight(f"{name}/depthwise/kernel", block.mid_width)
         border = (kernel.shape[-1] - block.kernel_size) // 2
-        kernel = kernel[:, :, border : border + block.kernel_size, border : border + block.kernel_size]
+        if border:
+            kernel = kernel[:, :, border:-border, border:-border]
         y = F.conv2d(y, kernel, stride=block.stride, padding=block.kernel_size // 2, groups=block.mid_width)
         y = self.activation(self._norm(y, f"{name}/depthwise_norm"))
         if block.se_width:
@@ -115,10 +166,10 @@ class Peer(nn.Module):
 
     def _squeeze_excite(self, x, name, squeezed):
         mean = x.mean((2, 3))
-        reduce = self._weight(f"{name}/reduce_kernel")[:squeezed, : x.shape[1]]
-        hidden = F.relu(F.linear(mean, reduce, self._weight(f"{name}/reduce_bias")[:squeezed]))
-        expand = self._weight(f"{name}/expand_kernel")[: x.shape[1], :squeezed]
-        gate = F.hardsigmoid(F.linear(hidden, expand, self._weight(f"{name}/expand_bias")[: x.shape[1]]))
+        reduce = self._weight(f"{name}/reduce_kernel", squeezed, x.shape[1])
+        hidden = F.relu(F.linear(mean, reduce, self._weight(f"{name}/reduce_bias", squeezed)))
+        expand = self._weight(f"{name}/expand_kernel", x.shape[1], squeezed)
+        gate = F.hardsigmoid(F.linear(hidden, expand, self._weight(f"{name}/expand_bias", x.shape[1])))
         return x * gate[:, :, None, None]
 
 
@@ -126,18 +177,24 @@ class PeerStep:
     """A sandwich step of the peer: members forward and backward one by one, then the clip and SGD.
 
     Args:
-      peer: the supernet. mean, std: of the images, 0..1. clip_norm, learning_rate: of the update.
+      peer: the supernet. mean, std: of the images, 0..1. clip_norm, learning_rate, weight_decay: of the update; decay
+        acts on kernels alone.
       autocast: compute in bfloat16 where PyTorch's autocast does. compiled: `torch.compile` the forward passes.
     """
 
-    def __init__(self, peer: Peer, mean, std, smoothing=0.1, clip_norm=5.0, learning_rate=0.0016, *,
+    def __init__(self, peer: Peer, mean, std, smoothing=0.1, clip_norm=5.0, learning_rate=0.0016, weight_decay=0.0, *,
                  autocast: bool = False, compiled: bool = False):
         self.peer, self.smoothing, self.clip_norm, self.autocast = peer, smoothing, clip_norm, autocast
-        self.device = next(peer.parameters()).device
+        self.device = peer.flat.device
         self.mean = (255 * torch.tensor(mean, device=self.device)).view(1, 3, 1, 1)
         self.std = (255 * torch.tensor(std, device=self.device)).view(1, 3, 1, 1)
         self.run = torch.compile(peer, dynamic=False) if compiled else peer
-        self.optimizer = torch.optim.SGD(peer.parameters(), learning_rate, momentum=0.9, nesterov=True, fused=True)
+        groups = []
+        for part, decay in ((slice(peer.num_decayed), weight_decay), (slice(peer.num_decayed, None), 0.0)):
+            weights = nn.Parameter(peer.flat[part])
+            weights.grad = peer.flat_grad[part]
+            groups.append({"params": [weights], "weight_decay": decay})
+        self.optimizer = torch.optim.SGD(groups, learning_rate, momentum=0.9, nesterov=True, fused=True)
 
     def prepare(self, images: torch.Tensor, resolution: int) -> torch.Tensor:
         """uint8 [B, S, S, 3] to normalised float32 [B, 3, R, R], channels last."""
@@ -163,9 +220,28 @@ class PeerStep:
         return logits.detach().softmax(-1)
 
     def update(self) -> None:
-        torch.nn.utils.clip_grad_norm_(self.peer.parameters(), self.clip_norm)
+        grad = self.peer.flat_grad
+        grad.mul_((self.clip_norm / torch.linalg.vector_norm(grad)).clamp(max=1.0))
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        grad.zero_()
+
+    def gradient(self, images, arch, label=None, targets=None, exact=False) -> tuple[dict[str, np.ndarray], Any]:
+        """The gradient of one member alone, by parameter in our layout, and its soft predictions.
+
+        Args:
+          exact: in float32, whatever the step computes in, and with little memory.
+        """
+        kept = self.autocast, self.run
+        if exact:
+            self.autocast, self.run, self.peer.recompute = False, self.peer, True
+        self.peer.flat_grad.zero_()
+        soft = self.member(images, arch, label=label, targets=targets)
+        weights = self.peer.weights
+        # A copy: `to_ours` gives views on CPUs.
+        found = {name: np.array(to_ours(weights[name].grad)) for name in weights}
+        self.peer.flat_grad.zero_()
+        (self.autocast, self.run), self.peer.recompute = kept, False
+        return found, soft.cpu().numpy()
 
     def __call__(self, images, label, members) -> None:
         """One step on the architectures `members`, the biggest first."""
@@ -186,20 +262,47 @@ def agreement(gradient: Mapping, soft, peer: PeerStep, images, arch, label=None,
       'gradient': by parameter, the norm of the difference over the norm of the peer's gradient; the largest.
       'predictions': of log probabilities, relative to the largest.
     """
-    peer.peer.zero_grad(set_to_none=True)
-    theirs = peer.member(images, arch, label=label, targets=targets)
-    worst = {"gradient": 0.0}
+    exact, theirs = peer.gradient(images, arch, label=label, targets=targets)
+    worst = {"gradient": max(_distances(_ours(gradient), exact).values())}
     if soft is not None:
-        worst["predictions"] = _difference(np.log(np.asarray(soft)), theirs.log().cpu().numpy())
-    scale = math.sqrt(sum(float(p.grad.square().sum()) for p in peer.peer.parameters() if p.grad is not None))
-    for name, value in flatten(gradient).items():
-        found = peer.peer.weights[name.replace("/", "_")].grad
-        value = np.asarray(value)[0]
-        found = np.zeros(value.shape) if found is None else to_ours(found)
-        # A parameter whose gradient is rounding alone (a bias that batch norm takes out) is held against all of it.
-        worst["gradient"] = max(worst["gradient"], _difference(value, found, 1e-3 * scale))
-    peer.peer.zero_grad(set_to_none=True)
+        worst["predictions"] = _difference(np.log(np.asarray(soft)), np.log(theirs))
     return worst
+
+
+def noise(gradient: Mapping, peer: PeerStep, images, arch, label=None, targets=None) -> dict[str, float]:
+    """How far our gradient in bfloat16 is from the exact one, in units of what is allowed: 1 and less is right.
+
+    The exact one is the peer's in float32, whose own gradient in bfloat16 tells how much rounding alone does.
+
+    Args:
+      as for `agreement`.
+    Returns:
+      'parameter': our distance over TIMES_NOISE the peer's and MORE_NOISE, of the parameter where it is largest.
+      'gradient': the same of all parameters together. 'ours', 'theirs': the distances of these.
+    """
+    exact, _ = peer.gradient(images, arch, label=label, targets=targets, exact=True)
+    theirs, _ = peer.gradient(images, arch, label=label, targets=targets)
+    mine = _ours(gradient)
+    pairs = [_distances(found, exact) for found in (mine, theirs)]
+    whole = [_difference(*(np.concatenate([x[name].ravel() for name in exact]) for x in (found, exact)))
+             for found in (mine, theirs)]
+    over = {name: pairs[0][name] / (TIMES_NOISE * pairs[1][name] + MORE_NOISE) for name in exact}
+    return {"parameter": max(over.values()), "gradient": whole[0] / (TIMES_NOISE * whole[1] + MORE_NOISE),
+            "ours": whole[0], "theirs": whole[1]}  # fmt: skip
+
+
+def _ours(gradient: Mapping) -> dict[str, np.ndarray]:
+    """By the peer's names, without the axis of devices."""
+    return {name.replace("/", "_"): np.asarray(value, np.float32)[0] for name, value in flatten(gradient).items()}
+
+
+def _distances(found: Mapping[str, np.ndarray], exact: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """By parameter, the norm of the difference over that of the exact one."""
+    if found.keys() != exact.keys():
+        raise ValueError(f"found parameters {sorted(found.keys() ^ exact.keys())} on one side only")
+    # A parameter whose gradient is rounding alone (a bias that batch norm takes out) is held against all of it.
+    floor = 1e-3 * math.sqrt(sum(float(np.sum(np.square(g))) for g in exact.values()))
+    return {name: _difference(found[name], exact[name], floor) for name in exact}
 
 
 def _difference(a: np.ndarray, b: np.ndarray, floor: float = 1e-6) -> float:
