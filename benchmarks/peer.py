@@ -27,8 +27,9 @@ from bignas_jax.space import SearchSpace, blocks, head_mid_width  # noqa: E402
 
 ACTIVATIONS = {"swish": F.silu, "h_swish": F.hardswish, "relu": F.relu}
 ALIGNMENT = 16  # numbers: a weight begins on a cache line
-# In bfloat16 a parameter's gradient may be this many times as far from the exact one as the peer's, and a little more.
-TIMES_NOISE, MORE_NOISE = 2.0, 0.02
+# In bfloat16 our gradient may be so many times as far from the exact one as the peer's, and so much more; that of a
+# parameter, whose few numbers may lie near by chance, so many times as far as the peer's or the peer's whole gradient.
+WHOLE, PARAMETER = (1.5, 0.01), (3.0, 0.02)
 
 
 def torch_device() -> str:
@@ -277,18 +278,20 @@ def noise(gradient: Mapping, peer: PeerStep, images, arch, label=None, targets=N
     Args:
       as for `agreement`.
     Returns:
-      'parameter': our distance over TIMES_NOISE the peer's and MORE_NOISE, of the parameter where it is largest.
-      'gradient': the same of all parameters together. 'ours', 'theirs': the distances of these.
+      'gradient': our distance over what WHOLE allows, of all parameters together. 'parameter': over what PARAMETER
+      allows, of that where it is largest. 'ours', 'theirs': the distances of all together.
     """
     exact, _ = peer.gradient(images, arch, label=label, targets=targets, exact=True)
     theirs, _ = peer.gradient(images, arch, label=label, targets=targets)
     mine = _ours(gradient)
-    pairs = [_distances(found, exact) for found in (mine, theirs)]
-    whole = [_difference(*(np.concatenate([x[name].ravel() for name in exact]) for x in (found, exact)))
-             for found in (mine, theirs)]
-    over = {name: pairs[0][name] / (TIMES_NOISE * pairs[1][name] + MORE_NOISE) for name in exact}
-    return {"parameter": max(over.values()), "gradient": whole[0] / (TIMES_NOISE * whole[1] + MORE_NOISE),
-            "ours": whole[0], "theirs": whole[1]}  # fmt: skip
+    our_parts, their_parts = (_distances(found, exact) for found in (mine, theirs))
+    ours, whole = (_difference(_joined(found, exact), _joined(exact, exact)) for found in (mine, theirs))
+    over = (our_parts[name] / (PARAMETER[0] * max(their_parts[name], whole) + PARAMETER[1]) for name in exact)
+    return {"gradient": ours / (WHOLE[0] * whole + WHOLE[1]), "parameter": max(over), "ours": ours, "theirs": whole}
+
+
+def _joined(arrays: Mapping[str, np.ndarray], names) -> np.ndarray:
+    return np.concatenate([arrays[name].ravel() for name in names])
 
 
 def _ours(gradient: Mapping) -> dict[str, np.ndarray]:

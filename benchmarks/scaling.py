@@ -1,6 +1,6 @@
 """What a sandwich step sends between devices, read from its compiled programs, and a model of the step on many.
 
-    python benchmarks/scaling.py [--compute-ms 300] [--quick] [--json FILE]
+    python benchmarks/scaling.py [--step FILE | --compute-ms 300] [--quick] [--json FILE]
 
 On 8 virtual CPU devices, from the compiled HLO of all executables of a step: one all-reduce, of the gradients
 (parameters x 4 bytes) and the members' loss and accuracy (8 bytes each), and no other collective; with synchronised
@@ -8,18 +8,21 @@ batch norm there are more. It fails if not so. The programs are those of configs
 of configs/bignas.py would compile for minutes on 8 virtual devices; the model takes the parameters of the full space.
 
 The model: step = compute + all-reduce, nothing overlapped (the reduction comes after the last member's gradient). A
-ring all-reduce of S bytes over n links of bandwidth b takes 2 (n - 1) / n S / b (Patarasu and Yuan, 2009); with several
-hosts, each GPU then reduces its eighth with its peers on the other hosts, by its own network card. Links, one
-direction a GPU: NVLink of an H100 450 GB/s (NVIDIA's data sheet: 900 GB/s both ways), InfiniBand NDR 50 GB/s, Ethernet
-12.5 GB/s (100 Gbit/s).
+ring all-reduce of S bytes over n links of bandwidth b and latency a takes 2 (n - 1) hops of S / n / b + a (Patarasu and
+Yuan, 2009); with several hosts, each GPU then reduces its eighth with its peers on the other hosts, by its own network
+card. Links, one direction a GPU: NVLink of an H100 450 GB/s (NVIDIA's data sheet: 900 GB/s both ways), InfiniBand NDR
+50 GB/s, Ethernet 12.5 GB/s (100 Gbit/s). Latencies a hop: what NCCL's own cost model takes for a ring in its Simple
+protocol (src/graph/tuning.cc, hardware latencies): NVLink 3.4 us, network 14 us (for Ethernet too, where it is a lower
+bound without RDMA). Compute is measured: FILE is what `benchmarks/step.py --json FILE` wrote on a GPU; without it, or
+--compute-ms, there is no model.
 """
 
 import argparse
+import json
 import os
 import pathlib
 import re
 import sys
-import time
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -33,6 +36,7 @@ memory.keep_freed_memory()
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
+from flax import nnx  # noqa: E402
 from report import Result, write  # noqa: E402
 
 from bignas_jax import cost  # noqa: E402
@@ -41,15 +45,17 @@ from bignas_jax.optimizer import optimizer, schedule  # noqa: E402
 from bignas_jax.programs import use_compilation_cache  # noqa: E402
 from bignas_jax.sandwich import Recipe, Sandwich, member_names  # noqa: E402
 from bignas_jax.space import SearchSpace  # noqa: E402
-from bignas_jax.supernet import build  # noqa: E402
+from bignas_jax.supernet import Supernet, build  # noqa: E402
 from configs import bignas, digits  # noqa: E402
 
-COLLECTIVE = re.compile(r"= (\(?[^=]*?\)?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)"
-                        r"(?:-start)?\(")
+COLLECTIVE = re.compile(r"= (\(?[^=]*?\)?) (all-reduce|all-gather|reduce-scatter|ragged-all-to-all|all-to-all|"
+                        r"collective-permute|collective-broadcast)(?:-start)?\(")
 ARRAY = re.compile(r"\b(f32|f64|bf16|f16|s32|u32|pred)\[([\d,]*)\]")
 BYTES = {"f64": 8, "f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "pred": 1}
 NVLINK, INFINIBAND, ETHERNET = 450e9, 50e9, 12.5e9  # bytes a second and GPU, one direction
+NVLINK_HOP, NETWORK_HOP = 3.4e-6, 14e-6  # seconds
 GPUS = 8  # of a host
+STEP = "step: images a second"  # a result of benchmarks/step.py
 
 
 def collectives(hlo: str) -> list[tuple[str, int]]:
@@ -63,18 +69,19 @@ def collectives(hlo: str) -> list[tuple[str, int]]:
     return found
 
 
-def ring_seconds(size: float, devices: int, bandwidth: float) -> float:
-    """Ring all-reduce of `size` bytes: each device sends 2 (n - 1) / n of them."""
-    return 2 * (devices - 1) / devices * size / bandwidth
+def ring_seconds(size: float, devices: int, bandwidth: float, hop: float = 0.0) -> float:
+    """Ring all-reduce of `size` bytes: 2 (n - 1) hops, in each of which every device sends an n-th of them."""
+    return 2 * (devices - 1) * (size / devices / bandwidth + hop)
 
 
 def reduce_seconds(size: float, hosts: int, network: float) -> float:
     """Inside the hosts first; then every GPU reduces its eighth with its peers on the other hosts."""
-    return ring_seconds(size, GPUS, NVLINK) + (ring_seconds(size / GPUS, hosts, network) if hosts > 1 else 0)
+    inside = ring_seconds(size, GPUS, NVLINK, NVLINK_HOP)
+    return inside + (ring_seconds(size / GPUS, hosts, network, NETWORK_HOP) if hosts > 1 else 0)
 
 
 def compiled_step(synchronised: bool):
-    """The sandwich of configs/digits.py on 8 devices: it, a state, a batch, the numbers of parameters and members."""
+    """The sandwich of configs/digits.py, compiled for 8 devices, and its numbers of parameters and of members."""
     config = digits.get_config()
     space = SearchSpace.from_config(config.space)
     config.model.sync_batch_norm = synchronised
@@ -88,7 +95,7 @@ def compiled_step(synchronised: bool):
     images = {"image": np.zeros((16, side, side, 3), np.uint8), "label": np.zeros(16, np.int32)}
     batch = jax.device_put(images, batch_sharding(mesh))
     sandwich.compile(state, batch, progress=False)
-    return sandwich, state, batch, sum(p.size for p in jax.tree.leaves(params)), len(member_names(space, recipe))
+    return sandwich, sum(p.size for p in jax.tree.leaves(params)), len(member_names(space, recipe))
 
 
 def sent(sandwich: Sandwich) -> list[tuple[str, int]]:
@@ -115,45 +122,52 @@ def model(compute_ms: float, parameters: int) -> list[Result]:
     return results
 
 
-def measured_compute_ms(sandwich, state, batch) -> float:
-    """The least of 5 steps here: of a small space on virtual devices, it only stands in for --compute-ms."""
-    times = []
-    for step in range(6):
-        start = time.perf_counter()
-        state, metrics = sandwich(state, batch, step)
-        jax.block_until_ready(metrics)
-        times.append(1000 * (time.perf_counter() - start))
-    return min(times[1:])
+def compute_ms_of(path: pathlib.Path, batch: int) -> float:
+    """Milliseconds of our step, from the images a second that benchmarks/step.py wrote and its batch.
+
+    Raises:
+      SystemExit: the file has no such figure.
+    """
+    rates = {row["name"]: row["value"] for row in json.loads(path.read_text())["results"]}
+    if STEP not in rates:
+        raise SystemExit(f"--step {path}: found no {STEP!r}, expected what benchmarks/step.py writes")
+    return 1000 * batch / rates[STEP]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--compute-ms", type=float, help="a step on one GPU, as benchmarks/step.py has it")
+    parser.add_argument("--step", type=pathlib.Path, metavar="FILE", help="what benchmarks/step.py wrote on a GPU")
+    parser.add_argument("--batch", type=int, default=80, help="images of that step")
+    parser.add_argument("--compute-ms", type=float, help="a step on one GPU, in the place of --step")
     parser.add_argument("--json", help="file to write the results to")
     parser.add_argument("--quick", action="store_true", help="the same: it takes well under a minute")
     args = parser.parse_args()
     use_compilation_cache()
-    sandwich, state, batch, parameters, members = compiled_step(synchronised=False)
+    compute = compute_ms_of(args.step, args.batch) if args.step else args.compute_ms
+    sandwich, parameters, members = compiled_step(synchronised=False)
     found, with_sync = sent(sandwich), sent(compiled_step(synchronised=True)[0])
     check(found, with_sync, parameters, members)
     print(f"one all-reduce of {found[0][1]} bytes: {parameters} parameters x 4, and 8 for each of {members} members;"
           f" {len(with_sync)} collectives with synchronised batch norm")
-    compute = args.compute_ms or measured_compute_ms(sandwich, state, batch)
-    config = bignas.get_config()
-    space = SearchSpace.from_config(config.space)
-    full = build_size(space, config.model.num_classes)
-    print(f"model for the {full / 1e6:.1f} M parameters of BigNAS's supernet"
-          f" ({cost.count(space, space.biggest, config.model.num_classes).params / 1e6:.1f} M in the biggest child)")
-    if args.compute_ms is None:
-        print("compute is that of a small space on virtual devices: give --compute-ms for a model of a GPU")
     results = [Result("collectives a step", len(found), "", 1, "lower"),
                Result("bytes of it over parameters x 4", found[0][1] / (4 * parameters), "x", 1.01, "lower")]
-    write("scaling", results + model(compute, full), args.quick, args.json)
+    if compute is None:
+        print("no model of the step on many GPUs: it needs the step of one (--step or --compute-ms)")
+    else:
+        config = bignas.get_config()
+        space = SearchSpace.from_config(config.space)
+        full = build_size(space, config.model.num_classes)
+        child = cost.count(space, space.biggest, config.model.num_classes).params
+        print(f"model for the {full / 1e6:.1f} M parameters of BigNAS's supernet,"
+              f" of which the biggest child has {child / 1e6:.1f} M")
+        results += model(compute, full)
+    write("scaling", results, args.quick, args.json)
 
 
 def build_size(space: SearchSpace, num_classes: int) -> int:
-    shapes = jax.eval_shape(lambda: build(space, num_classes)[1])
-    return sum(int(np.prod(p.shape)) for p in jax.tree.leaves(shapes))
+    """Numbers in the supernet's weights; none is drawn."""
+    state = nnx.split(nnx.eval_shape(lambda: Supernet(space, num_classes, rngs=nnx.Rngs(0))))[1]
+    return sum(int(np.prod(p.shape)) for p in jax.tree.leaves(state))
 
 
 if __name__ == "__main__":

@@ -41,11 +41,17 @@ def rows(about: dict) -> list[str]:
     return lines
 
 
+def commit(about: dict) -> str:
+    """What was measured, in words: 'commit 0123456789ab', and whether the tree had changes beside it."""
+    number, _, changes = about.get("commit", "unknown").partition(" ")
+    return f"commit {number[:12]} {changes}".strip()
+
+
 def table(files: list[dict]) -> str:
     parts = []
     for about in files:
         versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
-        parts.append(f"{about['device']}, {about['date']}, {versions}:\n")
+        parts.append(f"{about['device']}, {about['date']}, {versions}, {commit(about)}:\n")
         parts += ["| figure | measured | target | command |", "|---|---|---|---|", *rows(about), ""]
     return "\n".join(parts).strip()
 

@@ -12,9 +12,11 @@ import torch
 from flax import nnx
 from tiny import CLASSES
 
-from benchmarks.peer import Peer, PeerStep, agreement, flatten, to_ours, to_torch
+from benchmarks.peer import Peer, PeerStep, agreement, flatten, noise, to_ours, to_torch, torch_device
+from bignas_jax.config import base
 from bignas_jax.losses import cross_entropy, smooth_labels
 from bignas_jax.ops import prepare
+from bignas_jax.optimizer import optimizer
 from bignas_jax.supernet import Mode
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,6 +52,63 @@ def test_it_agrees_with_ours_and_notices_when_it_does_not(variant, pointwise, re
     assert agreement(wrong, soft, *arguments)["gradient"] > 0.05
 
 
+def test_bfloat16_is_held_against_the_noise_of_the_peer(tiny):
+    rng = np.random.default_rng(0)
+    images = torch.tensor(rng.integers(0, 256, (8, 26, 26, 3), dtype=np.uint8))
+    labels = torch.tensor(rng.integers(0, CLASSES, 8))
+    peer = PeerStep(Peer(tiny.space, tiny.params), MEAN, STD, autocast=True)
+    arguments = (peer, images, tiny.space.biggest, labels)
+    exact, _ = peer.gradient(*arguments[1:], exact=True)
+    rounded, _ = peer.gradient(*arguments[1:])
+
+    def judged(change=lambda name, g: g):
+        tree = {}
+        for name in flatten(tiny.params):
+            *path, last = name.split("/")
+            node = tree
+            for part in path:
+                node = node.setdefault(part, {})
+            node[last] = change(name, rounded[name.replace("/", "_")])[None]
+        found = noise(tree, *arguments)
+        return max(found["gradient"], found["parameter"])
+
+    assert any(np.any(exact[name] != rounded[name]) for name in exact)  # the peer does compute in two precisions
+    assert judged() <= 1
+    assert judged(lambda name, g: 1.3 * g) > 1
+    assert judged(lambda name, g: 0 * g if name == "stem/kernel" else g) > 1
+    assert judged(lambda name, g: -g if name == "classifier/bias" else g) > 1
+    with pytest.raises(ValueError, match="one side only"):
+        noise({"stem": {"kernel": rounded["stem_kernel"][None]}}, *arguments)
+
+
+def test_the_update_is_the_clip_and_sgd_of_our_optimizer(tiny):
+    config = base().optimizer
+    config.clip_norm, config.weight_decay, config.momentum, config.nesterov = 0.5, 0.1, 0.9, True
+    transform = optimizer(config, lambda step: 0.01)
+    params, state = tiny.params, transform.init(tiny.params)
+    peer = PeerStep(Peer(tiny.space, params), MEAN, STD, clip_norm=0.5, learning_rate=0.01, weight_decay=0.1)
+    rng = np.random.default_rng(0)
+    for scale in (1.0, 1e-4, 1.0):  # clipped and not, with momentum
+        grads = jax.tree.map(lambda p, s=scale: s * rng.standard_normal(p.shape).astype(np.float32), params)
+        updates, state = transform.update(grads, state, params)
+        params = jax.tree.map(lambda p, u: p + u, params, updates)
+        for name, value in flatten(grads).items():
+            peer.peer.weights[name.replace("/", "_")].grad += to_torch(value)
+        peer.update()
+        assert not peer.peer.flat_grad.any()
+        for name, value in flatten(params).items():
+            found = to_ours(peer.peer.weights[name.replace("/", "_")])
+            np.testing.assert_allclose(found, value, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_without_a_gpu_of_its_own_the_peer_says_so(monkeypatch):
+    assert torch_device() == "cpu"
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="JAX runs on gpu, where PyTorch .* has no device"):
+        torch_device()
+
+
 @pytest.mark.parametrize("shape", [(3, 3, 3, 8), (5, 5, 7), (4, 9), (6,)])
 def test_layouts_go_there_and_back(shape):
     array = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
@@ -58,9 +117,11 @@ def test_layouts_go_there_and_back(shape):
 
 def test_the_step_benchmark_runs(tmp_path):
     out = tmp_path / "step.json"
-    done = subprocess.run(
-        [sys.executable, "benchmarks/step.py", "--quick", "--json", str(out)], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    # In bfloat16, for that is checked in float32 as well.
+    command = [sys.executable, "benchmarks/step.py", "--quick", "--dtype", "bfloat16", "--json", str(out)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-2000:]
     found = json.loads(out.read_text())
-    assert found["quick"] and {"step: images a second over the peer's"} <= {r["name"] for r in found["results"]}
+    parts = {f"{part}: images a second over the peer's" for part in ("step", "biggest", "random", "smallest")}
+    assert found["quick"] and parts <= {r["name"] for r in found["results"]}
     assert all(r["value"] > 0 for r in found["results"])

@@ -23,7 +23,8 @@ def test_the_newest_file_of_a_device_is_shown_with_what_falls_short(tmp_path):
         row = {"name": "speed", "value": value, "unit": "x", "target": 1.3, "better": "higher"}
         runs = [{"name": "step", "command": "python step.py", "status": "done", "seconds": 1, "results": [row]},
                 {"name": "loader", "command": "python loader.py", "status": "timed out", "seconds": 9}]
-        about = {"device": "card", "date": date, "versions": {"jax": "1"}, "runs": runs}
+        about = {"device": "card", "date": date, "commit": "0123456789abcdef with changes", "versions": {"jax": "1"}}
+        about["runs"] = runs
         (tmp_path / f"card-{date}.json").write_text(json.dumps(about))
 
     file("2026-01-01", 5.0)
@@ -35,6 +36,7 @@ def test_the_newest_file_of_a_device_is_shown_with_what_falls_short(tmp_path):
     assert run(*arguments).returncode == 0 and run("--check", *arguments).returncode == 0
     text = readme.read_text()
     assert "1.2 x (short) | at least 1.3 | `python step.py`" in text and "timed out" in text
+    assert "card, 2026-02-01, jax 1, commit 0123456789ab with changes:" in text
     assert "5 x" not in text and text.startswith("a\n") and text.endswith("\nb\n") and "old" not in text
     readme.write_text("no markers")
     assert "once each" in run(*arguments).stderr
