@@ -6,8 +6,12 @@
 Ours is what `bignas_jax.ops.depthwise` chooses where this runs; PyTorch's is conv2d with groups=C on channels_last
 tensors, and its autograd. The forward pass, and both gradients together without it, are held against PyTorch's values
 and then timed in turns; figures are ratios of medians. Without --all there is one shape for each kernel size, stride
-and space. On a GPU every implementation is timed for each direction by itself, and --write-table keeps the times in
-bignas_jax/ops/depthwise_table.json (or in FILE), by which the next program chooses.
+and space.
+
+On a GPU every implementation is timed for each direction by itself, many times inside one executable (PyTorch: inside
+one CUDA graph), and --write-table keeps the times in bignas_jax/ops/depthwise_table.json (or in FILE), by which the
+next program chooses: ours is then the fastest of each direction, and a gradient the sum of the two. The table and the
+results are written after every shape, so that a run that is stopped leaves what it has.
 """
 
 import argparse
@@ -32,8 +36,10 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
+from peer import torch_device  # noqa: E402
 from report import Result, write  # noqa: E402
 
+from bignas_jax.buckets import compile_ahead  # noqa: E402
 from bignas_jax.ops import depthwise, depthwise_pallas, depthwise_table  # noqa: E402
 from bignas_jax.programs import use_compilation_cache  # noqa: E402
 from bignas_jax.space import SearchSpace, blocks  # noqa: E402
@@ -45,7 +51,8 @@ DIRECTIONS = ("forward", "input_gradient", "kernel_gradient")
 # On CPUs; on GPUs ours is to be the best of what there is, whose figures inform.
 OVER_TORCH, OVER_XLA = 1.5, 10.0
 TOLERANCE = {"float32": 1e-4, "bfloat16": 4e-2}
-GPU_CALLS = 20  # a sample on a GPU: calls in a row, since one alone takes less than its launch
+# A sample on a GPU: repetitions that move so many bytes in all (some milliseconds), but not fewer or more than these.
+SAMPLE_BYTES, REPEATS = 4e9, (5, 200)
 
 Sides = dict[str, Callable[[], object]]  # name to a call that returns when the result is there
 
@@ -60,6 +67,11 @@ class Case:
     size: int
     stride: int
     count: int = 1
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """What is computed, whichever space it is from."""
+        return self.side, self.channels, self.size, self.stride
 
     @property
     def macs(self) -> int:
@@ -90,17 +102,21 @@ def cases(resolution: int, everything: bool) -> list[Case]:
 
 @dataclasses.dataclass(frozen=True)
 class Operands:
-    """x [B, H, W, C], kernel [k, k, C] and g, the gradient of the output, on the host in float32."""
+    """x [B, H, W, C], kernel [k, k, C] and g, the gradient of the output, float32; on the host, or drawn on the GPU."""
 
-    x: np.ndarray
-    kernel: np.ndarray
-    g: np.ndarray
+    x: np.ndarray | jax.Array
+    kernel: np.ndarray | jax.Array
+    g: np.ndarray | jax.Array
 
     @classmethod
     def draw(cls, case: Case, batch: int) -> "Operands":
-        rng = np.random.default_rng(0)
         out = math.ceil(case.side / case.stride)
         shapes = (batch, case.side, case.side), (case.size, case.size), (batch, out, out)
+        if jax.default_backend() != "cpu":
+            keys = jax.random.split(jax.random.key(0), 3)
+            draw = jax.jit(jax.random.normal, static_argnums=1)
+            return cls(*(draw(key, (*shape, case.channels)) for key, shape in zip(keys, shapes, strict=True)))
+        rng = np.random.default_rng(0)
         return cls(*(rng.standard_normal((*shape, case.channels), np.float32) for shape in shapes))
 
 
@@ -118,13 +134,23 @@ def jax_functions(operands: Operands, stride: int, dtype: str) -> dict[str, Call
 
 def torch_functions(operands: Operands, stride: int, dtype: str) -> dict[str, Callable[[], object]]:
     """The same in PyTorch; arrays in NHWC are its channels_last as they lie."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    x, g = (torch.tensor(a, device=device, dtype=getattr(torch, dtype)).permute(0, 3, 1, 2)
-            for a in (operands.x, operands.g))
-    kernel = torch.tensor(operands.kernel.transpose(2, 0, 1)[:, None], device=device, dtype=x.dtype)
-    kernel = kernel.contiguous(memory_format=torch.channels_last)
+    device = torch_device()
+    if device == "cuda":  # in the memory where JAX has them
+        x, g, kernel = (torch.from_dlpack(a) for a in (operands.x, operands.g, operands.kernel))
+    else:
+        x, g, kernel = (torch.tensor(a) for a in (operands.x, operands.g, operands.kernel))
+    x, g = (a.to(getattr(torch, dtype)).permute(0, 3, 1, 2) for a in (x, g))
+    kernel = kernel.permute(2, 0, 1)[:, None].to(x.dtype).contiguous(memory_format=torch.channels_last)
+    size, _, channels = operands.kernel.shape
+    if device == "cuda":
+        # By itself: what autograd does would run on the stream of the forward pass, where no graph is captured.
+        arguments = [stride] * 2, [size // 2] * 2, [1, 1], False, [0, 0], channels
+        backward = torch.ops.aten.convolution_backward
+        return {
+            "forward": lambda: F.conv2d(x, kernel, None, stride, size // 2, groups=channels),
+            "gradient": lambda: backward(g, x, kernel, None, *arguments, [True, True, False])[:2],
+        }
     x.requires_grad_(), kernel.requires_grad_()
-    size, channels = operands.kernel.shape[0], operands.kernel.shape[2]
     conv = partial(F.conv2d, x, kernel, None, stride, size // 2, groups=channels)
     y = conv()
 
@@ -133,6 +159,45 @@ def torch_functions(operands: Operands, stride: int, dtype: str) -> dict[str, Ca
             return conv()
 
     return {"forward": forward, "gradient": lambda: torch.autograd.grad(y, (x, kernel), g, retain_graph=True)}
+
+
+def repeats_of(case: Case, batch: int) -> int:
+    """How often a sample on a GPU computes this: 20 launches of a small one would measure the launches."""
+    numbers = batch * case.channels * (case.side**2 + math.ceil(case.side / case.stride) ** 2)
+    return int(min(REPEATS[1], max(REPEATS[0], SAMPLE_BYTES / (2 * numbers))))
+
+
+def repeated(run: Callable, repeats: int) -> Callable:
+    """A function that computes `run` so often, each time after the other, and returns the last result."""
+    if repeats == 1:
+        return run
+
+    def body(_, carry):
+        arrays, result = jax.lax.optimization_barrier(carry)  # the operands are there once the result before is
+        return arrays, run(*arrays)
+
+    def loop(*arrays):
+        result = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(run, *arrays))
+        return jax.lax.fori_loop(0, repeats, body, (arrays, result))[1]
+
+    return loop
+
+
+def torch_repeated(call: Callable[[], object], repeats: int) -> Callable[[], object]:
+    """A call that makes `call` so often: on a GPU as one CUDA graph, for PyTorch's own launches take longer."""
+    if not torch.cuda.is_available():
+        return lambda: [call() for _ in range(repeats)][-1]
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # cuDNN searches now, not while a graph is captured
+        for _ in range(3):
+            call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(repeats):
+            call()
+    return graph.replay
 
 
 def check(ours, theirs, name: str, dtype: str) -> None:
@@ -151,21 +216,17 @@ def check(ours, theirs, name: str, dtype: str) -> None:
                              f"expected less than {TOLERANCE[dtype]:g}: nothing was timed")
 
 
-def medians(sides: Sides, rounds: int) -> dict[str, float]:
-    """Milliseconds of a call by side; the sides take turns."""
-    on_gpu = jax.default_backend() == "gpu"
-    calls = GPU_CALLS if on_gpu else 1
+def medians(sides: Sides, rounds: int, repeats: int = 1) -> dict[str, float]:
+    """Milliseconds of each side's computation, which a call makes `repeats` times; the sides take turns."""
     samples: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(-1, rounds):  # one round to warm up
         for name, call in sides.items():
             start = time.perf_counter()
-            for _ in range(calls):
-                result = call()
-            jax.block_until_ready(result)
-            if on_gpu and name == "torch":
+            jax.block_until_ready(call())
+            if name == "torch" and torch.cuda.is_available():
                 torch.cuda.synchronize()
             if number >= 0:
-                samples[name].append(1000 * (time.perf_counter() - start) / calls)
+                samples[name].append(1000 * (time.perf_counter() - start) / repeats)
     return {name: statistics.median(values) for name, values in samples.items()}
 
 
@@ -181,33 +242,90 @@ def compare(case: Case, batch: int, dtype: str, rounds: int) -> dict[str, dict[s
     return {part: medians({name: functions[part] for name, functions in sides.items()}, rounds) for part in PARTS}
 
 
-def measure(case: Case, batch: int, dtype: str, rounds: int, names: Sequence[str]) -> list[dict]:
-    """An entry of the table for each direction: milliseconds of every named implementation that runs here."""
+def measure(
+    case: Case, batch: int, dtype: str, rounds: int, names: Sequence[str], repeats: int = 1
+) -> tuple[list[dict], dict[str, dict[str, float]]]:
+    """Milliseconds of every named implementation that runs here, for each direction; PyTorch is timed beside them.
+
+    Returns:
+      An entry of the table for each direction; and the times as of `compare`, ours being the fastest.
+    """
     operands = Operands.draw(case, batch)
     x, g = jnp.asarray(operands.x, dtype), jnp.asarray(operands.g, dtype)
-    kernel, entries = jnp.asarray(operands.kernel), []
+    kernel, theirs = jnp.asarray(operands.kernel), torch_functions(operands, case.stride, dtype)
+    del operands
+    given = {"forward": (x, kernel), "input_gradient": (g, kernel), "kernel_gradient": (x, g)}
+    jobs, entries = {}, []
+    for name in names:
+        if name == "pallas" and not depthwise_pallas.supports(x.shape, case.size, case.stride, x.dtype):
+            continue
+        for direction in DIRECTIONS:
+            function = getattr(depthwise.IMPLEMENTATIONS[name], direction)
+            run = {
+                "forward": lambda x, k, f=function: f(x, k, case.stride),
+                "input_gradient": lambda g, k, f=function: f(g, k, case.stride, x.shape),
+                "kernel_gradient": lambda x, g, f=function: f(x, g, case.size, case.stride),
+            }[direction]
+            jobs[direction, name] = partial(jax.jit(repeated(run, repeats)).lower, *given[direction])
+    compiled = compile_those_that_run(jobs, str(case))
+    dx, d_kernel = theirs["gradient"]()
+    expected = {"forward": theirs["forward"]().permute(0, 2, 3, 1), "input_gradient": dx.permute(0, 2, 3, 1),
+                "kernel_gradient": d_kernel[:, 0].permute(1, 2, 0)}  # fmt: skip
+    found: dict[str, dict[str, float]] = {}
     for direction in DIRECTIONS:
         calls: Sides = {}
         for name in names:
-            function = getattr(depthwise.IMPLEMENTATIONS[name], direction)
-            if name == "pallas" and not depthwise_pallas.supports(x.shape, case.size, case.stride, x.dtype):
+            if (direction, name) not in compiled:
                 continue
-            arrays, run = {
-                "forward": ((x, kernel), lambda x, k, f=function: f(x, k, case.stride)),
-                "input_gradient": ((g, kernel), lambda g, k, f=function: f(g, k, case.stride, x.shape)),
-                "kernel_gradient": ((x, g), lambda x, g, f=function: f(x, g, case.size, case.stride)),
-            }[direction]
+            call = partial(compiled[direction, name], *given[direction])
             try:
-                calls[name] = partial(jax.jit(run).lower(*arrays).compile(), *arrays)
-                jax.block_until_ready(calls[name]())
+                result = jax.block_until_ready(call())
             except Exception as error:  # an implementation that this device cannot run is no candidate
-                calls.pop(name, None)
                 print(f"{case}, {direction}: {name} does not run here: {str(error).splitlines()[0]}")
+                continue
+            check_one(result, expected[direction], f"{case}, {direction}, {name}", dtype)
+            calls[name] = call
+        found[direction] = medians(calls, rounds, repeats)
         entries.append({
             "direction": direction, "shape": list(x.shape), "size": case.size, "stride": case.stride, "dtype": dtype,
-            "milliseconds": {name: round(ms, 4) for name, ms in medians(calls, rounds).items()},
+            "milliseconds": {name: round(ms, 4) for name, ms in found[direction].items()},
         })
-    return entries
+    del expected, dx, d_kernel
+    times = {}
+    for part, directions in (("forward", DIRECTIONS[:1]), ("gradient", DIRECTIONS[1:])):
+        parts = [found[direction] for direction in directions]
+        times[part] = medians({"torch": torch_repeated(theirs[part], repeats)}, rounds, repeats)
+        times[part]["ours"] = sum(min(part.values()) for part in parts)
+        if all("grouped" in part for part in parts):
+            times[part]["xla"] = sum(part["grouped"] for part in parts)
+    return entries, times
+
+
+def compile_those_that_run(jobs: Mapping[tuple[str, str], Callable], title: str) -> dict[tuple[str, str], Callable]:
+    """The compiled programs, made side by side; without those that do not compile here."""
+    try:
+        return compile_ahead(jobs, title, progress=False)
+    except Exception:
+        compiled = {}
+        for (direction, name), lower in jobs.items():
+            try:
+                compiled[direction, name] = lower().compile()
+            except Exception as error:
+                print(f"{title}, {direction}: {name} does not compile here: {str(error).splitlines()[0]}")
+        return compiled
+
+
+def check_one(found: jax.Array, expected: torch.Tensor, name: str, dtype: str) -> None:
+    """Holds one result against PyTorch's, where both lie.
+
+    Raises:
+      SystemExit: they differ.
+    """
+    value = jnp.from_dlpack(expected.detach().float().contiguous())
+    difference = float(jnp.abs(found.astype(jnp.float32) - value).max() / jnp.abs(value).max())
+    if not difference < TOLERANCE[dtype]:
+        raise SystemExit(f"{name}: found a difference to PyTorch of {difference:.1e}, "
+                         f"expected less than {TOLERANCE[dtype]:g}: nothing was timed")
 
 
 def results(found: Mapping[Case, Mapping[str, Mapping[str, float]]], on_cpu: bool) -> list[Result]:
@@ -218,7 +336,10 @@ def results(found: Mapping[Case, Mapping[str, Mapping[str, float]]], on_cpu: boo
             ("torch", "time over PyTorch's", False, OVER_TORCH, "lower"),
             ("xla", "times faster than XLA's grouped", True, OVER_XLA, "higher"),
         ):
-            pairs = [(times[part]["ours"], times[part][peer], case.count) for case, times in found.items()]
+            pairs = [(times[part]["ours"], times[part][peer], case.count) for case, times in found.items()
+                     if peer in times[part]]
+            if not pairs:
+                continue
             ratios = [theirs / ours if over else ours / theirs for ours, theirs, _ in pairs]
             total = sum(count * ours for ours, _, count in pairs) / sum(count * theirs for _, theirs, count in pairs)
             target = target if on_cpu else None
@@ -270,24 +391,35 @@ def main() -> None:
     args = arguments()
     use_compilation_cache()
     torch.backends.cudnn.benchmark = True
+    torch_device()  # says at once if there is no peer here
     chosen = cases(args.resolution, args.all)
     on_cpu = jax.default_backend() == "cpu"
     print(f"{jax.devices()[0].device_kind}, batch {args.batch}, {args.dtype}, shapes at {args.resolution} pixels; ms")
-    entries = []
+    names = ["shifted", "grouped"] if on_cpu else ["shifted", "grouped", "pallas"]
+    entries, measured, found = [], {}, {}
     if args.write_table or not on_cpu:
-        names = ["shifted", "grouped"] if on_cpu else ["shifted", "grouped", "pallas"]
         for case in chosen:
-            entries += measure(case, args.batch, args.dtype, args.rounds, names)
-    if args.write_table:
-        write_table(pathlib.Path(args.write_table), entries)
+            if case.shape not in measured:
+                repeats = 1 if on_cpu else repeats_of(case, args.batch)
+                new, measured[case.shape] = measure(case, args.batch, args.dtype, args.rounds, names, repeats)
+                entries += new
+                if args.write_table:
+                    write_table(pathlib.Path(args.write_table), new)
+            if not on_cpu:
+                found[case] = measured[case.shape]
+                show(case, found[case])
+                write("depthwise", results(found, False) + table_results(entries), args.quick, args.json, silent=True)
         depthwise_table.load.cache_clear()  # so that "ours" below is chosen by what was just measured
-    found = {}
-    for case in chosen:
+    for case in chosen if on_cpu else ():
         found[case] = compare(case, args.batch, args.dtype, args.rounds)
-        print(str(case).ljust(40), *(f"{part} " + ", ".join(f"{name} {ms:.2f}" for name, ms in times.items())
-                                     for part, times in found[case].items()), sep="  ")
+        show(case, found[case])
     rows = results(found, on_cpu and not args.quick) + table_results(entries)
     write("depthwise", rows, args.quick, args.json)
+
+
+def show(case: Case, times: Mapping[str, Mapping[str, float]]) -> None:
+    print(str(case).ljust(40), *(f"{part} " + ", ".join(f"{name} {ms:.3g}" for name, ms in found.items())
+                                 for part, found in times.items()), sep="  ", flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -54,17 +54,17 @@ gpu() {
   # JAX would take three quarters of the memory, and PyTorch shares the card.
   export XLA_PYTHON_CLIENT_PREALLOCATE=false
   local paper="--dtype bfloat16 --resolutions 192,224,288,320"
-  run depthwise 100 depthwise.py --all --batch 80 --resolution 224 --dtype bfloat16 --rounds 5 --write-table
-  run step 170 step.py $paper --batch 80 --steps 5 --peer eager --remat --trace profile/step
-  run bandwidth 25 bandwidth.py $(step_file step)
+  run depthwise 90 depthwise.py --all --batch 80 --resolution 224 --dtype bfloat16 --rounds 5 --write-table
+  run step 160 step.py $paper --batch 80 --steps 5 --peer eager --remat --trace profile/step
+  run bandwidth 20 bandwidth.py $(step_file step)
   # Both sides keep their largest memory in one process: at 320 pixels 256 images of both are about 100 GB of 80.
-  run step-256 90 step.py --dtype bfloat16 --resolutions 192,224 --batch 256 --steps 3 --peer eager
+  run step-256 80 step.py --dtype bfloat16 --resolutions 192,224 --batch 256 --steps 3 --peer eager
   run startup 45 startup.py
   run elasticity 40 elasticity.py --batch 80 --resolution 224 --members 2 --rounds 5 --dtype bfloat16
-  # The biggest and the smallest alone: each architecture compiles for a minute or more.
-  run step-compile 100 step.py $paper --batch 80 --steps 3 --peer compile
   run scaling 40 scaling.py $(step_file step) --batch 80
   JAX_PLATFORMS=cpu run loader 25 loader.py --workers 8
+  # The biggest and the smallest alone: each architecture compiles for a minute or more.
+  run step-compile 100 step.py $paper --batch 80 --steps 3 --peer compile
 }
 
 cpu() {

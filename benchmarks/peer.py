@@ -29,7 +29,7 @@ ACTIVATIONS = {"swish": F.silu, "h_swish": F.hardswish, "relu": F.relu}
 ALIGNMENT = 16  # numbers: a weight begins on a cache line
 # In bfloat16 our gradient may be so many times as far from the exact one as the peer's, and so much more; that of a
 # parameter, whose few numbers may lie near by chance, so many times as far as the peer's or the peer's whole gradient.
-WHOLE, PARAMETER = (1.5, 0.01), (3.0, 0.02)
+WHOLE, PARAMETER = (1.5, 0.01), (4.0, 0.02)
 
 
 def torch_device() -> str:

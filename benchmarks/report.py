@@ -56,9 +56,9 @@ class Result:
         return text if self.target is None else f"{text} ({self.bound}: {'PASS' if self.reached else 'SHORT'})"
 
 
-def write(benchmark: str, results: list[Result], quick: bool, path: str | None) -> None:
-    """Prints the results, and writes them as one JSON object where a path is given."""
-    for result in results:
+def write(benchmark: str, results: list[Result], quick: bool, path: str | None, silent: bool = False) -> None:
+    """Prints the results, unless `silent`, and writes them as one JSON object where a path is given."""
+    for result in () if silent else results:
         print(result)
     if path:
         rows = [dataclasses.asdict(result) for result in results]
