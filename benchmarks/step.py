@@ -297,8 +297,7 @@ def ratios(medians, args, quick: bool) -> list[Result]:
 
 
 def rates(ours: Ours, space, classes: int, batch: int, steps: int, seconds_a_step: float) -> list[Result]:
-    """Of the timed steps: useful arithmetic, and memory traffic as XLA counts it (see TRAFFIC), of which it says little
-    where native kernels or many skipped blocks are."""
+    """Of the timed steps: useful arithmetic, and memory traffic as XLA counts it (its limits are in TRAFFIC)."""
     executables, macs, traffic = ours.sandwich.executables, 0, 0
     for number in range(steps):
         archs = members(space, ours.recipe, number)
