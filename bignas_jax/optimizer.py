@@ -45,6 +45,42 @@ def decayed(params: dict) -> dict:
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key.endswith("kernel"), params)
 
 
+def clip(max_norm: float) -> optax.GradientTransformation:
+    """optax.clip_by_global_norm by one factor: its division of every gradient costs XLA on CPUs a copy of them all."""
+
+    def update(updates, state, params=None):
+        norm = optax.tree.norm(updates)
+        factor = jnp.where(norm < max_norm, 1.0, max_norm / norm)
+        return jax.tree.map(lambda g: factor.astype(g.dtype) * g, updates), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+class KeptTrace(optax.TraceState):
+    """The state of `momentum`: after an update that was not finite it is that from before."""
+
+
+def momentum(decay: float, nesterov: bool) -> optax.GradientTransformationExtraArgs:
+    """optax.trace whose trace stays as it is where the argument `finite` of `update` is false.
+
+    The new trace is computed once, in the memory of the old one, and the update from it. Else XLA computes both from
+    the old trace, side by side, and copies trace and weights for that: 2 of the 5 times that it moves all of them.
+    """
+
+    def update(updates, state, params=None, *, finite=True, **_):
+        kept = jax.tree.map(lambda g, t: jnp.where(finite, g + decay * t, t), updates, state.trace)
+        trace = jax.tree.map(jax.lax.optimization_barrier, kept)
+        if nesterov:
+            trace_and_gradient = jax.tree.map(lambda g, t: g + decay * t, updates, trace)
+            return trace_and_gradient, KeptTrace(trace)
+        return trace, KeptTrace(trace)
+
+    def init(params):
+        return KeptTrace(jax.tree.map(jnp.zeros_like, params))
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
 def optimizer(config: Any, learning_rate: optax.Schedule) -> optax.GradientTransformation:
     """Clip, then L2 weight decay, then momentum, then the learning rate.
 
@@ -56,11 +92,13 @@ def optimizer(config: Any, learning_rate: optax.Schedule) -> optax.GradientTrans
     """
     parts = []
     if config.clip_norm:
-        parts.append(optax.clip_by_global_norm(config.clip_norm))
+        parts.append(clip(config.clip_norm))
     if config.weight_decay:
         parts.append(optax.add_decayed_weights(config.weight_decay, mask=decayed))
     if config.name == "sgd":
-        parts.append(optax.sgd(learning_rate, config.momentum or None, config.nesterov))
+        step = optax.scale_by_learning_rate(learning_rate)
+        # In a chain of their own, as in optax.sgd.
+        parts.append(optax.chain(momentum(config.momentum, config.nesterov), step) if config.momentum else step)
     else:
         parts.append(
             optax.rmsprop(

@@ -291,22 +291,23 @@ signal.signal(signal.SIGTERM, lambda *_: print("asked to end", flush=True))
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 loader = Loader(open_dataset(data_config(sys.argv[1], num_workers=1)), "train", batch_size=8, train=True)
 batches = loader.epochs()
-next(batches)
+if sys.argv[2] == "reading":
+    next(batches)
 print(*(child.pid for child in multiprocessing.active_children()), flush=True)
 while True:
     next(batches)
 """
 
 
-@pytest.fixture
-def running(root, tmp_path):
-    """A process in its own group that reads without end, and its worker's id."""
+@pytest.fixture(params=["reading"])
+def running(root, tmp_path, request):
+    """A process in its own group that reads without end, and its worker's id: of one that reads, or just starts."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     folder = Path(__file__).parent
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), str(folder.parent)])}
     process = subprocess.Popen(
-        [sys.executable, str(script), str(root)],
+        [sys.executable, str(script), str(root), request.param],
         env=environment,
         start_new_session=True,
         stdout=subprocess.PIPE,
@@ -331,6 +332,7 @@ def test_workers_leave_signals_to_the_main_process(running):
     assert errors.count("Traceback") == 1 and errors.rstrip().endswith("KeyboardInterrupt"), errors
 
 
+@pytest.mark.parametrize("running", ["reading", "starting"], indirect=True)
 def test_workers_end_when_the_main_process_is_killed(running):
     process, worker = running
     process.kill()

@@ -1,12 +1,13 @@
 """Schedules against formulas written by hand, updates against PyTorch and TensorFlow's rule in NumPy."""
 
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 import torch
 from ml_collections import ConfigDict
 
-from bignas_jax.optimizer import decayed, optimizer, schedule
+from bignas_jax.optimizer import clip, decayed, momentum, optimizer, schedule
 
 BASE = dict(
     name="sgd", learning_rate=0.4, schedule="exponential", decay_rate=0.9, decay_epochs=2.0, staircase=False,
@@ -124,3 +125,27 @@ def test_clipping_precedes_weight_decay():
     found = ours(steps=1, clip_norm=1e-6, momentum=0.0, nesterov=False)
     np.testing.assert_allclose(found["kernel"], weights()["kernel"] * (1 - 0.05 * 0.1), rtol=1e-5)
     np.testing.assert_allclose(found["bias"], weights()["bias"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.01, 1.0, 100.0, np.inf, np.nan])
+def test_clipping_is_that_of_optax(factor):
+    grads = {"a": factor * jnp.arange(6.0).reshape(2, 3), "b": factor * jnp.ones(2)}
+    found, _ = clip(1.5).update(grads, clip(1.5).init(grads))
+    expected, _ = optax.clip_by_global_norm(1.5).update(grads, optax.EmptyState())
+    for name in grads:
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-6)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_momentum_is_that_of_optax_and_stays_where_it_is_told_to(nesterov):
+    ours, theirs = momentum(0.9, nesterov), optax.trace(0.9, nesterov)
+    params = {"a": jnp.zeros(3)}
+    state, expected_state = ours.init(params), theirs.init(params)
+    for step in range(4):
+        grads = {"a": jnp.array([1.0, -2.0, 0.5]) * (step + 1)}
+        found, state = ours.update(grads, state)
+        expected, expected_state = theirs.update(grads, expected_state)
+        np.testing.assert_array_equal(found["a"], expected["a"])
+        np.testing.assert_array_equal(state.trace["a"], expected_state.trace["a"])
+    _, kept = ours.update({"a": jnp.full(3, jnp.nan)}, state, finite=jnp.bool_(False))
+    np.testing.assert_array_equal(kept.trace["a"], state.trace["a"])
