@@ -4,10 +4,8 @@ import multiprocessing
 import os
 import signal
 import sys
-import threading
 import warnings
 from dataclasses import dataclass
-from multiprocessing import connection
 
 import numpy as np
 import torch
@@ -126,19 +124,15 @@ def as_it_is(batch):
     return batch
 
 
-def _end_with_parent() -> None:
-    connection.wait([multiprocessing.parent_process().sentinel])
-    os._exit(0)
-
-
 def start_worker(_worker: int) -> None:
     """Leaves signals to the process that trains: it saves first, and its workers read on meanwhile.
 
     Ctrl-C, and the SIGTERM of a scheduler that means every process of a job, reach workers too. SIGTERM
-    ends a worker only after its loader was closed. A worker whose parent is gone ends by itself, even if it
-    was gone before the worker got here.
+    ends a worker only after its loader was closed. A worker whose parent is gone ends by itself: torch
+    looks every few seconds whether it is another process than at the start.
     """
-    threading.Thread(target=_end_with_parent, daemon=True, name="end with parent").start()
+    if os.getppid() != multiprocessing.parent_process().pid:
+        os._exit(0)  # it ended while this worker was starting, which torch would not see
     cancelled = get_worker_info().dataset.cancelled
 
     def end_if_closed(_signal, _frame):
