@@ -11,10 +11,9 @@ The model: step = compute + all-reduce, nothing overlapped (the reduction comes 
 ring all-reduce of S bytes over n links of bandwidth b and latency a takes 2 (n - 1) hops of S / n / b + a (Patarasu and
 Yuan, 2009); with several hosts, each GPU then reduces its eighth with its peers on the other hosts, by its own network
 card. Links, one direction a GPU: NVLink of an H100 450 GB/s (NVIDIA's data sheet: 900 GB/s both ways), InfiniBand NDR
-50 GB/s, Ethernet 12.5 GB/s (100 Gbit/s). Latencies a hop: what NCCL's own cost model takes for a ring in its Simple
-protocol (src/graph/tuning.cc, hardware latencies): NVLink 3.4 us, network 14 us (for Ethernet too, where it is a lower
-bound without RDMA). Compute is measured: FILE is what `benchmarks/step.py --json FILE` wrote on a GPU; without it, or
---compute-ms, there is no model.
+50 GB/s, Ethernet 12.5 GB/s (100 Gbit/s). Latencies a hop, assumed, of the size of those in NCCL's own cost model of a
+ring: NVLink 3.4 us, network 14 us (for Ethernet too, where it is a lower bound without RDMA). Compute is measured:
+FILE is what `benchmarks/step.py --json FILE` wrote on a GPU; without it, or --compute-ms, there is no model.
 """
 
 import argparse
