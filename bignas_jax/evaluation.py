@@ -98,7 +98,6 @@ class Evaluator:
         def images(count):
             return of((count, image_size, image_size, 3), np.uint8)
 
-        jobs = {}
         def operands(bucket):
             sampled = shapes(sizes(self.space, bucket.arch, bucket.arch), whole) if bucket.masked else None
             return sampled, shapes(self._zero_statistics(params, bucket), whole)
@@ -113,6 +112,7 @@ class Evaluator:
             rows = of((batch,), np.int32), of((batch,), np.float32)
             return self._score(bucket).lower(params, statistics, images(batch), *rows, sampled)
 
+        jobs = {}
         for bucket in buckets:
             if calibration_batch:
                 jobs["calibrate", bucket, calibration_batch] = partial(lower_calibrate, bucket)

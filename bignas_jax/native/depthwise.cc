@@ -198,7 +198,8 @@ inline void row_products(const float* x, const float* g, const Geometry& s, int6
 // sums are added in order: the same bits whatever the threads do.
 ffi::Error kernel_gradient(ffi::ThreadPool pool, Floats x, Floats g, Ints used, FloatsOut d_kernel, int64_t stride) {
   const Geometry s(x, d_kernel->dimensions()[0], stride, used);
-  const int64_t size = s.side * s.side * s.channels, run = std::max<int64_t>(1, (s.images + 7) / 8), runs = (s.images + run - 1) / run;
+  const int64_t size = s.side * s.side * s.channels, run = std::max<int64_t>(1, (s.images + 7) / 8);
+  const int64_t runs = (s.images + run - 1) / run;
   std::vector<float> partial(runs * size, 0.0f);
   const float *from = x.typed_data(), *grads = g.typed_data();
   parallel_for(pool, runs, [&](int64_t task) {
