@@ -33,5 +33,5 @@ $(READY): requirements.txt
 	if nvidia-smi -L 2>/dev/null | grep -q '^GPU'; then cp requirements.txt $(VENV)/requirements.txt; \
 	  else sed 's/^jax\[cuda13\]/jax/' requirements.txt > $(VENV)/requirements.txt; fi
 	$(VENV)/bin/python -m pip install --disable-pip-version-check -r $(VENV)/requirements.txt
-	$(VENV)/bin/python -m bignas_jax.native
+	$(VENV)/bin/python -m bignas_jax.kernels.native
 	@touch $@

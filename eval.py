@@ -12,7 +12,8 @@ import sys
 
 from absl import flags as absl_flags
 
-from bignas_jax import flags, memory
+from bignas_jax.cli import flags
+from bignas_jax.programs import memory
 
 
 def define(values: absl_flags.FlagValues) -> None:
@@ -33,7 +34,8 @@ def main() -> int:
     config, options = flags.parse(sys.argv, __doc__, define, of_run=True)
     memory.keep_freed_memory()
     # JAX and torch are imported once the command line is known to be good.
-    from bignas_jax import reporting, scripts
+    from bignas_jax.cli import scripts
+    from bignas_jax.runs import assess as reporting
 
     def work() -> None:
         rows, step = reporting.evaluate_run(

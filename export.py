@@ -14,7 +14,8 @@ import sys
 
 from absl import flags as absl_flags
 
-from bignas_jax import flags, memory
+from bignas_jax.cli import flags
+from bignas_jax.programs import memory
 
 
 def define(values: absl_flags.FlagValues) -> None:
@@ -37,9 +38,8 @@ def main() -> int:
     config, options = flags.parse(sys.argv, __doc__, define, of_run=True)
     memory.keep_freed_memory()
     # JAX and torch are imported once the command line is known to be good.
-    from bignas_jax import scripts
-    from bignas_jax.interop import export
-    from bignas_jax.interop.child import ExportError
+    from bignas_jax.cli import scripts
+    from bignas_jax.interop.exports import export
 
     def work() -> None:
         how = export.Options(options.format, options.fold, options.batch, options.images)
@@ -49,11 +49,7 @@ def main() -> int:
             print(f"\n{export.table(row)}\nin {row['folder']}/", flush=True)
         export.check(rows)
 
-    try:
-        return scripts.run(sys.argv[0], work)
-    except ExportError as error:
-        print(f"export.py: {error}", file=sys.stderr)
-        return 1
+    return scripts.run(sys.argv[0], work)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ import sys
 
 from absl import flags as absl_flags
 
-from bignas_jax import flags, memory
+from bignas_jax.cli import flags
+from bignas_jax.programs import memory
 
 
 def define(values: absl_flags.FlagValues) -> None:
@@ -25,8 +26,9 @@ def main() -> int:
     config, options = flags.parse(sys.argv, __doc__, define, of_run=True)
     memory.keep_freed_memory()
     # JAX and torch are imported once the command line is known to be good.
-    from bignas_jax import scripts
-    from bignas_jax.search import result, run
+    from bignas_jax.cli import scripts
+    from bignas_jax.search import run
+    from bignas_jax.search.report import result
 
     def work() -> None:
         found = run.search(config, options.workdir, options.checkpoint)

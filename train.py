@@ -9,14 +9,17 @@ Then `python eval.py` with the same --workdir evaluates architectures of it.
 
 import sys
 
-from bignas_jax import flags, memory
+from bignas_jax.cli import flags
+from bignas_jax.programs import memory
 
 
 def main() -> int:
     config, options = flags.parse(sys.argv, __doc__)
     memory.keep_freed_memory()
     # JAX and torch are imported once the command line is known to be good.
-    from bignas_jax import reporting, scripts, training
+    from bignas_jax.cli import scripts
+    from bignas_jax.runs import assess as reporting
+    from bignas_jax.training import loop as training
 
     def work() -> None:
         rows = training.train(config, options.workdir)

@@ -5,7 +5,7 @@
 
 Copy bandwidth counts a read and a write of every byte; arithmetic is a square matrix product, two operations a
 multiply-add, in float32, TF32 (on GPUs) and bfloat16. FILE is what `benchmarks/step.py --json FILE` wrote on the same
-device: its rates of arithmetic (of the architectures, as bignas_jax/cost.py counts, the backward pass twice the
+device: its rates of arithmetic (of the architectures, as bignas_jax/spaces/cost.py counts, the backward pass twice the
 forward) and of memory traffic are set against these ceilings. The traffic is XLA's count for its executables: of a
 conditional always the heavier branch, so that a skipped block counts in full, and nothing of custom calls (the native
 kernels of CPUs, Pallas), so that it may be above or below what the memory does.
@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from bignas_jax import memory  # noqa: E402
+from bignas_jax.programs import memory  # noqa: E402
 
 memory.keep_freed_memory()
 

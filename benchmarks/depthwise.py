@@ -3,13 +3,13 @@
     python benchmarks/depthwise.py [--batch 8] [--resolution 128] [--all] [--dtype float32] [--rounds 9]
         [--write-table [FILE]] [--quick] [--json FILE]
 
-Ours is what `bignas_jax.ops.depthwise` chooses where this runs; PyTorch's is conv2d with groups=C on channels_last
+Ours is what `bignas_jax.kernels.depthwise` chooses where this runs; PyTorch's is conv2d with groups=C on channels_last
 tensors, and its autograd. The forward pass, and both gradients together without it, are held against PyTorch's values
 and then timed in turns; figures are ratios of medians. Without --all there is one shape for each kernel size, stride
 and space.
 
 On a GPU every implementation is timed for each direction by itself, many times inside one executable (PyTorch: inside
-one CUDA graph), and --write-table keeps the times in bignas_jax/ops/depthwise_table.json (or in FILE), by which the
+one CUDA graph), and --write-table keeps the times in bignas_jax/kernels/depthwise/table.json (or in FILE), by which the
 next program chooses: ours is then the fastest of each direction, and a gradient the sum of the two. The table and the
 results are written after every shape, so that a run that is stopped leaves what it has.
 """
@@ -27,7 +27,7 @@ from functools import partial
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from bignas_jax import memory  # noqa: E402
+from bignas_jax.programs import memory  # noqa: E402
 
 memory.keep_freed_memory()
 
@@ -39,10 +39,12 @@ import torch.nn.functional as F  # noqa: E402
 from peer import torch_device  # noqa: E402
 from report import Result, write  # noqa: E402
 
-from bignas_jax.buckets import compile_ahead  # noqa: E402
-from bignas_jax.ops import depthwise, depthwise_pallas, depthwise_table  # noqa: E402
-from bignas_jax.programs import use_compilation_cache  # noqa: E402
-from bignas_jax.space import SearchSpace, blocks  # noqa: E402
+from bignas_jax.kernels.depthwise import pallas as depthwise_pallas  # noqa: E402
+from bignas_jax.kernels.depthwise import table as depthwise_table  # noqa: E402
+from bignas_jax.kernels.depthwise.choice import IMPLEMENTATIONS, depthwise_conv, using  # noqa: E402
+from bignas_jax.programs.compile import compile_ahead  # noqa: E402
+from bignas_jax.programs.kept import use_compilation_cache  # noqa: E402
+from bignas_jax.spaces.mobilenet import SearchSpace, blocks  # noqa: E402
 from configs import attentive_nas, bignas  # noqa: E402
 
 SPACES = {"bignas": bignas, "attentive_nas": attentive_nas}
@@ -124,7 +126,7 @@ def jax_functions(operands: Operands, stride: int, dtype: str) -> dict[str, Call
     """The forward pass and both gradients as compiled calls; the implementation is that of the context around."""
     x, g = jnp.asarray(operands.x, dtype), jnp.asarray(operands.g, dtype)
     kernel = jnp.asarray(operands.kernel)
-    conv = lambda x, kernel: depthwise.depthwise_conv(x, kernel, stride)  # noqa: E731
+    conv = lambda x, kernel: depthwise_conv(x, kernel, stride)  # noqa: E731
     forward, gradient = jax.jit(conv), jax.jit(lambda x, kernel, g: jax.vjp(conv, x, kernel)[1](g))
     return {
         "forward": partial(forward.lower(x, kernel).compile(), x, kernel),
@@ -234,7 +236,7 @@ def compare(case: Case, batch: int, dtype: str, rounds: int) -> dict[str, dict[s
     """Milliseconds of ours, XLA's and PyTorch's, by part."""
     operands = Operands.draw(case, batch)
     sides = {"ours": jax_functions(operands, case.stride, dtype)}
-    with depthwise.using("grouped"):
+    with using("grouped"):
         sides["xla"] = jax_functions(operands, case.stride, dtype)
     sides["torch"] = torch_functions(operands, case.stride, dtype)
     for name in ("ours", "xla"):
@@ -260,7 +262,7 @@ def measure(
         if name == "pallas" and not depthwise_pallas.supports(x.shape, case.size, case.stride, x.dtype):
             continue
         for direction in DIRECTIONS:
-            function = getattr(depthwise.IMPLEMENTATIONS[name], direction)
+            function = getattr(IMPLEMENTATIONS[name], direction)
             run = {
                 "forward": lambda x, k, f=function: f(x, k, case.stride),
                 "input_gradient": lambda g, k, f=function: f(g, k, case.stride, x.shape),

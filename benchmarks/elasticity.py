@@ -23,7 +23,7 @@ from unittest import mock
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from bignas_jax import memory  # noqa: E402
+from bignas_jax.programs import memory  # noqa: E402
 
 memory.keep_freed_memory()
 
@@ -33,15 +33,21 @@ import optax  # noqa: E402
 from flax import nnx  # noqa: E402
 from report import Result, write  # noqa: E402
 
-from bignas_jax import sandwich  # noqa: E402
-from bignas_jax.architecture import Architecture  # noqa: E402
-from bignas_jax.buckets import Bucket, compile_ahead, shared  # noqa: E402
-from bignas_jax.cost import count  # noqa: E402
-from bignas_jax.devices import REPLICATED, batch_sharding, make_mesh, replicate, shapes  # noqa: E402
-from bignas_jax.programs import use_compilation_cache  # noqa: E402
-from bignas_jax.sandwich import Recipe, Sandwich, TrainState, members  # noqa: E402
-from bignas_jax.space import SearchSpace  # noqa: E402
-from bignas_jax.supernet import Supernet, build, sizes  # noqa: E402
+from bignas_jax.nets.sizes import sizes  # noqa: E402
+from bignas_jax.nets.supernet import Supernet  # noqa: E402
+from bignas_jax.programs.buckets import Bucket, shared  # noqa: E402
+from bignas_jax.programs.compile import compile_ahead  # noqa: E402
+from bignas_jax.programs.devices import REPLICATED, batch_sharding, make_mesh, replicate, shapes  # noqa: E402
+from bignas_jax.programs.kept import use_compilation_cache  # noqa: E402
+from bignas_jax.programs.weights import build  # noqa: E402
+from bignas_jax.spaces.architecture import Architecture  # noqa: E402
+from bignas_jax.spaces.cost import count  # noqa: E402
+from bignas_jax.spaces.mobilenet import SearchSpace  # noqa: E402
+from bignas_jax.step import train_step as sandwich  # noqa: E402
+from bignas_jax.step.members.sandwich import members  # noqa: E402
+from bignas_jax.step.recipe import Recipe  # noqa: E402
+from bignas_jax.step.state import TrainState  # noqa: E402
+from bignas_jax.step.train_step import Sandwich  # noqa: E402
 from configs import attentive_nas, bignas, digits  # noqa: E402
 
 CLASSES = 1000

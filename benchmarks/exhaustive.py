@@ -14,7 +14,7 @@ import tempfile
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from bignas_jax import memory
+from bignas_jax.programs import memory
 
 memory.keep_freed_memory()
 
@@ -22,15 +22,17 @@ import numpy as np  # noqa: E402
 from ml_collections import ConfigDict  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from bignas_jax import training  # noqa: E402
-from bignas_jax.config import canonical, validate  # noqa: E402
-from bignas_jax.programs import use_compilation_cache  # noqa: E402
+from bignas_jax.config.fields import canonical, validate  # noqa: E402
+from bignas_jax.programs.kept import use_compilation_cache  # noqa: E402
 from bignas_jax.search import held_out as images  # noqa: E402
 from bignas_jax.search import run  # noqa: E402
 from bignas_jax.search.held_out import HeldOut  # noqa: E402
 from bignas_jax.search.journal import Journal  # noqa: E402
+from bignas_jax.search.problem import make_problem  # noqa: E402
 from bignas_jax.search.race import Race  # noqa: E402
 from bignas_jax.search.screening import Screening  # noqa: E402
+from bignas_jax.search.strategies.registry import make_strategy  # noqa: E402
+from bignas_jax.training import loop as training  # noqa: E402
 from configs import digits  # noqa: E402
 
 SHARE = 0.15  # of all architectures that a search may score, MAX and MIN among them
@@ -88,7 +90,7 @@ def search_once(config, problem, recorded: Recorded, strategy: str, seed: int, s
     config.search.num_evaluations = int(SHARE * problem.space.size) - 2
     with tempfile.TemporaryDirectory() as folder:
         journal = Journal(pathlib.Path(folder) / "evaluations.jsonl", {})
-        searching = run.make_strategy(config, problem)
+        searching = make_strategy(config, problem)
         race = Race(problem, recorded, journal, config.search.confidence, searching.front)
         screening = Screening(problem, config.search.predictor_pool, config.search.predictor_min_tau, seed)
         run.explore(config, problem, searching, race, screening, problem.space.biggest, progress=False)
@@ -118,7 +120,7 @@ def main() -> None:
         training.train(config, workdir)
         session, weights, _ = run.open_run(config, workdir, "newest")
         recorded = score_all(session, weights)
-    problem = run.make_problem(session)
+    problem = make_problem(session)
     truth = {arch: float(rows[:, 0].mean()) for arch, rows in recorded.rows.items()}
     values = np.array(list(truth.values()))
     print(

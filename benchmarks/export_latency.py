@@ -22,7 +22,7 @@ from collections.abc import Callable
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from bignas_jax import memory  # noqa: E402
+from bignas_jax.programs import memory  # noqa: E402
 
 memory.keep_freed_memory()
 
@@ -31,11 +31,10 @@ import numpy as np  # noqa: E402
 import onnxruntime  # noqa: E402
 import torch  # noqa: E402
 
-from bignas_jax.interop import export  # noqa: E402
-from bignas_jax.interop.child import Child, forward, take  # noqa: E402
-from bignas_jax.slicing import single  # noqa: E402
-from bignas_jax.space import SearchSpace  # noqa: E402
-from bignas_jax.supernet import build  # noqa: E402
+from bignas_jax.interop.exports import export  # noqa: E402
+from bignas_jax.nets.child import Child, forward, take  # noqa: E402
+from bignas_jax.programs.weights import build  # noqa: E402
+from bignas_jax.spaces.mobilenet import SearchSpace, single  # noqa: E402
 
 
 def random_child(space: SearchSpace, num_classes: int, arch) -> Child:

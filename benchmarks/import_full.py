@@ -31,12 +31,13 @@ import torch  # noqa: E402
 from flax import nnx  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from bignas_jax.architecture import Architecture  # noqa: E402
-from bignas_jax.checkpoint import Checkpoints  # noqa: E402
-from bignas_jax.devices import make_mesh  # noqa: E402
-from bignas_jax.flags import load_run_config  # noqa: E402
-from bignas_jax.space import SearchSpace  # noqa: E402
-from bignas_jax.supernet import Mode, Supernet  # noqa: E402
+from bignas_jax.config.files import load_run_config  # noqa: E402
+from bignas_jax.nets.mode import Mode  # noqa: E402
+from bignas_jax.nets.supernet import Supernet  # noqa: E402
+from bignas_jax.programs.devices import make_mesh  # noqa: E402
+from bignas_jax.runs.checkpoint import Checkpoints  # noqa: E402
+from bignas_jax.spaces.architecture import Architecture  # noqa: E402
+from bignas_jax.spaces.mobilenet import SearchSpace  # noqa: E402
 
 # By recipe: the recorded case, the shapes, the entry of the weights, and whether torch.save's old form is used.
 SYSTEMS = {
@@ -147,7 +148,7 @@ def import_system(scratch: pathlib.Path, system: str) -> pathlib.Path:
     case, old = SYSTEMS[system][0], SYSTEMS[system][3]
     file, workdir = scratch / f"{system}.pth{'.tar' if old else ''}", scratch / system
     write_checkpoint(file, system)
-    importing = partial(run, "-m", "bignas_jax.interop.import_torch", file, "--config", f"configs/{system}.py")
+    importing = partial(run, "-m", "bignas_jax.cli.importing", file, "--config", f"configs/{system}.py")
     seconds = importing("--workdir", workdir)
     size = sum(path.stat().st_size for path in workdir.rglob("*") if path.is_file())
     print(f"{system}: imported {file.stat().st_size / 1e6:,.1f} MB in {seconds:.1f} s, {size / 1e6:,.1f} MB written")

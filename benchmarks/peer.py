@@ -22,8 +22,8 @@ import torch.nn.functional as F  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.utils.checkpoint import checkpoint  # noqa: E402
 
-from bignas_jax.architecture import Architecture  # noqa: E402
-from bignas_jax.space import SearchSpace, blocks, head_mid_width  # noqa: E402
+from bignas_jax.spaces.architecture import Architecture  # noqa: E402
+from bignas_jax.spaces.mobilenet import SearchSpace, blocks, head_mid_width  # noqa: E402
 
 ACTIVATIONS = {"swish": F.silu, "h_swish": F.hardswish, "relu": F.relu}
 ALIGNMENT = 16  # numbers: a weight begins on a cache line

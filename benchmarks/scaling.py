@@ -29,7 +29,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from bignas_jax import memory  # noqa: E402
+from bignas_jax.programs import memory  # noqa: E402
 
 memory.keep_freed_memory()
 
@@ -38,13 +38,16 @@ import numpy as np  # noqa: E402
 from flax import nnx  # noqa: E402
 from report import Result, write  # noqa: E402
 
-from bignas_jax import cost  # noqa: E402
-from bignas_jax.devices import batch_sharding, make_mesh  # noqa: E402
-from bignas_jax.optimizer import optimizer, schedule  # noqa: E402
-from bignas_jax.programs import use_compilation_cache  # noqa: E402
-from bignas_jax.sandwich import Recipe, Sandwich, member_names  # noqa: E402
-from bignas_jax.space import SearchSpace  # noqa: E402
-from bignas_jax.supernet import Supernet, build  # noqa: E402
+from bignas_jax.nets.supernet import Supernet  # noqa: E402
+from bignas_jax.programs.devices import batch_sharding, make_mesh  # noqa: E402
+from bignas_jax.programs.kept import use_compilation_cache  # noqa: E402
+from bignas_jax.programs.weights import build  # noqa: E402
+from bignas_jax.spaces import cost  # noqa: E402
+from bignas_jax.spaces.mobilenet import SearchSpace  # noqa: E402
+from bignas_jax.step.members.sandwich import member_names  # noqa: E402
+from bignas_jax.step.optimizer import optimizer, schedule  # noqa: E402
+from bignas_jax.step.recipe import Recipe  # noqa: E402
+from bignas_jax.step.train_step import Sandwich  # noqa: E402
 from configs import bignas, digits  # noqa: E402
 
 COLLECTIVE = re.compile(r"= (\(?[^=]*?\)?) (all-reduce|all-gather|reduce-scatter|ragged-all-to-all|all-to-all|"

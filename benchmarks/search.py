@@ -20,7 +20,7 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from bignas_jax import memory  # noqa: E402
+from bignas_jax.programs import memory  # noqa: E402
 
 memory.keep_freed_memory()
 
@@ -32,17 +32,17 @@ from PIL import Image  # noqa: E402
 from reference_torch import Child, load_slice  # noqa: E402
 from torchvision import transforms  # noqa: E402
 
-from bignas_jax import config as configs  # noqa: E402
-from bignas_jax.flags import load_run_config  # noqa: E402
-from bignas_jax.interop.torch_names import _parameters  # noqa: E402
-from bignas_jax.programs import use_compilation_cache  # noqa: E402
+from bignas_jax.config import fields as configs  # noqa: E402
+from bignas_jax.config.files import load_run_config  # noqa: E402
+from bignas_jax.interop.imports.bignas_names import _parameters  # noqa: E402
+from bignas_jax.programs.kept import use_compilation_cache  # noqa: E402
 from bignas_jax.search import held_out as images  # noqa: E402
 from bignas_jax.search import run  # noqa: E402
 from bignas_jax.search.held_out import HeldOut  # noqa: E402
 from bignas_jax.search.journal import Journal  # noqa: E402
 from bignas_jax.search.problem import Budget, Problem  # noqa: E402
 from bignas_jax.search.race import Race  # noqa: E402
-from bignas_jax.search.strategy import Proposal  # noqa: E402
+from bignas_jax.search.strategies.strategy import Proposal  # noqa: E402
 
 WORKERS = 2
 

@@ -26,7 +26,7 @@ from sklearn.datasets import load_sample_images
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from bignas_jax.native import toolchain  # noqa: E402
+from bignas_jax.kernels.native import toolchain  # noqa: E402
 
 LIMIT = 600  # seconds
 FULL = (

@@ -26,7 +26,7 @@ from functools import partial
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from bignas_jax import memory  # noqa: E402
+from bignas_jax.programs import memory  # noqa: E402
 
 memory.keep_freed_memory()
 
@@ -36,14 +36,16 @@ import torch  # noqa: E402
 from peer import Peer, PeerStep, agreement, noise, torch_device  # noqa: E402
 from report import Result, write  # noqa: E402
 
-from bignas_jax import cost  # noqa: E402
-from bignas_jax.buckets import Bucket, shared  # noqa: E402
-from bignas_jax.devices import SPLIT, make_mesh  # noqa: E402
-from bignas_jax.optimizer import optimizer, schedule  # noqa: E402
-from bignas_jax.programs import use_compilation_cache  # noqa: E402
-from bignas_jax.sandwich import Recipe, Sandwich, member_names, members  # noqa: E402
-from bignas_jax.space import SearchSpace  # noqa: E402
-from bignas_jax.supernet import build  # noqa: E402
+from bignas_jax.programs.buckets import Bucket, shared  # noqa: E402
+from bignas_jax.programs.devices import SPLIT, make_mesh  # noqa: E402
+from bignas_jax.programs.kept import use_compilation_cache  # noqa: E402
+from bignas_jax.programs.weights import build  # noqa: E402
+from bignas_jax.spaces import cost  # noqa: E402
+from bignas_jax.spaces.mobilenet import SearchSpace  # noqa: E402
+from bignas_jax.step.members.sandwich import member_names, members  # noqa: E402
+from bignas_jax.step.optimizer import optimizer, schedule  # noqa: E402
+from bignas_jax.step.recipe import Recipe  # noqa: E402
+from bignas_jax.step.train_step import Sandwich  # noqa: E402
 from configs import bignas, digits  # noqa: E402
 
 TARGET = {"cpu": 1.3, "gpu": 2.0}

@@ -15,18 +15,19 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from bignas_jax import memory
+from bignas_jax.programs import memory
 
 memory.keep_freed_memory()
 
 import numpy as np  # noqa: E402
 
-from bignas_jax import config as configs  # noqa: E402
-from bignas_jax.architecture import Architecture  # noqa: E402
-from bignas_jax.buckets import shared  # noqa: E402
-from bignas_jax.programs import use_compilation_cache  # noqa: E402
-from bignas_jax.reporting import aligned  # noqa: E402
+from bignas_jax.config.files import from_json  # noqa: E402
+from bignas_jax.programs.buckets import shared  # noqa: E402
+from bignas_jax.programs.kept import use_compilation_cache  # noqa: E402
 from bignas_jax.search import run  # noqa: E402
+from bignas_jax.search.problem import make_problem  # noqa: E402
+from bignas_jax.spaces.architecture import Architecture  # noqa: E402
+from bignas_jax.text import aligned  # noqa: E402
 
 NEAR = 0.03  # part of the winner's cost by which a random architecture may differ from it
 TRIES = 200_000
@@ -54,11 +55,11 @@ def main() -> None:
     workdir, count = pathlib.Path(arguments.workdir), 3 if arguments.quick else arguments.count
     result = json.loads((workdir / "search" / "result.json").read_text())
     use_compilation_cache()
-    config = configs.from_json(json.dumps(result["config"]))
+    config = from_json(json.dumps(result["config"]))
     if result["latency"] is not None:
         parser.error("the search had to do with latencies; this compares costs that are counted")
     session, weights, step = run.open_run(config, workdir, str(result["run"]["step"]))
-    problem = run.make_problem(session)
+    problem = make_problem(session)
     rng = np.random.default_rng(0)
     numbered = {row["number"]: Architecture.from_dict(row["architecture"]) for row in result["evaluations"]}
     winners = {budget["name"]: numbered[budget["winner"]] for budget in result["budgets"]}

@@ -18,19 +18,20 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
-from bignas_jax.architecture import Architecture
-from bignas_jax.buckets import Bucket, bucket_for, compile_ahead
-from bignas_jax.devices import AXIS, REPLICATED, SPLIT, batch_sharding, over_devices, shapes
-from bignas_jax.losses import cross_entropy
+from bignas_jax.errors import EvaluationError
+from bignas_jax.nets.mode import Mode
+from bignas_jax.nets.sizes import sizes
 from bignas_jax.ops import prepare
-from bignas_jax.space import SearchSpace
-from bignas_jax.supernet import Mode, sizes
+from bignas_jax.ops.losses import cross_entropy
+from bignas_jax.programs.buckets import Bucket, bucket_for
+from bignas_jax.programs.compile import compile_ahead
+from bignas_jax.programs.devices import AXIS, REPLICATED, SPLIT, batch_sharding, over_devices, shapes
+from bignas_jax.spaces.architecture import Architecture
+from bignas_jax.spaces.mobilenet import SearchSpace
 
 Batch = Mapping[str, jax.Array]
 
 
-class EvaluationError(ValueError):
-    """There is nothing to evaluate on. The message is one line for the user."""
 
 
 @dataclasses.dataclass(frozen=True)

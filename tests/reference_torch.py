@@ -5,13 +5,12 @@ PyTorch checkpoints; block N keeps the number it has in the supernet, so a child
 """
 
 import runpy
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from paths import DATA
 from torch import nn
 
-DATA = Path(__file__).parent / "data"
 MANIFESTS = {"bignas": "state_dict_names.json", "attentive_nas": "attentive_state_dict_names.json"}
 ACTIVATIONS = {"swish": F.silu, "h_swish": F.hardswish, "relu": F.relu}
 

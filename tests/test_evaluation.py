@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from reference_torch import load_slice
 from tiny import CLASSES, norm_statistics, relative_error
 
-from bignas_jax.buckets import Bucket, shared
-from bignas_jax.devices import batch_sharding, make_mesh, replicate
 from bignas_jax.evaluation import Evaluator, placed
+from bignas_jax.programs.buckets import Bucket, shared
+from bignas_jax.programs.devices import batch_sharding, make_mesh, replicate
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 SIDE, CALIBRATION, BATCH = 24, 16, 8

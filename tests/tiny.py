@@ -14,9 +14,9 @@ from flax import nnx
 from reference_torch import DATA, Child, slice_state
 from torch import nn
 
-from bignas_jax.interop.torch_names import read_state_dict
-from bignas_jax.space import SearchSpace, Stage, blocks
-from bignas_jax.supernet import Supernet
+from bignas_jax.interop.imports.bignas_names import read_state_dict
+from bignas_jax.nets.supernet import Supernet
+from bignas_jax.spaces.mobilenet import SearchSpace, Stage, blocks
 
 CLASSES = 7
 PARTS = {"inverted_bottleneck": "expand", "depth_conv": "depthwise", "point_linear": "project"}

@@ -7,8 +7,8 @@ for batch in prefetch(loader.epochs(start_step=0), mesh):
 """
 
 from bignas_jax.data.dataset import Dataset, open_dataset
-from bignas_jax.data.errors import DataError
 from bignas_jax.data.loader import Batches, Loader
 from bignas_jax.data.prefetch import Prefetch, prefetch
+from bignas_jax.errors import DataError
 
 __all__ = ["Batches", "DataError", "Dataset", "Loader", "Prefetch", "open_dataset", "prefetch"]

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bignas_jax.data.errors import DataError
 from bignas_jax.data.folder import open_folder
 from bignas_jax.data.packaged import TORCHVISION, open_digits, open_torchvision, stratified
 from bignas_jax.data.sources import Source
 from bignas_jax.data.transforms import Augmentation, Evaluation
+from bignas_jax.errors import DataError
 
 SOURCES = ("folder", "digits", *TORCHVISION)
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
-from bignas_jax.data.errors import CorruptImage
+from bignas_jax.errors import CorruptImage
 
 try:
     from torchvision.io import ImageReadMode, decode_image

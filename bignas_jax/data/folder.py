@@ -4,8 +4,8 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 
 from bignas_jax.data.decode import EXTENSIONS, is_image
-from bignas_jax.data.errors import DataError
 from bignas_jax.data.sources import FileSource
+from bignas_jax.errors import DataError
 
 _LAYOUT = "expected <data.root>/<split>/<class>/<image>"
 

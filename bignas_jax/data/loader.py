@@ -15,8 +15,8 @@ import torch
 
 from bignas_jax.data import draws
 from bignas_jax.data.dataset import Dataset
-from bignas_jax.data.errors import DataError
 from bignas_jax.data.reader import Reader, Slice, as_it_is, start_worker
+from bignas_jax.errors import DataError
 
 _SPLITS = {
     "train": "config.batch_size",

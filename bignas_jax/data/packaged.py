@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from bignas_jax.data import draws
-from bignas_jax.data.errors import DataError
 from bignas_jax.data.sources import ArraySource, FileSource, Source
+from bignas_jax.errors import DataError
 
 Opened = tuple[tuple[str, ...], Source, Source]  # class names, training images, validation images
 

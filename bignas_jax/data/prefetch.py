@@ -6,7 +6,7 @@ import queue
 import threading
 from collections.abc import Iterable
 
-from bignas_jax.data.errors import DataError
+from bignas_jax.errors import DataError
 
 _END = object()
 

@@ -17,7 +17,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from bignas_jax.data.decode import Reduction
-from bignas_jax.data.errors import DataError
+from bignas_jax.errors import DataError
 
 CROPS = ("resized", "padded", "none")
 POLICIES = ("none", "imagenet", "cifar10", "svhn", "rand")

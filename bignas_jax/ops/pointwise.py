@@ -4,13 +4,14 @@ A program that architectures share computes a product of its full shape or, wher
 of several smaller ones, as the sampled architecture needs: `product_of_corner`.
 """
 
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from bignas_jax.ops.size import Size, at_least_float32
+from bignas_jax.kernels.corner import product_of_corner
+from bignas_jax.kernels.precision import at_least_float32
+from bignas_jax.ops.size import Size
 
 
 def fan_out_normal(rngs: nnx.Rngs, shape: tuple[int, ...], fan_out: int) -> jax.Array:
@@ -18,55 +19,14 @@ def fan_out_normal(rngs: nnx.Rngs, shape: tuple[int, ...], fan_out: int) -> jax.
     return jax.random.normal(rngs.params(), shape) * (2.0 / fan_out) ** 0.5
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
-def product_of_corner(
-    x: jax.Array, kernel: jax.Array, chosen: jax.Array, corners: tuple[tuple[int, int], ...]
-) -> jax.Array:
-    """x @ kernel where only a corner of the kernel matters: the first of x's channels, or of the result's.
-
-    One branch of a `jax.lax.switch` for each corner, forwards and backwards. The gradient is written out, since that
-    of a switch keeps what every branch would need.
-
-    Args:
-      x: [N, I]. kernel: [I, O]. chosen: int32 scalar, which of `corners`.
-      corners: (rows, columns) of the kernel, each at most (I, O).
-    Returns:
-      [N, O] in the dtype of x, zero beyond the corner's columns.
-    """
-    def branch(rows, columns):
-        def product(x, kernel):
-            y = x[:, :rows] @ kernel[:rows, :columns].astype(x.dtype)
-            return _widen(y, (len(x), kernel.shape[1]))
-
-        return product
-
-    return jax.lax.switch(chosen, [branch(*corner) for corner in corners], x, kernel)
 
 
-def _corner_forward(x, kernel, chosen, corners):
-    return product_of_corner(x, kernel, chosen, corners), (x, kernel, chosen)
 
 
-def _corner_backward(corners, residuals, g):
-    x, kernel, chosen = residuals
-
-    def branch(rows, columns):
-        def gradients(x, kernel, g):
-            corner, g = kernel[:rows, :columns].astype(x.dtype), g[:, :columns]
-            d_kernel = (x[:, :rows].T @ g).astype(kernel.dtype)
-            return _widen(g @ corner.T, x.shape), _widen(d_kernel, kernel.shape)
-
-        return gradients
-
-    return *jax.lax.switch(chosen, [branch(*corner) for corner in corners], x, kernel, g), None
 
 
-product_of_corner.defvjp(_corner_forward, _corner_backward)
 
 
-def _widen(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """`x` in the corner of zeros of this shape."""
-    return jnp.pad(x, [(0, wide - side) for side, wide in zip(x.shape, shape, strict=True)])
 
 
 class PointwiseConv(nnx.Module):

@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from bignas_jax.kernels.precision import at_least_float32
 from bignas_jax.ops.pointwise import PointwiseConv
-from bignas_jax.ops.size import Size, at_least_float32
+from bignas_jax.ops.size import Size
 
 
 def average_pool(x: jax.Array) -> jax.Array:

@@ -13,11 +13,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from bignas_jax.architecture import Architecture
-from bignas_jax.buckets import shared
 from bignas_jax.data import DataError
-from bignas_jax.devices import batch_sharding
-from bignas_jax.session import Session
+from bignas_jax.programs.buckets import shared
+from bignas_jax.programs.devices import batch_sharding
+from bignas_jax.runs.session import Session
+from bignas_jax.spaces.architecture import Architecture
 
 ORDER = 0x5EA2C4  # a stream of its own for the order of the held-out images
 LEAST_BATCH = 48  # images, where there are so many: smaller batches leave the devices idle

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from bignas_jax.architecture import Architecture
-from bignas_jax.config import ConfigError
+from bignas_jax.errors import ConfigError
+from bignas_jax.spaces.architecture import Architecture
 
 BEGINNING = b'{"identity": '
 

@@ -16,9 +16,7 @@ import dataclasses
 import json
 import os
 import pathlib
-import platform
 import sys
-import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -28,20 +26,18 @@ import numpy as np
 from flax import nnx
 from tqdm import tqdm
 
-from bignas_jax.architecture import Architecture
-from bignas_jax.buckets import compile_ahead
-from bignas_jax.config import ConfigError
-from bignas_jax.cost import count
-from bignas_jax.memory import give_back_freed_memory
-from bignas_jax.slicing import param_shapes, single
-from bignas_jax.space import Block, SearchSpace, Stage, blocks
-from bignas_jax.supernet import Mode, Supernet
+from bignas_jax.errors import ConfigError
+from bignas_jax.nets.mode import Mode
+from bignas_jax.nets.slicing import param_shapes
+from bignas_jax.nets.supernet import Supernet
+from bignas_jax.programs.compile import compile_ahead
+from bignas_jax.programs.memory import give_back_freed_memory
+from bignas_jax.search.timing import device_name, time_together
+from bignas_jax.spaces.architecture import Architecture
+from bignas_jax.spaces.cost import count
+from bignas_jax.spaces.mobilenet import Block, SearchSpace, Stage, blocks, single
 
 CHUNK = 16  # programs that are compiled, then timed, then written down: what a kill can lose
-LEAST_ROUNDS, MOST_ROUNDS = 8, 40
-AGREEMENT = 0.03  # rounds of a program end when its three lowest medians lie within this part,
-PATIENCE = 3.0  # or when it has taken these seconds: a large network has enough in a few rounds
-LEAST_CALLS, MOST_CALLS, ROUND_SECONDS = 3, 500, 0.01  # of a program in a round
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,42 +155,10 @@ def _weights(path: tuple, form: jax.ShapeDtypeStruct) -> np.ndarray:
     return np.random.default_rng(0).standard_normal(form.shape, form.dtype) / np.sqrt(np.prod(form.shape[:-1]))
 
 
-def time_together(calls: Sequence[Callable[[], Any]]) -> list[float]:
-    """Milliseconds of each call: the lowest of its medians over rounds, in which all are timed one after the other.
-
-    Args:
-      calls: each starts its work on the device and returns what to wait for.
-    """
-    for call in calls:  # first calls place buffers and wake what sleeps
-        for _ in range(2):
-            jax.block_until_ready(call())
-    medians: list[list[float]] = [[] for _ in calls]
-    spent = [0.0] * len(calls)
-    for _ in range(MOST_ROUNDS):
-        for n, call in enumerate(calls):
-            if not _enough(medians[n], spent[n]):
-                start = time.perf_counter()
-                medians[n].append(_median_ms(call))
-                spent[n] += time.perf_counter() - start
-    return [min(seen) for seen in medians]
 
 
-def _enough(medians: list[float], seconds: float) -> bool:
-    if len(medians) < 3:
-        return False
-    lowest = sorted(medians)[:3]
-    confirmed = len(medians) >= LEAST_ROUNDS and lowest[2] <= lowest[0] * (1 + AGREEMENT)
-    return confirmed or seconds > PATIENCE
 
 
-def _median_ms(call: Callable[[], Any]) -> float:
-    times: list[float] = []
-    end = time.perf_counter() + ROUND_SECONDS
-    while len(times) < LEAST_CALLS or (len(times) < MOST_CALLS and time.perf_counter() < end):
-        start = time.perf_counter()
-        jax.block_until_ready(call())
-        times.append(time.perf_counter() - start)
-    return 1e3 * float(np.median(times))
 
 
 class _File:
@@ -404,18 +368,5 @@ def fit_line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
     return float(a[best]), float(b[best])
 
 
-def device_name(device: jax.Device) -> str:
-    """The kind of a device; JAX calls every processor 'cpu', which says nothing about its speed."""
-    if device.platform != "cpu":
-        return device.device_kind
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"cpu {_processor()} x {cores}"
 
 
-def _processor() -> str:
-    try:
-        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()

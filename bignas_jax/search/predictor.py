@@ -16,9 +16,9 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 from sklearn.model_selection import KFold
 
-from bignas_jax.architecture import Architecture
-from bignas_jax.cost import count
-from bignas_jax.space import SearchSpace
+from bignas_jax.spaces.architecture import Architecture
+from bignas_jax.spaces.cost import count
+from bignas_jax.spaces.mobilenet import SearchSpace
 
 LEAST = 8  # evaluations that say anything of a rank correlation
 FOLDS = 5

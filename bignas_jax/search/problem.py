@@ -2,16 +2,19 @@
 
 import dataclasses
 import math
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from bignas_jax.architecture import Architecture
-from bignas_jax.config import ConfigError
-from bignas_jax.cost import count
-from bignas_jax.space import SearchSpace
+from bignas_jax.errors import ConfigError
+from bignas_jax.runs.session import Session
+from bignas_jax.search.latency import LatencyTable
+from bignas_jax.spaces.architecture import Architecture
+from bignas_jax.spaces.cost import count
+from bignas_jax.spaces.mobilenet import SearchSpace
 
 COSTS = ("macs", "params", "latency_ms")
 # Budgets where the user names none, in parts of what the biggest architecture costs.
@@ -190,3 +193,38 @@ _UNITS = {"macs": ("macs", 1e6, "M"), "params": ("params", 1e6, "M"), "latency_m
 def _short(limit: float, kind: str) -> str:
     _, scale, unit = _UNITS[kind]
     return f"{limit / scale:.4g}{unit}"
+
+
+PREPARED = 40  # random architectures whose blocks are timed before a search under a latency
+PREPARED_AT_A_TIME = 10
+
+
+def make_problem(
+    session: Session, latency: LatencyTable | None = None, tick: Callable[[], None] = lambda: None
+) -> Problem:
+    """What the config asks to be searched.
+
+    Raises:
+      ConfigError: a budget is below what the smallest architecture costs, or no resolution is below the cap.
+    """
+    config = session.config.search
+    space = capped(session.space, config.max_resolution)
+    arguments = dict(
+        num_classes=session.config.model.num_classes, latency=None if latency is None else latency.estimate
+    )
+    if latency is not None:
+        _time_blocks(latency, space, tick)
+    costs = Problem(space, budgets=(), **arguments).costs
+    budgets = budgets_of(config, costs(space.biggest), costs(space.smallest))
+    named = any((config.max_macs, config.max_params, config.max_latency_ms))
+    return Problem(space, budgets=budgets, cost=config.cost, bounded=bool(named), **arguments)
+
+
+def _time_blocks(latency: LatencyTable, space: SearchSpace, tick: Callable[[], None]) -> None:
+    """Most blocks of the space before the search, many at a time: their programs compile side by side."""
+    print("timing blocks of the network; each is timed once on a device and kept", file=sys.stderr)
+    rng = np.random.default_rng(0)
+    archs = [space.biggest, space.smallest, *(space.sample(rng) for _ in range(PREPARED))]
+    for start in range(0, len(archs), PREPARED_AT_A_TIME):
+        tick()
+        latency.prepare(archs[start : start + PREPARED_AT_A_TIME])

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from bignas_jax.architecture import Architecture
 from bignas_jax.search.held_out import HeldOut
 from bignas_jax.search.journal import Journal, packed, unpacked
 from bignas_jax.search.problem import Budget, Problem
-from bignas_jax.search.strategy import Proposal
+from bignas_jax.search.strategies.strategy import Proposal
+from bignas_jax.spaces.architecture import Architecture
 
 
 @dataclasses.dataclass(frozen=True)

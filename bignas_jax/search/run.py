@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import fcntl
 import pathlib
-import signal
 import sys
 import zlib
 from collections.abc import Callable, Collection, Iterator
@@ -15,41 +14,29 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from bignas_jax.architecture import Architecture
-from bignas_jax.buckets import Bucket
-from bignas_jax.checkpoint import Checkpoints
-from bignas_jax.config import ConfigError
-from bignas_jax.programs import use_compilation_cache
-from bignas_jax.reporting import HELD_OUT_FIELDS, NETWORK_FIELDS, assess, check_run
+from bignas_jax.errors import ConfigError, Stopped
+from bignas_jax.programs.buckets import Bucket
+from bignas_jax.programs.kept import use_compilation_cache
+from bignas_jax.runs.assess import assess
+from bignas_jax.runs.checkpoint import Checkpoints
+from bignas_jax.runs.identity import HELD_OUT_FIELDS, NETWORK_FIELDS, check_run
+from bignas_jax.runs.session import Session
+from bignas_jax.runs.signals import Signals
 from bignas_jax.search import held_out as images
-from bignas_jax.search.coarse_to_fine import CoarseToFine
-from bignas_jax.search.evolution import Evolution
 from bignas_jax.search.held_out import HeldOut
 from bignas_jax.search.journal import Journal
 from bignas_jax.search.latency import LatencyTable
-from bignas_jax.search.pareto import Pareto
-from bignas_jax.search.problem import Problem, budgets_of, capped
+from bignas_jax.search.problem import Problem, make_problem
 from bignas_jax.search.race import Evaluation, Race
-from bignas_jax.search.random_search import RandomSearch
-from bignas_jax.search.result import Found, result_of, write
+from bignas_jax.search.report.result import Found, result_of, write
 from bignas_jax.search.screening import Screening
-from bignas_jax.search.strategy import Proposal, Strategy
-from bignas_jax.session import Session
-from bignas_jax.space import SearchSpace
-from bignas_jax.training import Signals, Stopped
+from bignas_jax.search.strategies.registry import make_strategy, round_size
+from bignas_jax.search.strategies.strategy import Proposal, Strategy
+from bignas_jax.spaces.architecture import Architecture
 
-PREPARED = 40  # random architectures whose blocks are timed before a search under a latency
-PREPARED_AT_A_TIME = 10
-LEAST_GENERATION, LEAST_ROUND = 14, 6
 IDLE_ROUNDS = 20  # rounds of known architectures after which a space counts as exhausted
 
 
-class SearchStopped(Stopped):
-    """A signal ended the search; what it had scored is in its journal."""
-
-    def __init__(self, signum: int, evaluations: int):
-        Exception.__init__(self, f"{signal.Signals(signum).name} after {evaluations} evaluations")
-        self.signum = signum
 
 
 def search(config: ConfigDict, workdir: str | pathlib.Path, checkpoint: str = "newest") -> dict[str, Any]:
@@ -65,7 +52,7 @@ def search(config: ConfigDict, workdir: str | pathlib.Path, checkpoint: str = "n
       What search/result.json holds, see `result_of`.
     Raises:
       ValueError: no checkpoint, no held-out images, a budget that nothing fits; one line.
-      SearchStopped: on SIGTERM or SIGINT.
+      Stopped: by SIGTERM or SIGINT.
     """
     _check(config)
     workdir = pathlib.Path(workdir)
@@ -79,7 +66,7 @@ def search(config: ConfigDict, workdir: str | pathlib.Path, checkpoint: str = "n
 
         def tick() -> None:
             if signals.received:
-                raise SearchStopped(signals.received, len(scored))
+                raise Stopped(signals.received, f"after {len(scored)} evaluations")
 
         latency = _latency_table(session, folder)
         problem = make_problem(session, latency, tick)
@@ -145,35 +132,8 @@ def _locked(folder: pathlib.Path) -> Iterator[pathlib.Path]:
         yield folder
 
 
-def make_problem(
-    session: Session, latency: LatencyTable | None = None, tick: Callable[[], None] = lambda: None
-) -> Problem:
-    """What the config asks to be searched.
-
-    Raises:
-      ConfigError: a budget is below what the smallest architecture costs, or no resolution is below the cap.
-    """
-    config = session.config.search
-    space = capped(session.space, config.max_resolution)
-    arguments = dict(
-        num_classes=session.config.model.num_classes, latency=None if latency is None else latency.estimate
-    )
-    if latency is not None:
-        _time_blocks(latency, space, tick)
-    costs = Problem(space, budgets=(), **arguments).costs
-    budgets = budgets_of(config, costs(space.biggest), costs(space.smallest))
-    named = any((config.max_macs, config.max_params, config.max_latency_ms))
-    return Problem(space, budgets=budgets, cost=config.cost, bounded=bool(named), **arguments)
 
 
-def _time_blocks(latency: LatencyTable, space: SearchSpace, tick: Callable[[], None]) -> None:
-    """Most blocks of the space before the search, many at a time: their programs compile side by side."""
-    print("timing blocks of the network; each is timed once on a device and kept", file=sys.stderr)
-    rng = np.random.default_rng(0)
-    archs = [space.biggest, space.smallest, *(space.sample(rng) for _ in range(PREPARED))]
-    for start in range(0, len(archs), PREPARED_AT_A_TIME):
-        tick()
-        latency.prepare(archs[start : start + PREPARED_AT_A_TIME])
 
 
 def _latency_table(session: Session, folder: pathlib.Path) -> LatencyTable | None:
@@ -252,16 +212,6 @@ def _say_what_is_there(journal: Journal) -> None:
         print(f"going on with the evaluations in {journal.path}", file=sys.stderr)
 
 
-def make_strategy(config: ConfigDict, problem: Problem) -> Strategy:
-    """The strategy that `config.search` names."""
-    c = config.search
-    makers = {
-        "coarse_to_fine": lambda: CoarseToFine(problem, c.seed, c.num_evaluations),
-        "evolution": lambda: Evolution(problem, c.seed, c.population, c.mutation_probability),
-        "pareto": lambda: Pareto(problem, c.seed, round_size(config), c.mutation_probability),
-        "random": lambda: RandomSearch(problem, c.seed),
-    }
-    return makers[c.strategy]()
 
 
 def explore(
@@ -299,16 +249,6 @@ def explore(
         print(f"nothing new to try after {made} of {c.num_evaluations} evaluations", file=sys.stderr)
 
 
-def round_size(config: ConfigDict) -> int:
-    """Architectures that are scored between two answers to the strategy.
-
-    For NSGA-II a generation, small enough that there are eight of them; half a population for the others, and small
-    enough that there are ten rounds.
-    """
-    c = config.search
-    if c.strategy == "pareto":
-        return min(c.population, max(LEAST_GENERATION, c.num_evaluations // 8))
-    return max(2, min(c.population // 2, max(LEAST_ROUND, c.num_evaluations // 10)))
 
 
 def _standing(problem: Problem, race: Race, screening: Screening) -> str:

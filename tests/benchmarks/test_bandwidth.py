@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 NAMES = dict(re.findall(r'^(ARITHMETIC|TRAFFIC) = "(.*)"$', (ROOT / "benchmarks/bandwidth.py").read_text(), re.M))
 
 

@@ -3,9 +3,9 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from paths import ROOT
+
 PROBE = """
 import sys
 sys.path.insert(0, "benchmarks")
@@ -33,8 +33,8 @@ rows = {r.name for r in depthwise.results({case: times}, False)}  # XLA's is mis
 assert rows and not any("XLA" in name for name in rows)
 
 
-shifted = depthwise.depthwise.IMPLEMENTATIONS["shifted"]
-depthwise.depthwise.IMPLEMENTATIONS["shifted"] = depthwise.dataclasses.replace(
+shifted = depthwise.IMPLEMENTATIONS["shifted"]
+depthwise.IMPLEMENTATIONS["shifted"] = depthwise.dataclasses.replace(
     shifted, kernel_gradient=lambda *a: 1.1 * shifted.kernel_gradient(*a))
 try:
     depthwise.measure(case, 2, "float32", 2, ["shifted"])

@@ -8,10 +8,11 @@ import jax
 import numpy as np
 import pytest
 
-from bignas_jax import memory
-from bignas_jax.buckets import Bucket
-from bignas_jax.cost import count
-from bignas_jax.sandwich import Recipe, members
+from bignas_jax.programs import memory
+from bignas_jax.programs.buckets import Bucket
+from bignas_jax.spaces.cost import count
+from bignas_jax.step.members.sandwich import members
+from bignas_jax.step.recipe import Recipe
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "elasticity.py"
 

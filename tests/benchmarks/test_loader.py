@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bignas_jax import memory
+from bignas_jax.programs import memory
 
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")
 

@@ -3,23 +3,22 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 import torch
 from flax import nnx
+from paths import ROOT
 from tiny import CLASSES
 
 from benchmarks.peer import Peer, PeerStep, agreement, flatten, noise, to_ours, to_torch, torch_device
 from bignas_jax.config import base
-from bignas_jax.losses import cross_entropy, smooth_labels
+from bignas_jax.nets.mode import Mode
 from bignas_jax.ops import prepare
-from bignas_jax.optimizer import optimizer
-from bignas_jax.supernet import Mode
+from bignas_jax.ops.losses import cross_entropy, smooth_labels
+from bignas_jax.step.optimizer import optimizer
 
-ROOT = Path(__file__).resolve().parents[2]
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
 

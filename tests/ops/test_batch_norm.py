@@ -12,9 +12,9 @@ from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 from tiny import relative_error
 
-from bignas_jax import native
+from bignas_jax.kernels import native
+from bignas_jax.kernels.norm.normalize import moments, normalize
 from bignas_jax.ops import BatchNorm, Size, SqueezeExcite
-from bignas_jax.ops.batch_norm import moments, normalize
 from bignas_jax.ops.squeeze_excite import gate
 
 TORCH = {"identity": lambda x: x, "swish": F.silu, "h_swish": F.hardswish, "relu": F.relu}

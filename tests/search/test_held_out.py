@@ -5,14 +5,14 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from bignas_jax.buckets import shared
 from bignas_jax.data import DataError, Loader
-from bignas_jax.devices import replicate
 from bignas_jax.evaluation import score_of
+from bignas_jax.programs.buckets import shared
+from bignas_jax.programs.devices import replicate
+from bignas_jax.programs.weights import build
+from bignas_jax.runs.session import Session
 from bignas_jax.search import held_out as images
 from bignas_jax.search.held_out import HeldOut
-from bignas_jax.session import Session
-from bignas_jax.supernet import build
 from configs import digits
 
 HELD_OUT = 90

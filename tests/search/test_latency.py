@@ -10,13 +10,14 @@ import pytest
 from flax import nnx
 from tiny import tiny_space
 
-from bignas_jax.config import ConfigError
-from bignas_jax.cost import count
+from bignas_jax.errors import ConfigError
+from bignas_jax.nets.mode import Mode
+from bignas_jax.nets.supernet import Supernet
 from bignas_jax.search import latency
-from bignas_jax.search.latency import LatencyTable, Workload, fit_line, network_of, parts_of, time_together
-from bignas_jax.slicing import single
-from bignas_jax.space import SearchSpace
-from bignas_jax.supernet import Mode, Supernet
+from bignas_jax.search.latency import LatencyTable, Workload, fit_line, network_of, parts_of
+from bignas_jax.search.timing import LEAST_CALLS, LEAST_ROUNDS, time_together
+from bignas_jax.spaces.cost import count
+from bignas_jax.spaces.mobilenet import SearchSpace, single
 
 CLASSES = 7
 SPACE = tiny_space()
@@ -167,7 +168,7 @@ def test_the_lowest_round_counts():
     found = time_together([call("quiet", lambda n: False), call("busy", lambda n: n < 16)])
     assert found[0] == pytest.approx(4, rel=0.5)
     assert found[1] == pytest.approx(found[0], rel=0.3)
-    assert min(calls.values()) >= 2 + latency.LEAST_ROUNDS * latency.LEAST_CALLS
+    assert min(calls.values()) >= 2 + LEAST_ROUNDS * LEAST_CALLS
 
 
 def test_estimates_of_real_children_come_near_what_is_measured(tmp_path):

@@ -5,9 +5,10 @@ import pytest
 from ml_collections import ConfigDict
 from tiny import tiny_space
 
-from bignas_jax.config import ConfigError, base
-from bignas_jax.cost import count
+from bignas_jax.config import base
+from bignas_jax.errors import ConfigError
 from bignas_jax.search.problem import Budget, Problem, budgets_of, capped
+from bignas_jax.spaces.cost import count
 
 SPACE = tiny_space()
 MAX, MIN = SPACE.biggest, SPACE.smallest

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from landscape import CLASSES, SPACE, FakeHeldOut, accuracy, problem
 
-from bignas_jax.config import ConfigError
+from bignas_jax.errors import ConfigError
 from bignas_jax.search.held_out import Sizes
 from bignas_jax.search.journal import Journal, packed, unpacked
 from bignas_jax.search.problem import Budget, Problem
 from bignas_jax.search.race import Race, paired
-from bignas_jax.search.strategy import Proposal
+from bignas_jax.search.strategies.strategy import Proposal
 
 RNG = np.random.default_rng(0)
 ARCHS = [SPACE.sample(np.random.default_rng(n)) for n in range(40)]

@@ -7,7 +7,7 @@ from landscape import SPACE, FakeHeldOut, accuracy, problem
 from bignas_jax.search.journal import Journal
 from bignas_jax.search.race import Race
 from bignas_jax.search.screening import LEAST, Screening
-from bignas_jax.search.strategy import Proposal
+from bignas_jax.search.strategies.strategy import Proposal
 
 
 @pytest.fixture(scope="module")

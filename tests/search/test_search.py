@@ -1,7 +1,6 @@
 """Whole runs of search.py in processes of their own, on a run that was trained for a few steps."""
 
 import json
-import pathlib
 import shutil
 import signal
 import subprocess
@@ -9,15 +8,14 @@ import sys
 import time
 
 import pytest
-from test_training import CONFIG, environment
+from paths import ROOT
+from run_lab import CONFIG, environment
 
 import search
-from bignas_jax import flags
-from bignas_jax.checkpoint import CheckpointError
-from bignas_jax.config import ConfigError
+from bignas_jax.cli import flags
+from bignas_jax.errors import CheckpointError, ConfigError
 from bignas_jax.search import run
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 EVALUATIONS = 12
 # 128 architectures.
 CONFIG = CONFIG.replace("kernel_size=(3,), expand_ratio=(2,)", "kernel_size=(3, 5), expand_ratio=(2, 3)")

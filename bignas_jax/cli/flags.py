@@ -1,0 +1,152 @@
+"""The command line of the scripts: a recipe, overrides of its fields, and a few flags."""
+
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import NoReturn
+
+from absl import flags
+from ml_collections import ConfigDict
+from ml_collections.config_flags import config_flags
+
+from bignas_jax.config import fields as config_lib
+from bignas_jax.config.files import load_run_config
+from bignas_jax.config.recipes import DEFAULT_CONFIG, find_config, load_config
+from bignas_jax.errors import ConfigError
+
+
+def refuse(program: str, message: str) -> NoReturn:
+    """Ends the program as a user's mistake does: one line on stderr, exit code 2."""
+    print(f"{os.path.basename(program)}: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def parse(argv: Sequence[str], doc: str, extra: Callable[[flags.FlagValues], None] | None = None,
+          of_run: bool = False, positional: str = "") -> tuple[ConfigDict, SimpleNamespace]:
+    """Reads a script's command line.
+
+    Args:
+      argv: `sys.argv`: the program, `--config FILE`, `--config.FIELD=VALUE`, `--workdir DIR`, extra flags.
+      doc: the script's docstring, for `--help`.
+      extra: defines the script's own absl flags on the FlagValues it is given.
+      of_run: take the config that a run left in its folder, where there is one, in place of the recipe's.
+      positional: the name of the one argument that is no flag; without a name there is none.
+
+    Returns:
+      The validated, locked config, and the options: `workdir` (default `exp/<name of the config file>`),
+      `config_path`, the extra flags and, under its name in lower case, the positional argument, as attributes.
+
+    Raises:
+      SystemExit: code 2 after one line on stderr for any mistake; code 0 after `--help`.
+    """
+    program = argv[0]
+    try:
+        path, arguments = _split_config(argv)
+        path = find_config(path)
+        workdir = os.path.join("exp", path.stem)
+        left = Path(_workdir_of(arguments) or workdir) / "config.json"
+        config = load_run_config(left) if of_run and left.is_file() else load_config(path)
+        config = config_lib.canonical(config)
+        values = flags.FlagValues()
+        flags.DEFINE_string("workdir", workdir, "the folder of the run", flag_values=values)
+        if extra is not None:
+            extra(values)
+        if any(argument in ("--help", "-help", "-h", "--helpfull") for argument in arguments[1:]):
+            print(_help(doc, program, path, config, values))
+            raise SystemExit(0)
+        config, options = _parse_flags(arguments, config, values, positional)
+        config_lib.validate(config)
+        config = config_lib.canonical(config).lock()
+    except (ConfigError, flags.Error) as error:
+        refuse(program, str(error))
+    return config, SimpleNamespace(**options, config_path=str(path))
+
+
+def _split_config(argv: Sequence[str]) -> tuple[str, list[str]]:
+    """The value of `--config` (the last one counts) and the other arguments."""
+    path, rest, i = DEFAULT_CONFIG, [argv[0]], 1
+    while i < len(argv):
+        if argv[i] in ("--config", "-config"):
+            if i + 1 == len(argv) or argv[i + 1].startswith("-"):
+                raise ConfigError("--config: found no value, expected the path of a config file")
+            path, i = argv[i + 1], i + 1
+        elif re.match(r"--?config=", argv[i]):
+            path = argv[i].split("=", 1)[1]
+        else:
+            rest.append(argv[i])
+        i += 1
+    return path, rest
+
+
+def _workdir_of(arguments: Sequence[str]) -> str | None:
+    """The value of `--workdir`, which decides where a run's config is looked for before flags are parsed."""
+    for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
+        if argument in ("--workdir", "-workdir"):
+            return following
+        if re.match(r"--?workdir=", argument):
+            return argument.split("=", 1)[1]
+    return None
+
+
+
+
+
+
+
+
+
+
+
+
+def _parse_flags(
+    argv: list[str], config: ConfigDict, values: flags.FlagValues, positional: str
+) -> tuple[ConfigDict, dict]:
+    """The config with the overrides of `argv`, and the options by name."""
+    known = config_lib.flat(config)
+    for argument in argv[1:]:
+        override = re.match(r"--?(?:no)?config\.([^=]*)", argument)
+        if override and override[1] not in known:
+            inside = [name for name in known if name.startswith(override[1] + ".")]
+            problem = (f"found a value for a group of fields, expected one for config.{inside[0]} or so"
+                       if inside else "found an unknown field" + config_lib.nearest(override[1], known))
+            raise ConfigError(f"config.{override[1]}: {problem}")
+    names = list(values)
+    values.set_gnu_getopt(bool(positional))  # flags may follow it
+    try:
+        holder = config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
+        rest = values(argv)
+    except flags.IllegalFlagValueError as error:
+        raise _wrong_type(error, known) from error
+    options = {name: values[name].value for name in names}
+    if positional:
+        if len(rest) != 2:
+            raise ConfigError(f"found {' '.join(rest[1:]) or 'no argument'}, expected one {positional}, and flags")
+        options[positional.lower()] = rest.pop()
+    if len(rest) > 1:
+        raise ConfigError(f"found the argument {rest[1]!r}, expected flags only, such as --config.seed=1")
+    return holder.value, options
+
+
+def _wrong_type(error: flags.IllegalFlagValueError, known: dict) -> ConfigError:
+    """absl's complaint about an override, in the words of the schema."""
+    override = re.match(r"flag --config\.([\w.]+)=(.*?): ", str(error), re.DOTALL)
+    if not override:
+        return ConfigError(str(error))
+    name, value = override.groups()
+    field = config_lib.FIELDS.get(name)
+    expected = field.expected if field else f"a value such as {known[name]!r}"
+    return ConfigError(f"config.{name}: found {value!r}, expected {expected}")
+
+
+def _help(doc: str, program: str, path: Path, config: ConfigDict, values: flags.FlagValues) -> str:
+    lines = [doc.strip(), "", f"flags of {os.path.basename(program)}:",
+             f"  --config: the recipe (default: {DEFAULT_CONFIG})"]
+    lines += [f"  --{name}: {values[name].help} (default: {values[name].default})" for name in values]
+    lines += ["", f"fields of {path}, each an override such as --config.seed=1:"]
+    for name, value in config_lib.flat(config).items():
+        field = config_lib.FIELDS.get(name)
+        lines.append(f"  --config.{name}={value!r}" + (f"  ({field.expected})" if field else ""))
+    return "\n".join(lines)

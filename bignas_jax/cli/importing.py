@@ -1,0 +1,62 @@
+"""Import a supernet that PyTorch-BigNAS, AttentiveNAS or AlphaNet trained, as a run's folder.
+
+    python -m bignas_jax.cli.importing CHECKPOINT --config configs/bignas.py --workdir exp/imported
+    python -m bignas_jax.cli.importing FILE.pth.tar --config configs/attentive_nas.py --weights ema
+
+CHECKPOINT is a .pth, .pt, .tar or .safetensors file with the state dict of the whole supernet; nothing that a file
+holds beside it is run. The config's space and number of classes must be the ones it was trained with; its data need
+not be there yet. Then eval.py, search.py and export.py work on the folder, and train.py goes on from the weights.
+"""
+
+import os
+import pathlib
+import shlex
+import sys
+
+from absl import flags as absl_flags
+from ml_collections import ConfigDict
+
+from bignas_jax.cli import flags, scripts
+from bignas_jax.errors import WeightsError
+from bignas_jax.interop.imports.import_torch import import_checkpoint, table
+
+
+def following(workdir: str, config: ConfigDict) -> str:
+    """What to do next, as text: the commands that go on from an import, with the images where none are known."""
+    known = config.data.source != "folder" or pathlib.Path(config.data.root).is_dir()
+    folder = f"--workdir {shlex.quote(workdir)}{'' if known else ' --config.data.root=ROOT'}"
+    return "\n".join([
+        f"next{'' if known else ', with your images in ROOT'}:\n",
+        f"python eval.py {folder} --arch max --arch min",
+        f"python eval.py {folder} --arch max --statistics stored",
+        f"python search.py {folder}",
+    ])  # fmt: skip
+
+
+def define(values: absl_flags.FlagValues) -> None:
+    absl_flags.DEFINE_enum(
+        "weights", "", ["", "model", "ema"], "which to take where the file has both", flag_values=values
+    )
+
+
+def main() -> int:
+    # Nothing is computed here, so JAX's memory (memory.keep_freed_memory) does not matter.
+    config, options = flags.parse(sys.argv, __doc__, define, positional="CHECKPOINT")
+
+    def work() -> None:
+        try:
+            result = import_checkpoint(config, options.workdir, options.checkpoint, options.weights)
+        except WeightsError as error:
+            if error.details:
+                print(error.details, file=sys.stderr)
+            raise
+        where = f"entry {result.entry}" if result.entry else "the whole file"
+        about = "".join(f", {name} {number}" for name, number in result.counters.items())
+        print(f"{os.path.basename(result.file)}: {where}{about}\n\n{table(result, config)}")
+        print(f"\nimported into {options.workdir}, as step 0; {following(options.workdir, config)}")
+
+    return scripts.run(sys.argv[0], work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,30 @@
+"""Writes the report of a finished search again.
+
+    python -m bignas_jax.cli.report exp/digits     # from exp/digits/search/result.json
+"""
+
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from bignas_jax.cli import flags
+from bignas_jax.errors import ReportError
+from bignas_jax.search.report.page import read, write
+
+
+def main(argv: Sequence[str]) -> int:
+    """Writes the report of the run's folder that `argv` names; ends with code 2 after a line on a mistake."""
+    program = "bignas_jax.cli.report"
+    if len(argv) != 2 or argv[1].startswith("-"):
+        flags.refuse(program, f"found {len(argv) - 1} arguments, expected one: the folder of a run, as exp/digits")
+    try:
+        result = read(argv[1])
+        paths = write(result, pathlib.Path(argv[1]) / "search")
+    except ReportError as error:
+        flags.refuse(program, str(error))
+    print(*paths, sep="\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,43 @@
+"""How the scripts end: what a user can mend is one line on stderr, anything else keeps its traceback."""
+
+import os
+import sys
+from collections.abc import Callable
+
+import jax
+
+from bignas_jax.cli import flags
+from bignas_jax.errors import ExportError, Stopped, TrainingError, UserError
+
+
+def run(program: str, work: Callable[[], None]) -> int:
+    """Calls `work` and returns the exit code of the script `program`.
+
+    2: the command, the config, the data or a file must change. 1: the run failed. 128 + n: signal n ended it.
+    """
+    name = os.path.basename(program)
+    try:
+        work()
+    except (TrainingError, ExportError) as error:
+        return _end(f"{name}: {error}", error.exit_code)
+    except UserError as error:
+        flags.refuse(program, str(error))
+    except OSError as error:
+        if error.filename is None and error.strerror is None:
+            raise
+        flags.refuse(program, f"{error.filename or 'a file'}: {error.strerror}")
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        advice = "lower config.batch_size or config.evaluation.batch_size, or set config.remat=True"
+        return _end(f"{name}: the device's memory ran out: {advice}, or config.model.dtype=bfloat16", 1)
+    except Stopped as stop:
+        return _end(f"{name}: stopped by {stop}; the same command goes on from there", stop.exit_code)
+    except KeyboardInterrupt:
+        return _end(f"{name}: interrupted; the same command goes on from the last checkpoint", 130)
+    return 0
+
+
+def _end(message: str, code: int) -> int:
+    print(message, file=sys.stderr)
+    return code

@@ -1,0 +1,64 @@
+"""A config as text: what a run leaves in its folder, and how two configs differ."""
+
+import json
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from bignas_jax.config.fields import _tupled, base, flat
+from bignas_jax.errors import ConfigError
+
+
+def with_defaults(config: ConfigDict) -> ConfigDict:
+    """The config, with the fields of `base` that it lacks: a run's folder may be older than a field."""
+    values = config.to_dict()
+    for name, default in flat(base()).items():
+        *path, last = name.split(".")
+        owner = values
+        for part in path:
+            owner = owner.setdefault(part, {})
+        owner.setdefault(last, default)
+    return ConfigDict(values)
+
+
+def to_json(config: ConfigDict) -> str:
+    """The config as indented JSON; `from_json` gives it back."""
+    return json.dumps(config.to_dict(), indent=2) + "\n"
+
+
+def from_json(text: str) -> ConfigDict:
+    """The inverse of `to_json`, locked as `flags.parse` returns it; lists are tuples. It is not validated.
+
+    Raises:
+      ConfigError: the text is not a JSON object.
+    """
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"config: not valid JSON ({error}), expected what to_json wrote") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"config: found JSON of type {type(values).__name__}, expected an object")
+    return ConfigDict(_tupled(values)).lock()
+
+
+def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
+    """One line for each field that differs, such as 'config.optimizer.momentum: 0.9 -> 0.8'."""
+    before, after = flat(old), flat(new)
+    lines = []
+    for name in dict.fromkeys([*before, *after]):
+        if name not in before or name not in after or before[name] != after[name]:
+            a, b = (repr(side[name]) if name in side else "absent" for side in (before, after))
+            lines.append(f"config.{name}: {a} -> {b}")
+    return lines
+
+
+def load_run_config(path: Path) -> ConfigDict:
+    """The config.json of a run's folder, unlocked; fields that came later have their defaults.
+
+    Raises:
+      ConfigError: the file is not what training writes.
+    """
+    try:
+        return with_defaults(from_json(path.read_text()).unlock())
+    except (ConfigError, OSError) as error:
+        raise ConfigError(f"{path}: {error}") from error

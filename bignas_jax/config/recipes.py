@@ -1,0 +1,64 @@
+"""Recipes: Python files whose `get_config()` returns a config."""
+
+import importlib.machinery
+import importlib.util
+import traceback
+from pathlib import Path
+from types import ModuleType
+
+from ml_collections import ConfigDict
+
+from bignas_jax.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[2]
+DEFAULT_CONFIG = "configs/digits.py"
+
+
+def find_config(path: str) -> Path:
+    """The config file at `path`, looked for here and then in the repository.
+
+    Raises:
+      ConfigError: there is none.
+    """
+    for candidate in (Path(path), ROOT / path):
+        if candidate.is_file():
+            return candidate
+    recipes = sorted(f"configs/{file.name}" for file in (ROOT / "configs").glob("[!_]*.py"))
+    raise ConfigError(f"--config: found no file {path!r}, expected a path such as {', '.join(recipes)}")
+
+
+def load_config(path: Path) -> ConfigDict:
+    """What `get_config()` of the file at `path` returns, not yet validated.
+
+    Raises:
+      ConfigError: the file fails (its name and line are given), or has no `get_config()` of a ConfigDict.
+    """
+    name = f"bignas_jax_config_{path.stem}"
+    loader = importlib.machinery.SourceFileLoader(name, str(path))
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader(name, loader))
+    try:
+        loader.exec_module(module)
+        config = _get_config(module, path)
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{_where(error, path)}: {type(error).__name__}: {error}") from error
+    if not isinstance(config, ConfigDict):
+        raise ConfigError(f"{path}: get_config() returned {type(config).__name__}, expected a ConfigDict")
+    return config
+
+
+def _get_config(module: ModuleType, path: Path) -> ConfigDict:
+    if not callable(getattr(module, "get_config", None)):
+        raise ConfigError(f"{path}: found no get_config(), expected a function that returns a ConfigDict")
+    return module.get_config()
+
+
+def _where(error: Exception, path: Path) -> str:
+    """File and line of a mistake in a config file."""
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}:{error.lineno}"
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if frame.filename == str(path)]
+    frame = (own or frames)[-1]
+    return f"{frame.filename}:{frame.lineno}"

@@ -1,0 +1,69 @@
+"""The errors that a user can mend. Each message is one line: what was found, what was expected, what to do.
+
+`exit_code` is what a script ends with: 2 where the command, the config, the data or a file must change, 1 where the
+work failed, 128 + n where signal n ended it.
+"""
+
+import signal
+
+
+class UserError(ValueError):
+    """The command, the config, the data or a file must change."""
+
+    exit_code = 2
+
+
+class ConfigError(UserError):
+    """A config that cannot work; the message names the field."""
+
+
+class DataError(UserError):
+    """A data set, an image or a setting that cannot be used."""
+
+
+class CorruptImage(DataError):
+    """One image that cannot be decoded; the message is its name and the reason."""
+
+
+class CheckpointError(UserError):
+    """There is no checkpoint to read, or it does not fit."""
+
+
+class WeightsError(CheckpointError):
+    """The weights of another system cannot be read or do not fit. `details` are lines to show before the message."""
+
+    def __init__(self, message: str, details: str = ""):
+        super().__init__(message)
+        self.details = details
+
+
+class EvaluationError(UserError):
+    """There is nothing to evaluate on."""
+
+
+class ReportError(UserError):
+    """No report can be made of a result."""
+
+
+class ExportError(UserError):
+    """A child cannot be taken out, or what was written computes something else."""
+
+    exit_code = 1
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on."""
+
+    exit_code = 1
+
+
+class Stopped(Exception):
+    """A signal ended the work, and what was done is saved.
+
+    Args:
+      signum: the signal. where: how far the work was, such as 'at step 3'.
+    """
+
+    def __init__(self, signum: int, where: str):
+        super().__init__(f"{signal.Signals(signum).name} {where}")
+        self.signum, self.exit_code = signum, 128 + signum

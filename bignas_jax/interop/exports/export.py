@@ -1,0 +1,333 @@
+"""Children of a run taken out to files that need no bignas_jax, each run back on real images before it counts."""
+
+import dataclasses
+import itertools
+import json
+import pathlib
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+
+from bignas_jax.data import DataError, prefetch
+from bignas_jax.errors import ConfigError, ExportError
+from bignas_jax.interop.exports import formats, run_back
+from bignas_jax.interop.exports.preprocess import preprocess
+from bignas_jax.nets.child import Child, fold, take
+from bignas_jax.nets.mode import Mode
+from bignas_jax.ops import prepare
+from bignas_jax.programs.buckets import Bucket
+from bignas_jax.programs.kept import use_compilation_cache
+from bignas_jax.runs.checkpoint import Checkpoints
+from bignas_jax.runs.session import Session
+from bignas_jax.spaces.architecture import Architecture
+from bignas_jax.spaces.cost import count
+from bignas_jax.spaces.naming import read_architectures
+
+LIMIT = 1e-3  # greatest difference of a logit, as a part of the largest logit
+_CHECK_BATCH = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How children are written.
+
+    Attributes:
+      formats: some of `formats.WRITERS`. fold: whether batch norm goes into the convolutions.
+      batch: images a call; 0 leaves it open. images: held-out images to compare on.
+    """
+
+    formats: Sequence[str] = tuple(formats.WRITERS)
+    fold: bool = True
+    batch: int = 0
+    images: int = 128
+
+    def __post_init__(self):
+        object.__setattr__(self, "formats", formats.check_formats(self.formats))
+        if self.batch < 0:
+            raise ConfigError(f"--batch: found {self.batch}, expected the images of a call, or 0 for any")
+        if self.images < 1:
+            raise ConfigError(f"--images: found {self.images}, expected at least 1 to compare on")
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Real images in every form that the checks need.
+
+    Attributes:
+      decoded: uint8 [H, W, 3] each. cropped: uint8 [N, S, S, 3], as training's evaluation prepares them.
+      labels: int [N]. split: where they come from.
+    """
+
+    decoded: Sequence[np.ndarray]
+    cropped: np.ndarray
+    labels: np.ndarray
+    split: str
+
+
+def export_run(
+    config: ConfigDict,
+    workdir: str | pathlib.Path,
+    names: Sequence[str],
+    options: Options,
+    checkpoint: str = "newest",
+    out: str | pathlib.Path = "",
+) -> Iterable[dict[str, Any]]:
+    """Takes architectures out of a run's checkpoint; a row for each as soon as its files are written and checked.
+
+    Args:
+      names: as `reporting.read_architectures` takes them. checkpoint: 'newest', 'best' or a step.
+      out: gets a folder for each child; '' for `children` in the run's folder.
+    Returns:
+      Rows: name, folder, architecture, macs, params, step, files (see `write_child`), images, split, top1.
+    Raises:
+      ValueError: no such checkpoint, too few images, or an architecture is not in the space; one line.
+    """
+    use_compilation_cache()
+    out = pathlib.Path(out or pathlib.Path(workdir) / "children")
+    session, weights, found, step = _open(config, workdir, names, checkpoint)
+    for name, arch in found.items():
+        _check_folder(out / name, arch)
+    comparison = real_images(session, options.images)
+    statistics = _calibrate(session, weights, found.values())
+    for name, arch in found.items():
+        expected = _logits(session, weights, statistics[arch], arch, comparison.cropped)
+        child = take(session.space, weights, statistics[arch], arch)
+        about = _about(session, name, arch, step)
+        specification = preprocessing(session.config, session.dataset.class_names, arch.resolution)
+        folder = out / name
+        files = write_child(child, folder, about, specification, options)
+        images = np.stack([preprocess(image, specification) for image in comparison.decoded])
+        found_logits = run_child(folder, images, options)
+        row = about | {
+            "folder": str(folder),
+            "files": [file | compare(found_logits[file["format"]], expected) for file in files],
+            "images": len(images),
+            "split": comparison.split,
+            "top1": float(np.mean(expected.argmax(1) == comparison.labels)),
+        }
+        (folder / "export.json").write_text(json.dumps(row, indent=2) + "\n")
+        yield row
+
+
+def _open(config: ConfigDict, workdir, names: Sequence[str], checkpoint: str):
+    # What leaves is float32, whatever it was trained in; so are the logits that it is compared with.
+    config = ConfigDict(config.to_dict())
+    config.model.dtype = "float32"
+    checkpoints = Checkpoints(workdir, read_only=True)
+    try:
+        session = Session.open(config)
+        session.check_evaluation()
+        found = read_architectures(session.space, names)
+        weights, step = checkpoints.weights(session.shapes, session.mesh, checkpoint)
+    finally:
+        checkpoints.close()
+    return session, weights, found, step
+
+
+def _check_folder(folder: pathlib.Path, arch: Architecture) -> None:
+    """Refuses a folder that holds another architecture: two files of one name, say."""
+    file = folder / "architecture.json"
+    try:
+        there = Architecture.from_json(file.read_text())
+    except FileNotFoundError:
+        return
+    except ValueError as error:
+        raise ConfigError(f"{file}: {error}; give another --out") from error
+    if there != arch:
+        raise ConfigError(f"{folder} holds another architecture, {there.to_json()}: remove it, or give another --out")
+
+
+def _calibrate(session: Session, weights: Any, archs: Iterable[Architecture]) -> dict[Architecture, Any]:
+    buckets = {arch: Bucket(arch, masked=False) for arch in archs}
+    config = session.config.calibration
+    session.evaluator.compile(session.shapes, buckets.values(), session.config.data.image_size, config.batch_size, 0)
+    loader = session.loader("calibration", config.batch_size, limit=config.num_images)
+    with prefetch(loader.once(), session.mesh) as batches:
+        return session.evaluator.calibrate(weights, buckets, batches, loader.steps_per_epoch)
+
+
+def real_images(session: Session, number: int) -> Comparison:
+    """Up to `number` images, spread over the held-out ones, or over the validation split where none are held out.
+
+    Raises:
+      DataError: an image is corrupt and the config does not say to skip such; there are no images.
+    """
+    dataset = session.dataset
+    split = "holdout" if dataset.splits["holdout"] else "val"
+    source, indices = dataset.select(split)
+    spread = np.unique(np.linspace(0, len(indices) - 1, min(number, len(indices))).round().astype(int))
+    decoded, labels = [], []
+    for index in indices[spread]:
+        try:
+            decoded.append(source.load(int(index)))
+        except DataError as error:
+            if dataset.on_corrupt == "skip":
+                continue
+            raise DataError(f"corrupt image {error}; mend it, or set config.data.on_corrupt=skip") from error
+        labels.append(int(source.labels[index]))
+    if not decoded:
+        raise DataError(f"found no image in the {split} split to compare on, expected at least one")
+    cropped = np.stack([dataset.evaluation(image) for image in decoded])
+    return Comparison(decoded, cropped, np.array(labels), split)
+
+
+def _logits(session: Session, weights: Any, statistics: Any, arch: Architecture, images: np.ndarray) -> np.ndarray:
+    """What the supernet itself, sliced to `arch`, makes of uint8 [N, S, S, 3]: the logits that evaluation scores."""
+    config = session.config.data
+
+    @jax.jit
+    def run(weights, statistics, images):
+        x = prepare(images, arch.resolution, config.mean, config.std)
+        net = nnx.merge(session.graphdef, weights)
+        return net(x, arch, None, Mode(statistics=statistics))[0]
+
+    with jax.default_matmul_precision("highest"):
+        parts = _filled(images, _CHECK_BATCH).reshape(-1, _CHECK_BATCH, *images.shape[1:])
+        return np.concatenate([run(weights, statistics, part) for part in parts])[: len(images)]
+
+
+def _filled(images: np.ndarray, batch: int) -> np.ndarray:
+    """The images and copies of the last one, to a multiple of `batch`."""
+    return np.concatenate([images, np.repeat(images[-1:], -len(images) % batch, 0)])
+
+
+def _about(session: Session, name: str, arch: Architecture, step: int) -> dict[str, Any]:
+    cost = count(session.space, arch, session.config.model.num_classes)
+    return {
+        "name": name,
+        "architecture": arch.to_dict(),
+        "macs": cost.macs,
+        "params": cost.params,
+        "step": step,
+    }
+
+
+def preprocessing(config: ConfigDict, class_names: Sequence[str], resolution: int) -> dict[str, Any]:
+    """What lies between an image file and the child's input, in the order of the keys; see preprocess.py."""
+    data = config.data
+    return {
+        "color": "RGB, uint8; grey images have three equal channels; the orientation in EXIF is not applied",
+        "resize": {
+            "short_side": data.eval_resize,
+            "long_side": "in proportion, rounded down",
+            "interpolation": "bicubic, a = -0.5",
+            "antialias": True,
+        },
+        "crop": {"size": data.image_size, "position": "centre, round((side - size) / 2) to the top and the left"},
+        "scale": 1 / 255,
+        "mean": list(data.mean),
+        "std": list(data.std),
+        "size": {
+            "side": resolution,
+            "interpolation": "bicubic, a = -0.75, half-pixel centres, border repeated",
+            "antialias": False,
+        },
+        "input": {
+            "dtype": "float32",
+            "onnx": ["batch", 3, resolution, resolution],
+            "torch": ["batch", 3, resolution, resolution],
+            "safetensors": ["batch", 3, resolution, resolution],
+            "stablehlo": ["batch", resolution, resolution, 3],
+        },
+        "output": "logits, float32 [batch, classes]; softmax gives probabilities",
+        "class_names": list(class_names),
+    }
+
+
+def write_child(
+    child: Child, folder: pathlib.Path, about: Mapping[str, Any], specification: Mapping[str, Any], options: Options
+) -> list[dict[str, Any]]:
+    """Writes a child's files into `folder`.
+
+    Formats that are not asked for stay, if they were exported from the same architecture and step; other files stay.
+
+    Args:
+      about: name, architecture (a dictionary), macs, params, step. specification: of `preprocessing`.
+    Returns:
+      A dictionary for each format: format, file, bytes and, for ONNX, nodes (number by operator).
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _remove_outdated(folder, about)
+    child = fold(child) if options.fold else child
+    (folder / "architecture.json").write_text(json.dumps(about["architecture"]) + "\n")
+    (folder / "preprocessing.json").write_text(json.dumps(specification, indent=2) + "\n")
+    shutil.copyfile(pathlib.Path(__file__).parent / "preprocess.py", folder / "preprocess.py")
+    texts = dict(about) | {"preprocessing": specification, "class_names": specification["class_names"]}
+    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in texts.items()}
+    files = []
+    for name in options.formats:
+        path = formats.WRITERS[name](child, folder, options.batch, texts)
+        file = {"format": name, "file": path.name, "bytes": path.stat().st_size}
+        files.append(file | ({"nodes": formats.onnx_nodes(path)} if name == "onnx" else {}))
+    return files
+
+
+def _remove_outdated(folder: pathlib.Path, about: Mapping[str, Any]) -> None:
+    """Removes the files of an earlier export that came from other weights: they would pass for this child's."""
+    record = folder / "export.json"
+    try:
+        before = json.loads(record.read_text())
+        same = all(before[name] == about[name] for name in ("architecture", "step"))
+    except FileNotFoundError:
+        return
+    except (ValueError, KeyError):
+        same = False
+    record.unlink()
+    for name in () if same else formats.FILES:
+        (folder / name).unlink(missing_ok=True)
+
+
+def run_child(folder: pathlib.Path, images: np.ndarray, options: Options) -> dict[str, np.ndarray]:
+    """Logits [N, classes] of float32 images [N, 3, R, R] by format, from the files alone."""
+    batch = options.batch or _CHECK_BATCH
+    filled = _filled(images, batch)
+    return {name: run_back.RUNNERS[name](folder, filled, batch)[: len(images)] for name in options.formats}
+
+
+def compare(found: np.ndarray, expected: np.ndarray) -> dict[str, float]:
+    """The greatest difference of a logit as a part of the largest one in magnitude, and how often top-1 agrees."""
+    largest = max(float(np.abs(expected).max()), np.finfo(np.float32).tiny)
+    return {
+        "difference": float(np.abs(found.astype(np.float64) - expected).max() / largest),
+        "agreement": float(np.mean(found.argmax(1) == expected.argmax(1))),
+    }
+
+
+def check(rows: Iterable[Mapping[str, Any]]) -> None:
+    """Refuses children whose files compute something else.
+
+    Raises:
+      ExportError: a difference is beyond LIMIT, or not a number.
+    """
+    wrong = [
+        f"{row['folder']}/{file['file']} ({file['difference']:.1e})"
+        for row, file in itertools.chain.from_iterable(((row, file) for file in row["files"]) for row in rows)
+        if not file["difference"] <= LIMIT
+    ]
+    if wrong:
+        raise ExportError(
+            f"logits differ from the supernet's by more than {LIMIT:g} of the largest logit: {', '.join(wrong)}; "
+            "do not use these files"
+        )
+
+
+def table(row: Mapping[str, Any]) -> str:
+    """A child's files with sizes, differences and agreement."""
+    macs, params = row["macs"] / 1e6, row["params"] / 1e6
+    lines = [
+        f"{row['name']}: {macs:,.2f} M multiply-adds, {params:,.2f} M parameters, step {row['step']}; "
+        f"on {row['images']} {row['split']} images, top-1 {row['top1']:.2%}",
+        f"{'format':<12}{'file':<20}{'MB':>9}{'nodes':>7}{'difference':>12}{'same top-1':>12}",
+    ]
+    for file in row["files"]:
+        nodes = sum(file["nodes"].values()) if "nodes" in file else ""
+        lines.append(
+            f"{file['format']:<12}{file['file']:<20}{file['bytes'] / 1e6:>9.2f}{nodes:>7}"
+            f"{file['difference']:>12.1e}{file['agreement']:>12.2%}"
+        )
+    return "\n".join(lines)

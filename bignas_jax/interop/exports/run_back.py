@@ -1,0 +1,94 @@
+"""Exported files run as their users run them: in fresh processes that cannot import this package.
+
+Every runner takes the child's folder, float32 images [N, 3, R, R] and the size of a batch, and returns the logits
+[N, classes].
+"""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+
+import numpy as np
+
+from bignas_jax.errors import ExportError
+
+# Arguments: the folder, the images, where the logits go, the size of a batch.
+_BEGIN = """
+import sys
+sys.modules.update(dict.fromkeys({forbidden!r}))
+import numpy as np
+folder, source, target, size = sys.argv[1:]
+images, size = np.load(source), int(size)
+parts = [images[start : start + size] for start in range(0, len(images), size)]
+"""
+_END = """
+np.save(target, np.concatenate([np.asarray(run(part)) for part in parts]))
+"""
+_ONNX = """
+import onnxruntime
+options = onnxruntime.SessionOptions()
+options.log_severity_level = 3
+session = onnxruntime.InferenceSession(folder + "/child.onnx", options, providers=["CPUExecutionProvider"])
+run = lambda part: session.run(None, {session.get_inputs()[0].name: part})[0]
+"""
+_STABLEHLO = """
+import jax, jax.export
+with open(folder + "/child.stablehlo", "rb") as file:
+    call = jax.jit(jax.export.deserialize(bytearray(file.read())).call)
+run = lambda part: call(part.transpose(0, 2, 3, 1))
+"""
+_TORCH = """
+sys.path.insert(0, folder)
+import child, torch
+torch.set_grad_enabled(False)
+model = child.load()
+run = lambda part: model(torch.from_numpy(part))
+"""
+_PROGRAMS = {
+    "onnx": (_ONNX, ("bignas_jax", "jax", "flax", "torch")),
+    "stablehlo": (_STABLEHLO, ("bignas_jax", "flax", "torch")),
+    "torch": (_TORCH, ("bignas_jax", "jax", "flax", "torchvision")),
+}
+
+
+def _run_alone(name: str, folder: pathlib.Path, images: np.ndarray, batch: int) -> np.ndarray:
+    program, forbidden = _PROGRAMS[name]
+    program = _BEGIN.format(forbidden=forbidden) + program + _END
+    # The checks are made on the CPU: this process may hold all of a GPU's memory.
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    with tempfile.TemporaryDirectory() as scratch:
+        source, target = f"{scratch}/images.npy", f"{scratch}/logits.npy"
+        np.save(source, images)
+        # -I: neither the working directory nor PYTHONPATH is looked in. -B: nothing is left beside child.py.
+        command = [sys.executable, "-I", "-B", "-c", program, str(folder.absolute()), source, target, str(batch)]
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True)
+        if ended.returncode:
+            last = (ended.stderr.strip().splitlines() or [f"exit code {ended.returncode}"])[-1]
+            raise ExportError(f"{folder}: the {name} file was written but does not run: {last}")
+        return np.load(target)
+
+
+def _run_safetensors(folder: pathlib.Path, images: np.ndarray, batch: int) -> np.ndarray:
+    """In this process, in the module that the file's own metadata describes."""
+    import torch
+    from safetensors import safe_open
+
+    from bignas_jax.interop.exports.torch_child import Child
+
+    with safe_open(folder / "child.safetensors", "pt") as file:
+        model = Child(json.loads(file.metadata()["description"]))
+        state = {name: file.get_tensor(name) for name in file.keys()}
+    model.load_state_dict(state)
+    with torch.inference_mode():
+        return torch.cat([model(part) for part in torch.from_numpy(images).split(batch)]).numpy()
+
+
+Runner = Callable[[pathlib.Path, np.ndarray, int], np.ndarray]
+RUNNERS: dict[str, Runner] = {
+    **{name: (lambda *args, name=name: _run_alone(name, *args)) for name in _PROGRAMS},
+    "safetensors": _run_safetensors,
+}

@@ -1,0 +1,201 @@
+"""Import a supernet that PyTorch-BigNAS, AttentiveNAS or AlphaNet trained, as a run's folder."""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from bignas_jax.config import fields as configs
+from bignas_jax.config.files import to_json
+from bignas_jax.config.recipes import ROOT, load_config
+from bignas_jax.errors import ConfigError, WeightsError
+from bignas_jax.interop.imports.bignas_names import Account, Shape, account, read_state_dict
+from bignas_jax.interop.imports.torch_file import listed, read_checkpoint, to_float32
+from bignas_jax.runs.checkpoint import Checkpoints
+from bignas_jax.spaces.cost import count
+from bignas_jax.spaces.mobilenet import SearchSpace
+from bignas_jax.spaces.naming import extremes
+from bignas_jax.text import aligned
+
+NOTE = "imported.json"
+CLASSIFIER = "classifier.linear.linear"
+
+
+@dataclasses.dataclass(frozen=True)
+class Imported:
+    """What was imported.
+
+    Attributes:
+      file, sha256: the checkpoint. entry: where in it the weights were. counters: its own epoch or step.
+      tensors: how many were used as parameters and as statistics. ignored: how many of each kind were passed over.
+      params: numbers in the supernet's parameters.
+    """
+
+    file: str
+    sha256: str
+    entry: str
+    counters: Mapping[str, int]
+    tensors: Mapping[str, int]
+    ignored: Mapping[str, int]
+    params: int
+
+
+def import_checkpoint(
+    config: ConfigDict, workdir: str | pathlib.Path, file: str | pathlib.Path, weights: str = ""
+) -> Imported:
+    """Writes the supernet of a PyTorch checkpoint into a new run's folder; nothing is written where it does not fit.
+
+    The folder gets config.json, imported.json and, as step 0, a checkpoint of the weights with the batch-norm
+    statistics that were stored for the biggest architecture.
+
+    Args:
+      config: validated, as `flags.parse` returns it. weights: 'model' or 'ema' where the file has both.
+    Raises:
+      ConfigError: the folder holds something. WeightsError: the file cannot be read, or its tensors are not those
+        of the config's space; `details` lists all of them.
+    """
+    if config.arch:
+        raise ConfigError("config.arch: found an architecture, expected a supernet's config, such as configs/bignas.py")
+    workdir, space = pathlib.Path(workdir), SearchSpace.from_config(config.space)
+    check_unused(workdir)
+    found = read_checkpoint(file, weights)
+    shapes = {name: tuple(tensor.shape) for name, tensor in found.tensors.items()}
+    held = account(space, config.model.num_classes, shapes)
+    if not held.fits:
+        raise WeightsError(f"{file}: {_misfit(held, _hint(config, shapes, held))}", _details(held))
+    used = {name: tensor for name, tensor in found.tensors.items() if name not in held.idle}
+    arrays = to_float32(file, used)
+    params, statistics = read_state_dict(space, arrays)
+    moments = 2 * len(statistics)
+    idle = {"shortcuts inside stages, which never run": len(held.idle)} if held.idle else {}
+    stored = sum(array.size for pair in statistics.values() for array in pair)
+    result = Imported(
+        file=str(pathlib.Path(file).absolute()),
+        sha256=_sha256(file),
+        entry=found.entry,
+        counters=found.counters,
+        tensors={"parameters": len(arrays) - moments, "stored statistics of MAX": moments},
+        ignored={**found.ignored, **idle},
+        params=sum(array.size for array in arrays.values()) - stored,
+    )
+    _write(config, workdir, result, params, statistics)
+    return result
+
+
+def check_unused(workdir: pathlib.Path) -> None:
+    """Refuses a folder that holds anything but what an import left that was broken off.
+
+    Raises:
+      ConfigError: there is something that could be lost, or the folder is no folder.
+    """
+    if not workdir.exists():
+        return
+    if not workdir.is_dir():
+        raise ConfigError(f"--workdir: {workdir} is a file, expected a new folder")
+    there = {path.name for path in workdir.iterdir()}
+    steps = [path for path in (workdir / "checkpoints").glob("[0-9]*") if path.name.isdigit()]
+    unfinished = NOTE in there and there <= {NOTE, f"{NOTE}.tmp", "config.json", "config.json.tmp", "checkpoints"}
+    if there and (steps or not unfinished):
+        held = f"a run with {len(steps)} checkpoints" if steps else listed(sorted(there), 3)
+        raise ConfigError(f"--workdir: {workdir} already holds {held}, expected a new or empty folder; name another")
+
+
+def _write(config: ConfigDict, workdir: pathlib.Path, result: Imported, params: Any, statistics: Any) -> None:
+    """The note first and the checkpoint last, so that an import that is broken off can be made again."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        _replace(workdir / NOTE, json.dumps(dataclasses.asdict(result), indent=2) + "\n")
+        _replace(workdir / "config.json", to_json(config))
+    except OSError as error:
+        raise ConfigError(f"--workdir: cannot write to {workdir} ({error.strerror}), expected a folder") from error
+    checkpoints = Checkpoints(workdir)
+    try:
+        checkpoints.save_imported(params, statistics)
+    finally:
+        checkpoints.close()
+
+
+def _replace(path: pathlib.Path, text: str) -> None:
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def _sha256(file: str | pathlib.Path) -> str:
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _misfit(held: Account, hint: str) -> str:
+    """The account in one line, with one tensor of each kind."""
+    parts = []
+    if held.missing:
+        name, shape = next(iter(held.missing.items()))
+        parts.append(f"{len(held.missing)} tensors missing ({name}, expected {_shape(shape)})")
+    if held.misshapen:
+        name, (found, expected) = next(iter(held.misshapen.items()))
+        parts.append(f"{len(held.misshapen)} of another shape ({name}: {_found(found, expected)})")
+    if held.unexpected:
+        name, shape = next(iter(held.unexpected.items()))
+        parts.append(f"{len(held.unexpected)} unexpected ({name} {_shape(shape)})")
+    return f"does not fit the config's space and classes: {'; '.join(parts)}; {hint}"
+
+
+def _details(held: Account) -> str:
+    """The account in lines, the first tensors of each kind."""
+    kinds = {
+        "missing": [f"{name}, expected {_shape(shape)}" for name, shape in held.missing.items()],
+        "of another shape": [
+            f"{name}: {_found(found, expected)}" for name, (found, expected) in held.misshapen.items()
+        ],
+        "unexpected": [f"{name} {_shape(shape)}" for name, shape in held.unexpected.items()],
+    }
+    indent = "\n  "
+    return "\n".join(
+        f"{kind} ({len(lines)}):{indent}{listed(lines, between=indent)}" for kind, lines in kinds.items() if lines
+    )
+
+
+def _found(found: Shape, expected: Shape) -> str:
+    return f"found {_shape(found)}, expected {_shape(expected)}"
+
+
+def _shape(shape: Shape) -> str:
+    return str(list(shape))
+
+
+def _hint(config: ConfigDict, shapes: Mapping[str, Shape], held: Account) -> str:
+    """What to do about tensors that do not fit."""
+    classes = shapes.get(f"{CLASSIFIER}.bias", (config.model.num_classes,))[0]
+    flag = f"--config.model.num_classes={classes}"
+    if account(SearchSpace.from_config(config.space), classes, shapes).fits:
+        return f"the classifier has {classes} classes: {flag}"
+    for path in sorted((ROOT / "configs").glob("[!_]*.py")):
+        try:
+            recipe = load_config(path)
+            configs.validate(recipe)
+        except ConfigError:
+            continue  # a recipe that is being written is no reason to say less
+        if account(SearchSpace.from_config(recipe.space), classes, shapes).fits:
+            wanted = "" if recipe.model.num_classes == classes else f" {flag}"
+            return f"the tensors are those of --config configs/{path.name}{wanted}"
+    if len(held.missing) == len(account(SearchSpace.from_config(config.space), classes, {}).missing):
+        return "none of its names is known: expected a whole supernet of PyTorch-BigNAS, AttentiveNAS or AlphaNet"
+    return "set config.space to the choices that it was trained with"
+
+
+def table(result: Imported, config: ConfigDict) -> str:
+    """What was used and ignored, and the two ends of the space, as text."""
+    body = [(f"used: {kind}", f"{number:,}") for kind, number in result.tensors.items()]
+    body += [(f"ignored: {kind}", f"{number:,}") for kind, number in result.ignored.items()]
+    space = SearchSpace.from_config(config.space)
+    costs = {name: count(space, arch, config.model.num_classes) for name, arch in extremes(space).items()}
+    ends = [(name, f"{cost.macs / 1e6:,.2f}", f"{cost.params / 1e6:,.3f}") for name, cost in costs.items()]
+    ends.append(("supernet", "-", f"{result.params / 1e6:,.3f}"))
+    parts = [aligned(("tensors", "number"), body)]
+    parts.append(aligned(("architecture", "MACs (M)", "params (M)"), ends))
+    return "\n\n".join(parts)

@@ -1,0 +1,260 @@
+"""Files of PyTorch checkpoints, read without running what is in them: one state dict under the released names."""
+
+import collections
+import dataclasses
+import pathlib
+import pickle
+import re
+import warnings
+import zipfile
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+
+from bignas_jax.errors import WeightsError
+from bignas_jax.interop.imports.bignas_names import released_name
+
+# What a file may call its weights, and their moving average; inside an entry further ones may follow.
+MODEL = ("model_state", "state_dict", "model_state_dict", "model", "network", "net", "module", "shadow")
+EMA = ("ema", "state_dict_ema", "ema_state_dict", "model_ema", "ema_state", "ema_model")
+COUNTERS = ("epoch", "step", "iteration", "global_step", "num_updates")
+SHOWN = 10  # names in one message
+
+
+
+
+@dataclasses.dataclass(frozen=True)
+class StateDict:
+    """The weights of a file.
+
+    Attributes:
+      tensors: on the CPU, by released name; they may be mapped from the file.
+      entry: where in the file they were, such as `state_dict`; empty if they were all of it.
+      ignored: how many entries of each kind were passed over.
+      counters: the epoch or the steps that the file states.
+    """
+
+    tensors: Mapping[str, torch.Tensor]
+    entry: str
+    ignored: Mapping[str, int]
+    counters: Mapping[str, int]
+
+
+def read_checkpoint(path: str | pathlib.Path, weights: str = "") -> StateDict:
+    """The state dict in a .pth, .pt, .tar or .safetensors file.
+
+    Args:
+      weights: 'model' or 'ema' where the file has both the weights and their moving average.
+    Raises:
+      WeightsError: the file cannot be read, it holds code, or there are no weights in it; one line.
+    """
+    path = pathlib.Path(path)
+    content = _safetensors(path) if path.suffix == ".safetensors" else _pickled(path)
+    entry, mapping = _choose(path, content, weights)
+    tensors, ignored = _released(path, mapping)
+    counters = content if isinstance(content, Mapping) else {}
+    return StateDict(tensors, entry, ignored, {k: v for k, v in counters.items() if k in COUNTERS and type(v) is int})
+
+
+def _safetensors(path: pathlib.Path) -> Mapping[str, torch.Tensor]:
+    try:
+        return safetensors.torch.load_file(path)
+    except safetensors.SafetensorError as error:
+        raise WeightsError(
+            f"{path}: not a whole safetensors file ({error}), expected a PyTorch checkpoint; copy or download it again"
+        ) from error
+
+
+class _Settings:
+    """Stands for a dictionary of settings of its own class: a plain one."""
+
+    def __new__(cls, *_):
+        return collections.OrderedDict()
+
+
+class _Nothing:
+    """Stands for an object whose value does not matter: takes everything, does nothing."""
+
+    def __new__(cls, *_):
+        return object.__new__(cls)
+
+    def __setstate__(self, _):
+        pass
+
+
+# What training code likes to save beside the weights: read as these stand-ins, which run nothing of it.
+# `utils.config` is the module of AttentiveNAS's settings.
+_STAND_INS = [
+    (_Settings, "utils.config.Config"),
+    (_Settings, "utils.config.AttrDict"),
+    (_Settings, "easydict.EasyDict"),
+    (_Nothing, "argparse.Namespace"),
+    (_Nothing, "numpy.core.multiarray.scalar"),
+    (_Nothing, "numpy._core.multiarray.scalar"),
+    (_Nothing, "numpy.dtype"),
+]
+
+
+def _pickled(path: pathlib.Path) -> Any:
+    """What torch.save wrote, by its loader for weights alone, which builds no object but tensors and containers."""
+    with open(path, "rb") as file:  # errors of reading come from here: torch raises OSErrors for broken content, too
+        start = file.read(64)
+    is_zip = zipfile.is_zipfile(path)
+    try:
+        with torch.serialization.safe_globals(_STAND_INS), warnings.catch_warnings(action="ignore"):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError, TypeError, AttributeError,
+            IndexError, AssertionError) as error:  # fmt: skip
+        raise WeightsError(f"{path}: {_reason(str(error), start, is_zip)}") from error
+
+
+def _reason(message: str, start: bytes, is_zip: bool) -> str:
+    """What is wrong with a file that torch.load refused, and what to do."""
+    code = re.search(r"GLOBAL (\S+) was not an allowed|unsupported GLOBAL (\S+)|unrecognized function (\S+)", message)
+    if code:
+        name = next(group for group in code.groups() if group)
+        return (
+            f"holds an object of {name} beside plain weights, which could run code, expected tensors alone; where you "
+            "trust the file, save its weights once more without it: import torch; torch.save({'state_dict': "
+            "torch.load(FILE, weights_only=False)['state_dict']}, 'weights.pth')"
+        )
+    if "TorchScript" in message:
+        return "is a TorchScript archive, expected a state_dict as torch.save writes it"
+    if ".tar format" in message:
+        return "is in the format of PyTorch before 0.2, expected a later one: load and save it again with torch"
+    if start.startswith(b"version https://git-lfs"):
+        return "is a pointer of Git LFS, expected the file itself: run git lfs pull"
+    if start.lstrip()[:1] == b"<":
+        return "is a web page, expected a PyTorch checkpoint: download the file itself"
+    if not start:
+        return "is empty, expected a PyTorch checkpoint: copy or download it again"
+    if start.startswith((b"PK", b"\x80")):
+        kind = "zip archive" if is_zip else "file"
+        return f"is a broken or truncated {kind}, expected a PyTorch checkpoint: copy or download it again"
+    return "is not a file of torch.save, expected a PyTorch checkpoint (.pth, .pt, .tar) or .safetensors"
+
+
+def _choose(path: pathlib.Path, content: Any, weights: str) -> tuple[str, Mapping[str, Any]]:
+    """The entry with the wanted weights, and the state dict in it."""
+    model, ema = _find(content, MODEL), _nested(content, EMA)
+    if model is None and ema is None:
+        held = ", ".join(map(str, content)) if isinstance(content, Mapping) else type(content).__name__
+        raise WeightsError(
+            f"{path}: found no weights but {_short(held) or 'an empty dictionary'}, expected a state_dict, alone or as "
+            f"one of {', '.join(MODEL[:4])}, {EMA[0]}"
+        )
+    if not weights and model and ema:
+        own = model[0] or "at its top"
+        raise WeightsError(
+            f"{path}: holds weights ({own}) and their moving average ({ema[0]}), expected a choice: --weights=ema "
+            "(mostly the better to evaluate) or --weights=model"
+        )
+    chosen = {"model": model, "ema": ema, "": model or ema}[weights]
+    if chosen is None:
+        other = (model or ema)[0] or "the tensors themselves"
+        raise WeightsError(f"--weights: found {weights}, but {path} holds only {other}; leave the flag out")
+    return chosen
+
+
+def _short(text: str, limit: int = 200) -> str:
+    return text if len(text) <= limit else text[:limit] + "..."
+
+
+def _find(content: Any, names: tuple[str, ...]) -> tuple[str, Mapping[str, Any]] | None:
+    """(dotted entry, state dict): under the first of `names` that has one, else `content` itself, else None."""
+    if not isinstance(content, Mapping):
+        return None
+    # First, for a wrapper may have tensors of its own: the best accuracy, say.
+    found = _nested(content, names)
+    if found is None and any(isinstance(value, torch.Tensor) for value in content.values()):
+        return "", content
+    return found
+
+
+def _nested(content: Any, names: tuple[str, ...]) -> tuple[str, Mapping[str, Any]] | None:
+    for name in names if isinstance(content, Mapping) else ():
+        found = _find(content.get(name), MODEL)
+        if found is not None:
+            return f"{name}.{found[0]}".rstrip("."), found[1]
+    return None
+
+
+def _released(path: pathlib.Path, mapping: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, int]]:
+    """The tensors under one name each, and how many entries of each kind were left out.
+
+    Raises:
+      WeightsError: two tensors that stand for the same one differ.
+    """
+    tensors, ignored, differing = {}, collections.Counter(), []
+    for given, tensor in mapping.items():
+        name = released_name(str(given))
+        if "bn_tracking" in name:
+            ignored["tracking copies (bn_tracking)"] += 1
+        elif name.endswith("num_batches_tracked"):
+            ignored["counters (num_batches_tracked)"] += 1
+        elif not isinstance(tensor, torch.Tensor):
+            ignored["entries that are no tensors"] += 1
+        elif name not in tensors:
+            tensors[name] = tensor
+        elif _equal(tensors[name], tensor):
+            ignored["twins (a tensor's second name)"] += 1
+        else:
+            differing.append(name)
+    if differing:
+        raise WeightsError(
+            f"{path}: the two copies of {len(differing)} tensors differ ({listed(differing)}), expected twins "
+            "(blocks.N.conv and blocks.N.mobile_inverted_conv, with or without module.) to be equal; "
+            "save the state dict of one model"
+        )
+    return tensors, dict(ignored)
+
+
+def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
+    if a.shape != b.shape:
+        return False
+    if a.data_ptr() == b.data_ptr() and a.stride() == b.stride() and a.dtype == b.dtype:
+        return True
+    return bool(torch.isclose(a.double(), b.double(), rtol=0, atol=0, equal_nan=True).all())
+
+
+def listed(names, limit: int = SHOWN, between: str = ", ") -> str:
+    """The first names, and how many more there are."""
+    names = list(names)
+    more = [f"and {len(names) - limit} more"] if len(names) > limit else []
+    return between.join([*names[:limit], *more])
+
+
+def to_float32(path: str | pathlib.Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    """The tensors as NumPy arrays; half, bfloat16 and float64 become float32.
+
+    Raises:
+      WeightsError: tensors of whole numbers, weights that are not finite, or negative variances.
+    """
+    other = [f"{name}: {tensor.dtype}" for name, tensor in tensors.items() if not _is_plain(tensor)]
+    if other:
+        raise WeightsError(
+            f"{path}: {len(other)} tensors are no plain floating-point ones ({listed(other)}), expected float32, "
+            "float16, bfloat16 or float64; save the weights from before they were quantised"
+        )
+    arrays = {name: tensor.detach().to(torch.float32).numpy() for name, tensor in tensors.items()}
+    bad = [name for name, array in arrays.items() if not np.isfinite(array).all()]
+    if bad:
+        raise WeightsError(
+            f"{path}: {len(bad)} tensors hold NaN or infinity ({listed(bad)}), expected weights that are finite in "
+            "float32; take a checkpoint from before training failed"
+        )
+    negative = [name for name, array in arrays.items() if name.endswith("running_var") and (array < 0).any()]
+    if negative:
+        raise WeightsError(
+            f"{path}: {len(negative)} variances are negative ({listed(negative)}), expected none below 0; the file is "
+            "damaged, copy or download it again"
+        )
+    return arrays
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    return tensor.layout is torch.strided and tensor.is_floating_point()

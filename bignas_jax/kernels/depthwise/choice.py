@@ -1,0 +1,152 @@
+"""Depthwise convolution, by whichever implementation is fastest where it runs, with its own gradient.
+
+No single implementation is fast everywhere: XLA's grouped convolution is slow for one channel a group, on CPUs above
+all (JAX issues 13800 and 23713). Each implementation gives the forward pass and both gradients, and each of the three
+is chosen for itself, when it is traced.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from bignas_jax.kernels import native
+from bignas_jax.kernels.depthwise import grouped as depthwise_grouped
+from bignas_jax.kernels.depthwise import native as depthwise_native
+from bignas_jax.kernels.depthwise import pallas as depthwise_pallas
+from bignas_jax.kernels.depthwise import shifted as depthwise_shifted
+from bignas_jax.kernels.depthwise import table as depthwise_table
+
+
+@dataclasses.dataclass(frozen=True)
+class Implementation:
+    """One way to compute a depthwise convolution with padding k // 2, k odd, stride 1 or 2, summed in float32.
+
+    Attributes:
+      forward: (x, kernel, stride) -> y; x [B, H, W, C], kernel [k, k, C] float32, y
+        [B, ceil(H / stride), ceil(W / stride), C] in the dtype of x.
+      input_gradient: (g, kernel, stride, shape) -> dx; g as y, dx of `shape` [B, H, W, C] in the dtype of g.
+      kernel_gradient: (x, g, size, stride) -> float32 [size, size, C].
+    """
+
+    forward: Callable
+    input_gradient: Callable
+    kernel_gradient: Callable
+
+
+IMPLEMENTATIONS = {
+    "shifted": Implementation(
+        depthwise_shifted.forward, depthwise_shifted.input_gradient, depthwise_shifted.kernel_gradient
+    ),
+    "shifted_loop": Implementation(
+        depthwise_shifted.forward, depthwise_shifted.input_gradient, depthwise_shifted.kernel_gradient_in_loop
+    ),
+    "grouped": Implementation(
+        depthwise_grouped.forward, depthwise_grouped.input_gradient, depthwise_grouped.kernel_gradient
+    ),
+    "pallas": Implementation(
+        depthwise_pallas.forward, depthwise_pallas.input_gradient, depthwise_pallas.kernel_gradient
+    ),
+}
+
+# Told at run time, and alone, which channels and taps of its operands the sampled architecture has.
+NATIVE = Implementation(
+    depthwise_native.forward, depthwise_native.input_gradient, depthwise_native.kernel_gradient
+)
+
+# Part of the key of every jit cache: a function traced under one value is traced again under another.
+_forced = jax.make_user_context(None)
+
+
+def using(implementation: str):
+    """A context in which every depthwise convolution is traced as the named one of IMPLEMENTATIONS.
+
+    Raises:
+      ValueError: there is none of that name.
+    """
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(f"found depthwise implementation {implementation!r}, expected one of {list(IMPLEMENTATIONS)}")
+    return _forced(implementation)
+
+
+def forced() -> str | None:
+    """The implementation that `using` names here, or None."""
+    return _forced.value
+
+
+@contextlib.contextmanager
+def portable():
+    """A context for programs that leave this machine: no custom call is traced, only operations of StableHLO.
+
+    Exports trace in it. The platform they are traced on says nothing about those they will run on.
+    """
+    with native.off(), using("shifted"):
+        yield
+
+
+def choose(
+    platform: str,
+    shape: tuple[int, ...],
+    size: int,
+    stride: int,
+    dtype: jnp.dtype,
+    direction: str = "forward",
+    kind: str | None = None,
+) -> str:
+    """The name in IMPLEMENTATIONS of what computes one direction of a convolution on a platform.
+
+    Args:
+      platform: 'cpu', 'gpu' or another of `jax.default_backend()`. shape: [B, H, W, C] of the input; B may be
+        symbolic. size: k. dtype: of the input.
+      direction: 'forward', 'input_gradient' or 'kernel_gradient'.
+      kind: of the device, a key of the table of measurements; None for that of the first device here.
+    """
+    if platform == "cpu":
+        return "shifted_loop"
+    usable = ["shifted", "grouped"]
+    if platform == "gpu" and depthwise_pallas.supports(shape, size, stride, dtype):
+        usable.append("pallas")
+    kind = jax.local_devices()[0].device_kind if kind is None else kind
+    return depthwise_table.fastest(kind, shape, size, stride, dtype, direction, usable)
+
+
+def _chosen(direction: str, shape: tuple[int, ...], size: int, stride: int, dtype: jnp.dtype, used) -> Callable:
+    if _forced.value is None and size <= depthwise_native.LARGEST and native.usable(dtype):
+        return partial(getattr(NATIVE, direction), used=used)
+    name = _forced.value or choose(jax.default_backend(), shape, size, stride, dtype, direction)
+    return getattr(IMPLEMENTATIONS[name], direction)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def depthwise_conv(x: jax.Array, kernel: jax.Array, stride: int, used: jax.Array | None = None) -> jax.Array:
+    """Depthwise convolution with padding k // 2, summed in float32.
+
+    Args:
+      x: [B, H, W, C]. kernel: [k, k, C], float32, k odd. stride: 1 or 2.
+      used: int32 [2], the channels and the side of the kernel that the sampled architecture has: what is outside of
+        them is zero in x or in the kernel. None: all.
+    Returns:
+      [B, ceil(H / stride), ceil(W / stride), C] in the dtype of x.
+    """
+    return _forward(x, kernel, stride, used)[0]
+
+
+def _forward(x, kernel, stride, used):
+    if used is None:
+        used = jnp.array([x.shape[3], kernel.shape[0]], jnp.int32)
+    run = _chosen("forward", x.shape, kernel.shape[0], stride, x.dtype, used)
+    return run(x, kernel, stride), (x, kernel, used)
+
+
+def _backward(stride, residuals, g):
+    x, kernel, used = residuals
+    size = kernel.shape[0]
+    dx = _chosen("input_gradient", x.shape, size, stride, x.dtype, used)(g, kernel, stride, x.shape)
+    d_kernel = _chosen("kernel_gradient", x.shape, size, stride, x.dtype, used)(x, g, size, stride)
+    return dx.astype(x.dtype), d_kernel.astype(kernel.dtype), None
+
+
+depthwise_conv.defvjp(_forward, _backward)

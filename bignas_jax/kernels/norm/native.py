@@ -1,0 +1,76 @@
+"""The passes of `passes` by the native kernels of the CPU (bignas_jax/kernels/native/norm.cc), float32 alone.
+
+`used`, an int32 scalar, is the number of sampled channels: they compute no more, and the rest leave as zeros.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from bignas_jax.kernels import native
+from bignas_jax.kernels.norm.passes import Affine
+
+
+def _like(x: jax.Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, jnp.float32)
+
+
+def _shape(*shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def _flat(x: jax.Array) -> jax.Array:
+    """[B, H, W, C] -> [B, H W, C]."""
+    return x.reshape(x.shape[0], -1, x.shape[-1])
+
+
+def _count(used: jax.Array) -> jax.Array:
+    return jnp.reshape(used, (1,)).astype(jnp.int32)
+
+
+def moments(x: jax.Array, used: jax.Array) -> tuple[jax.Array, jax.Array]:
+    vector = _shape(x.shape[-1])
+    mean, variance = native.call("norm_moments", (vector, vector), _flat(x), _count(used))
+    return mean, variance
+
+
+def pooled(x: jax.Array, affine: Affine, used: jax.Array, activation: str) -> jax.Array:
+    shape = _shape(x.shape[0], x.shape[-1])
+    return native.call("norm_pooled", shape, _flat(x), *affine, _count(used), activation=_number(activation))
+
+
+def apply(x: jax.Array, affine: Affine, gate: jax.Array | None, used: jax.Array, activation: str) -> jax.Array:
+    flat = _flat(x)
+    y = native.call(
+        "norm_apply", _like(flat), flat, *affine, affine.bias if gate is None else gate, _count(used),
+        activation=_number(activation), gated=gate is not None,
+    )  # fmt: skip
+    return y.reshape(x.shape)
+
+
+def gate_sums(x: jax.Array, g: jax.Array, affine: Affine, used: jax.Array, activation: str) -> jax.Array:
+    shape = _shape(5, x.shape[0], x.shape[-1])
+    return native.call(
+        "norm_gate_sums", shape, _flat(x), _flat(g), *affine, _count(used), activation=_number(activation)
+    )
+
+
+def reduce(x, g, affine: Affine, used, activation: str) -> tuple[jax.Array, jax.Array]:
+    vector = _shape(x.shape[-1])
+    d_bias, d_scale = native.call(
+        "norm_reduce", (vector, vector), _flat(x), _flat(g), *affine, _count(used), activation=_number(activation)
+    )
+    return d_bias, d_scale
+
+
+def input_gradient(x, g, affine: Affine, gate, extra, mean_g, mean_gn, used, activation: str) -> jax.Array:
+    flat = _flat(x)
+    gates = (affine.bias, affine.bias) if gate is None else (gate, extra)  # without a gate they are not read
+    dx = native.call(
+        "norm_input_gradient", _like(flat), flat, _flat(g), *affine, *gates, mean_g, mean_gn, _count(used),
+        activation=_number(activation), gated=gate is not None,
+    )  # fmt: skip
+    return dx.reshape(x.shape)
+
+
+def _number(activation: str) -> int:
+    return native.ACTIVATIONS.index(activation)

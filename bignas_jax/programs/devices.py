@@ -1,0 +1,71 @@
+"""The mesh of devices and what lies where on it: one `data` axis, for one device, eight, or many hosts."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from bignas_jax.errors import ConfigError
+
+AXIS = "data"
+REPLICATED = PartitionSpec()
+SPLIT = PartitionSpec(AXIS)
+
+
+def connect(coordinator: str, num_processes: int, process_id: int) -> None:
+    """Joins the processes of a run, before anything else touches JAX. Does nothing for one process.
+
+    Args:
+      coordinator: host:port of process 0, the same in all processes.
+    """
+    if num_processes > 1:
+        jax.distributed.initialize(coordinator, num_processes, process_id)
+
+
+def make_mesh(num_devices: int, batch_sizes: dict[str, int]) -> Mesh:
+    """A mesh with one axis, `data`.
+
+    Args:
+      num_devices: how many of the devices to use; 0 for all.
+      batch_sizes: images a step by field name, each of which must divide evenly over the devices.
+    Raises:
+      ConfigError: there are fewer devices, a part of a multi-process run would be left out, or a batch does not
+        divide.
+    """
+    devices = jax.devices()
+    if num_devices > len(devices):
+        raise ConfigError(f"config.num_devices: found {num_devices}, expected at most {len(devices)}, the devices here")
+    if num_devices and jax.process_count() > 1 and num_devices != len(devices):
+        raise ConfigError("config.num_devices: with several processes all devices are used, set it to 0")
+    devices = devices[: num_devices or len(devices)]
+    for field, size in batch_sizes.items():
+        if size % len(devices):
+            expected = f"a multiple of {len(devices)}, the devices in use"
+            raise ConfigError(f"config.{field}: found {size}, expected {expected}")
+    return Mesh(np.array(devices), (AXIS,))
+
+
+def replicate(mesh: Mesh, tree: Any) -> Any:
+    """Every device gets a copy of every array."""
+    return jax.device_put(tree, NamedSharding(mesh, REPLICATED))
+
+
+def over_devices(mesh: Mesh, function: Callable, in_specs: Any, out_specs: Any, **jit_arguments: Any) -> Any:
+    """`function` as one jitted program that each device runs on its part (SPLIT) or copy (REPLICATED) of the arrays.
+
+    JAX does not check that what leaves as REPLICATED is the same on all devices: the function sees to it.
+    """
+    mapped = jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+    return jax.jit(mapped, **jit_arguments)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Of arrays whose first axis is the batch."""
+    return NamedSharding(mesh, SPLIT)
+
+
+def shapes(tree: Any, sharding: NamedSharding) -> Any:
+    """The tree's shapes and dtypes on a sharding, to lower a program with."""
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(np.shape(a), a.dtype, sharding=sharding), tree)

@@ -1,0 +1,277 @@
+"""Compiled programs, kept from run to run under a name that costs no trace.
+
+JAX's own cache finds a program by its text, for which it must be traced and lowered first: two thirds of the warm
+start of a full-size run. Here a program is found by what its text follows from: the run's config, this package's
+sources, the versions of the libraries, JAX's settings, and the devices. Under another name it is found by its text as
+well, so that a change of the sources that leaves a program as it was costs a trace, no compile.
+"""
+
+import contextlib
+import functools
+import hashlib
+import importlib.metadata
+import os
+import pathlib
+import pickle
+import platform
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Hashable, Iterator
+from typing import Any
+
+import jax
+from jax.experimental import serialize_executable
+
+import bignas_jax
+from bignas_jax.kernels import native
+from bignas_jax.kernels.depthwise.choice import forced
+from bignas_jax.kernels.native import toolchain
+
+KEPT = 30 * 86400  # seconds after which a program that no run has loaded is removed
+LIMIT = 4 << 30  # bytes beyond which those that were loaded longest ago are removed
+PACKAGE = pathlib.Path(bignas_jax.__file__).parent
+LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy")
+ON_GPUS = ("jax-cuda", "jax_cuda", "nvidia-", "nvidia_")  # beginnings of the distributions that GPU programs depend on
+
+_own_folder: pathlib.Path | None = None
+
+
+def use_compilation_cache() -> pathlib.Path | None:
+    """Keeps compiled programs in the user's cache folder, so that a second start does not compile.
+
+    The folder is `bignas_jax/programs` under `$XDG_CACHE_HOME` or `~/.cache`. Settings that the user made for JAX
+    stand: with `$JAX_COMPILATION_CACHE_DIR` it is `bignas_jax` under that, with JAX's cache disabled nothing is kept.
+    Where several processes share a program, and on other backends than CPUs and GPUs, it is JAX's own cache that
+    keeps them, in `bignas_jax/xla`.
+
+    Returns:
+      The folder; None if it cannot be made, which is told, or if nothing is kept.
+    """
+    global _own_folder
+    if not jax.config.jax_enable_compilation_cache:
+        return None
+    if jax.config.jax_compilation_cache_dir:
+        return folder() or pathlib.Path(jax.config.jax_compilation_cache_dir)
+    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "bignas_jax"
+    where = cache / ("programs" if _supported() else "xla")
+    try:
+        where.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        print(f"no compilation cache: cannot make {where}: {error.strerror}", file=sys.stderr)
+        return None
+    if _supported():
+        _own_folder = where
+    else:
+        jax.config.update("jax_compilation_cache_dir", str(where))
+        if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    return where
+
+
+def folder() -> pathlib.Path | None:
+    """Where programs are kept, None where they are not: before `use_compilation_cache`, and as it says."""
+    given = jax.config.jax_compilation_cache_dir
+    if not jax.config.jax_enable_compilation_cache or not _supported() or "://" in (given or ""):
+        return None
+    return pathlib.Path(given) / "bignas_jax" if given else _own_folder
+
+
+def _supported() -> bool:
+    return jax.process_count() == 1 and jax.default_backend() in ("cpu", "gpu")
+
+
+class Program:
+    """A program's place among those kept.
+
+    Args:
+      identity: what determines the program, together with `key` and all that is the same for every program of this
+        process; None: it is found by its text alone.
+      key: of the program among those of this identity; its repr is looked at.
+    """
+
+    def __init__(self, identity: str | None, key: Hashable):
+        self.folder, self._name = folder(), None
+        if self.folder is not None:
+            self._surroundings = surroundings()
+            if identity is not None:
+                name = _digest("name", *self._surroundings, package(), identity, repr(key))
+                self._name = self.folder / f"{name}.name"
+
+    def load(self) -> jax.stages.Compiled | None:
+        """The compiled program, if it is kept under this identity, and whole."""
+        if self._name is None:
+            return None
+        try:
+            return _read(self.folder / f"{self._name.read_text()}.program", touched=self._name)
+        except (OSError, ValueError):  # not there, or no text
+            return None
+
+    def compile(self, lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+        """The compiled form of `lowered`, which is kept. What cannot be written or kept is compiled all the same."""
+        text = None if self.folder is None else _text(lowered)
+        if text is None:
+            return lowered.compile()
+        digest = _digest("text", *self._surroundings, *text)
+        path = self.folder / f"{digest}.program"
+        compiled = _read(path)
+        if compiled is None:
+            with _loads() as loads:
+                compiled = lowered.compile()
+            # On CPUs a program that came from JAX's own cache (the user's setting) lacks its code when it is written.
+            if loads or not _write(path, _packed(compiled)):
+                return compiled
+        if self._name is not None:
+            _write(self._name, digest.encode())
+        return compiled
+
+
+def load_or_compile(
+    identity: str | None, key: Hashable, lower: Callable[[], jax.stages.Lowered]
+) -> jax.stages.Compiled:
+    """The program of this identity and key: one that is kept, else what `lower` gives, compiled."""
+    program = Program(identity, key)
+    return program.load() or program.compile(lower())
+
+
+def surroundings() -> tuple[str, ...]:
+    """What programs of one text depend on, on this machine and in this process."""
+    settings = {name: value for name, value in jax.config.values.items() if "cache" not in name}
+    devices = [(d.id, d.device_kind, d.client.platform_version) for d in jax.devices()]
+    flags = [os.environ.get(name, "") for name in ("XLA_FLAGS", "NVIDIA_TF32_OVERRIDE")]
+    local = [platform.python_version(), toolchain.processor(), native.identity(), str(forced())]
+    return repr(sorted(settings.items())), repr(devices), *_versions(jax.default_backend()), *flags, *local
+
+
+@functools.cache
+def _versions(backend: str) -> tuple[str, ...]:
+    found = [f"{name} {importlib.metadata.version(name)}" for name in LIBRARIES]
+    if backend == "gpu":
+        installed = importlib.metadata.distributions()
+        found += sorted(f"{d.name} {d.version}" for d in installed if d.name.lower().startswith(ON_GPUS))
+    return tuple(found)
+
+
+@functools.cache
+def package() -> str:
+    """A digest of this package's sources."""
+    found = hashlib.sha256()
+    for path in sorted(p for p in PACKAGE.rglob("*") if p.suffix in (".py", ".json", ".cc", ".h")):
+        found.update(path.relative_to(PACKAGE).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return found.hexdigest()
+
+
+package()  # now: the sources that this process imports, whatever becomes of the files while it runs
+
+
+def _text(lowered: jax.stages.Lowered) -> tuple[str, ...] | None:
+    """All that makes a program what it is: two may have one text and take other arguments, of which they drop some."""
+    try:
+        arguments = lowered._lowering.compile_args  # noqa: SLF001 - nothing public tells which arguments are dropped
+        kept, devices = sorted(arguments["kept_var_idx"]), [d.id for d in lowered._lowering._device_list]  # noqa: SLF001
+    except (AttributeError, KeyError):
+        return None
+    trees = str(lowered.in_tree), str(lowered.out_tree), repr(lowered.args_info)
+    return lowered.as_text(), *trees, repr(kept), repr(devices)
+
+
+def forget(now: float | None = None) -> None:
+    """Removes what no run has loaded for KEPT seconds, and what was loaded longest ago beyond LIMIT bytes."""
+    where, now, size, found = folder(), time.time() if now is None else now, 0, []
+    for path in where.glob("*") if where is not None else ():
+        with contextlib.suppress(OSError):
+            found.append((path.stat().st_mtime, path.stat().st_size, path))
+    for used, bytes_, path in sorted(found, reverse=True):
+        size += bytes_
+        if now - used > KEPT or size > LIMIT:
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def _digest(*parts: str) -> str:
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(part.encode() + b"\0")
+    return found.hexdigest()[:32]
+
+
+def _packed(compiled: jax.stages.Compiled) -> bytes | None:
+    """The program as bytes, with the devices that it runs on; None if this program cannot be kept."""
+    try:
+        return pickle.dumps((_device_ids(compiled), *serialize_executable.serialize(compiled)))
+    except Exception:  # noqa: BLE001 - whatever a backend or JAX's version says: a start without it is only slower
+        return None
+
+
+def _device_ids(compiled: jax.stages.Compiled) -> list[int]:
+    """The devices that a program runs on, in its order."""
+    sharding = jax.tree.leaves(compiled.input_shardings)[0]
+    mesh = getattr(sharding, "mesh", None)
+    return [d.id for d in (sorted(sharding.device_set, key=lambda d: d.id) if mesh is None else mesh.devices.flat)]
+
+
+def _read(path: pathlib.Path, touched: pathlib.Path | None = None) -> jax.stages.Compiled | None:
+    """The program in a file; None if there is none, or none that can be loaded here: it is removed then."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    try:
+        ids, *parts = pickle.loads(content)
+        devices = {d.id: d for d in jax.devices()}
+        compiled = serialize_executable.deserialize_and_load(*parts, execution_devices=[devices[i] for i in ids])
+    except Exception as error:  # noqa: BLE001 - cut off, or of a library that reads it otherwise
+        print(f"compiling again what cannot be read from {path}: {str(error)[:200]}", file=sys.stderr)
+        with contextlib.suppress(OSError):
+            path.unlink()
+        return None
+    for used in filter(None, (path, touched)):
+        with contextlib.suppress(OSError):
+            os.utime(used)
+    return compiled
+
+
+def _write(path: pathlib.Path, content: bytes | None) -> bool:
+    """Whether `content` is in the file now: whole or not at all, for other runs may be reading it.
+
+    Only the user may read it, as the temporary file is made: who could write it could run code as this user.
+    """
+    if content is None:
+        return False
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            temporary = file.name
+            file.write(content)
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError, TypeError):
+            os.unlink(temporary)
+        return False
+    return True
+
+
+_counting = threading.local()
+
+
+@contextlib.contextmanager
+def _loads() -> Iterator[list]:
+    """What this thread gets from JAX's own cache meanwhile."""
+    _listen()
+    _counting.events = []
+    try:
+        yield _counting.events
+    finally:
+        _counting.events = None
+
+
+@functools.cache
+def _listen() -> None:
+    def note(event: str, **_: Any) -> None:
+        events = getattr(_counting, "events", None)
+        if events is not None and event == "/jax/compilation_cache/cache_hits":
+            events.append(event)
+
+    jax.monitoring.register_event_listener(note)

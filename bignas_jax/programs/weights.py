@@ -1,0 +1,41 @@
+"""Fresh weights of a supernet."""
+
+from typing import Any
+
+import jax
+from flax import nnx
+
+from bignas_jax.nets.supernet import Supernet
+from bignas_jax.programs.kept import load_or_compile
+from bignas_jax.spaces.mobilenet import SearchSpace
+
+
+def build(space: SearchSpace, num_classes: int, *, dtype: str = "float32", seed: int = 0):
+    """A supernet with fresh weights, as (graphdef, params).
+
+    Returns:
+      graphdef: static and hashable; `nnx.merge(graphdef, params)` gives the Supernet.
+      params: nested dictionary of float32 arrays.
+    """
+    graphdef = nnx.graphdef(nnx.eval_shape(lambda: Supernet(space, num_classes, dtype=dtype, rngs=nnx.Rngs(0))))
+    return graphdef, draw_weights(space, num_classes, dtype=dtype, seed=seed)
+
+
+def draw_weights(
+    space: SearchSpace, num_classes: int, *, dtype: str = "float32", seed: int = 0, identity: str | None = None
+) -> Any:
+    """Fresh weights of a supernet: a nested dictionary of float32 arrays.
+
+    Args:
+      identity: determines `space`, `num_classes` and `dtype`; see `programs.Program`. None: an ordinary function of
+        JAX, which may be traced.
+    """
+
+    def init(key):
+        net = Supernet(space, num_classes, dtype=dtype, rngs=nnx.Rngs(params=key))
+        return nnx.to_pure_dict(nnx.state(net, nnx.Param))
+
+    key = jax.random.key(seed)
+    if identity is None:
+        return jax.jit(init)(key)
+    return load_or_compile(identity, "weights", lambda: jax.jit(init).lower(key))(key)

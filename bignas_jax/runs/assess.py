@@ -1,0 +1,154 @@
+"""Evaluations as users see them: architectures from the command line, a table, a JSON file."""
+
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from bignas_jax.errors import ConfigError
+from bignas_jax.evaluation import Score
+from bignas_jax.programs.buckets import Bucket
+from bignas_jax.programs.kept import use_compilation_cache
+from bignas_jax.runs.checkpoint import Checkpoints
+from bignas_jax.runs.identity import HELD_OUT_FIELDS, NETWORK_FIELDS, check_run
+from bignas_jax.runs.session import Session
+from bignas_jax.spaces.architecture import Architecture
+from bignas_jax.spaces.cost import Cost, count
+from bignas_jax.spaces.naming import extremes, read_architectures
+from bignas_jax.text import aligned
+
+
+def assess(
+    session: Session,
+    weights: Any,
+    archs: Mapping[Architecture, Bucket],
+    split: str,
+    names: Sequence[str] = (),
+    statistics: Mapping[Architecture, Any] | None = None,
+) -> list[dict[str, Any]]:
+    """Calibrates and scores architectures whose executables are compiled.
+
+    Args:
+      names: of the architectures, in order; those of `extremes` by default.
+      statistics: of their batch norms, to take in place of calibrated ones.
+    Returns:
+      A row for each: name, architecture, macs, params, top1, top5, loss, images, images_per_second.
+    """
+    known = {arch: name for name, arch in extremes(session.space).items()}
+    labels = list(names) or [known.get(arch, f"arch{n + 1}") for n, arch in enumerate(archs)]
+    scores = session.evaluate(weights, archs, split, statistics)
+    classes = session.config.model.num_classes
+    return [
+        _row(label, arch, count(session.space, arch, classes), scores[arch])
+        for label, arch in zip(labels, archs, strict=True)
+    ]
+
+
+def _row(name: str, arch: Architecture, cost: Cost, score: Score) -> dict[str, Any]:
+    return {
+        "name": name,
+        "architecture": arch.to_dict(),
+        "macs": cost.macs,
+        "params": cost.params,
+        "top1": score.top1,
+        "top5": score.top5,
+        "loss": score.loss,
+        "images": score.images,
+        "images_per_second": round(score.images_per_second, 1),
+    }
+
+
+
+
+
+
+def evaluate_run(
+    config: ConfigDict,
+    workdir: str | pathlib.Path,
+    names: Sequence[str],
+    split: str,
+    checkpoint: str = "newest",
+    stored: bool = False,
+) -> tuple[list[dict[str, Any]], int]:
+    """Evaluates architectures on a run's checkpoint, each in an executable of its own.
+
+    Args:
+      names: as `read_architectures` takes them. split: 'val', 'holdout' or 'train'.
+      checkpoint: 'newest', 'best' or a step.
+      stored: evaluate the biggest architecture with the batch-norm statistics that an imported checkpoint keeps for it,
+        in place of calibrated ones.
+    Returns:
+      The rows of `assess`, and the step of the checkpoint.
+    Raises:
+      ValueError: no such checkpoint, no such images, or an architecture is not in the space; one line.
+    """
+    use_compilation_cache()
+    check_run(config, workdir, NETWORK_FIELDS + (HELD_OUT_FIELDS if split == "holdout" else ()))
+    checkpoints = Checkpoints(workdir, read_only=True)
+    try:
+        session = Session.open(config)
+        session.check_evaluation(split)
+        found = read_architectures(session.space, names)
+        weights, step = checkpoints.weights(session.shapes, session.mesh, checkpoint)
+        statistics = _stored(session, found, checkpoints, step) if stored else None
+    finally:
+        checkpoints.close()
+    labels = {arch: f"{label} (stored)" if stored else label for label, arch in reversed(found.items())}
+    archs = {arch: Bucket(arch, masked=False) for arch in found.values()}
+    session.compile_evaluation(archs.values(), calibrate=not stored)
+    return assess(session, weights, archs, split, [labels[arch] for arch in archs], statistics), step
+
+
+def _stored(
+    session: Session, found: Mapping[str, Architecture], checkpoints: Checkpoints, step: int
+) -> dict[Architecture, Any]:
+    biggest = session.space.biggest
+    others = [label for label, arch in found.items() if arch != biggest]
+    if others:
+        raise ConfigError(
+            f"--statistics=stored: found {', '.join(others)}, expected --arch max alone: a checkpoint keeps statistics "
+            "of the biggest architecture only, those of others are calibrated"
+        )
+    return {biggest: checkpoints.statistics(session.shapes, session.mesh, step)}
+
+
+def write(
+    rows: Sequence[Mapping[str, Any]], workdir: str | pathlib.Path, split: str, step: int, name: str = ""
+) -> pathlib.Path:
+    """Writes rows to evaluation_<split>.json in the run's folder, beside those of other architectures at that step.
+
+    Args:
+      name: stands in the file's name for the split's.
+    """
+    path = pathlib.Path(workdir) / f"evaluation_{name or split}.json"
+    kept = {}
+    if path.exists():
+        before = json.loads(path.read_text())
+        kept = {row["name"]: row for row in before["rows"]} if before["step"] == step else {}
+    kept |= {row["name"]: dict(row) for row in rows}
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps({"step": step, "split": split, "rows": list(kept.values())}, indent=2) + "\n")
+    temporary.replace(path)
+    return path
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows of `assess` as text."""
+    head = ("architecture", "resolution", "MACs (M)", "params (M)", "top-1 %", "top-5 %", "images/s")
+    body = [
+        (
+            row["name"],
+            str(row["architecture"]["resolution"]),
+            f"{row['macs'] / 1e6:,.2f}",
+            f"{row['params'] / 1e6:,.3f}",
+            f"{100 * row['top1']:.2f}",
+            f"{100 * row['top5']:.2f}",
+            f"{row['images_per_second']:,.0f}" if row["images_per_second"] else "-",
+        )
+        for row in rows
+    ]
+    return aligned(head, body)
+
+

@@ -1,0 +1,159 @@
+"""What training, evaluation and search build alike from a config: space, data, devices, supernet, evaluator."""
+
+import dataclasses
+import json
+import pathlib
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from bignas_jax.config.files import to_json
+from bignas_jax.data import DataError, Dataset, Loader, open_dataset, prefetch
+from bignas_jax.errors import ConfigError
+from bignas_jax.evaluation import Evaluator, Score
+from bignas_jax.nets.supernet import Supernet
+from bignas_jax.programs.buckets import Bucket
+from bignas_jax.programs.devices import make_mesh
+from bignas_jax.spaces.architecture import Architecture
+from bignas_jax.spaces.mobilenet import SearchSpace
+
+CLASSES = "classes.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Session:
+    """The parts of a run that follow from its config alone."""
+
+    config: ConfigDict
+    space: SearchSpace
+    dataset: Dataset
+    mesh: Mesh
+    graphdef: nnx.GraphDef
+    shapes: Any  # of the parameters
+    evaluator: Evaluator
+
+    @classmethod
+    def open(cls, config: ConfigDict, training: bool = False) -> "Session":
+        """Checks the data and the devices against the config, and builds what is static.
+
+        Args:
+          training: whether `config.batch_size` matters.
+        Raises:
+          ValueError: the data cannot be used, its classes are not those of the config, or a batch does not divide
+            over the devices; one line.
+        """
+        space = SearchSpace.from_config(config.space)
+        batches = {
+            "calibration.batch_size": config.calibration.batch_size,
+            "evaluation.batch_size": config.evaluation.batch_size,
+        }
+        mesh = make_mesh(config.num_devices, batches | ({"batch_size": config.batch_size} if training else {}))
+        dataset = open_dataset(config.data, seed=config.seed)
+        if dataset.num_classes != config.model.num_classes:
+            raise ConfigError(
+                f"config.model.num_classes: found {config.model.num_classes}, "
+                f"expected {dataset.num_classes}, the classes of the data"
+            )
+
+        def make():
+            return Supernet(space, config.model.num_classes, dtype=config.model.dtype, rngs=nnx.Rngs(0))
+
+        graphdef, state = nnx.split(nnx.eval_shape(make))
+        evaluator = Evaluator(space, graphdef, mesh, config.data.mean, config.data.std, to_json(config))
+        return cls(config, space, dataset, mesh, graphdef, nnx.to_pure_dict(state), evaluator)
+
+    def note_class_names(self, workdir: str | pathlib.Path) -> None:
+        """Writes the names of the classes, in the order of the logits, into the run's folder."""
+        path = pathlib.Path(workdir) / CLASSES
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(self.dataset.class_names) + "\n")
+        temporary.replace(path)
+
+    def loader(self, split: str, batch_size: int, **arguments: Any) -> Loader:
+        """This process's part of a split."""
+        return Loader(
+            self.dataset,
+            split,
+            batch_size=batch_size,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            **arguments,
+        )
+
+    def check_evaluation(self, *splits: str) -> None:
+        """Refuses, before work starts, splits with too few images to calibrate with or to evaluate on."""
+        self._calibration_loader()
+        for split in splits:
+            self.loader(split, self.config.evaluation.batch_size)
+
+    def _calibration_loader(self) -> Loader:
+        config = self.config.calibration
+        return self.loader("calibration", config.batch_size, limit=config.num_images)
+
+    def compile_evaluation(self, buckets: Iterable[Bucket], progress: bool = True, calibrate: bool = True) -> None:
+        config = self.config
+        self.evaluator.compile(
+            self.shapes,
+            buckets,
+            config.data.image_size,
+            config.calibration.batch_size if calibrate else 0,
+            config.evaluation.batch_size,
+            progress,
+        )
+
+    def evaluate(
+        self,
+        weights: Any,
+        archs: dict[Architecture, Bucket],
+        split: str,
+        statistics: dict[Architecture, Any] | None = None,
+    ) -> dict[Architecture, Score]:
+        """Calibrates the architectures on training images and scores them on a split ('val', 'holdout', 'train').
+
+        Args:
+          statistics: of the batch norms, where they are known: nothing is calibrated then.
+        Raises:
+          ValueError: too few training images for the calibration batches, or an empty split; one line.
+        """
+        if statistics is None:
+            statistics = self._calibrate(weights, archs)
+        with prefetch(self.loader(split, self.config.evaluation.batch_size).once(), self.mesh) as batches:
+            return self.evaluator.score(weights, archs, statistics, _tell_skipped(batches, split))
+
+    def _calibrate(self, weights: Any, archs: dict[Architecture, Bucket]) -> dict[Architecture, Any]:
+        calibration = self._calibration_loader()
+        with prefetch(calibration.once(), self.mesh) as batches:
+            return self.evaluator.calibrate(weights, archs, batches, calibration.steps_per_epoch)
+
+
+def class_names(workdir: str | pathlib.Path, config: ConfigDict, like: Session) -> tuple[str, ...] | None:
+    """The class names of another run, in the order of its logits; None where they are not known.
+
+    Args:
+      config: of that run, whose data is looked at if the folder does not say (as one from before it did).
+      like: a session whose data may be the same.
+    """
+    path = pathlib.Path(workdir) / CLASSES
+    if path.is_file():
+        return tuple(json.loads(path.read_text()))
+    if all(config.data[field] == like.config.data[field] for field in ("source", "root", "train_split")):
+        return like.dataset.class_names
+    try:
+        return open_dataset(config.data).class_names
+    except DataError:
+        return None
+
+
+def _tell_skipped(batches: Iterable[dict], split: str) -> Iterator[dict]:
+    """The batches, and at their end a line if corrupt images were left out."""
+    skipped = 0
+    for batch in batches:
+        skipped += batch["skipped"]
+        yield batch
+    if skipped:
+        print(f"{skipped} corrupt {split} images left out of the evaluation", file=sys.stderr)

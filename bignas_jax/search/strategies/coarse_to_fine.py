@@ -1,0 +1,129 @@
+"""Coarse-to-fine selection (Yu et al., 2020, section 3.3).
+
+First a grid of skeletons: resolutions, and one level each of depth, width, kernel size and expansion for the whole
+network. Then, for each budget, the best architecture so far is mutated one part at a time (the stem, every stage,
+the head, the resolution), each part starting from the best that the part before it left.
+"""
+
+import itertools
+from collections.abc import Mapping
+
+import numpy as np
+
+from bignas_jax.search.problem import Budget, Problem
+from bignas_jax.search.strategies.strategy import Proposal, best_first
+from bignas_jax.spaces.architecture import Architecture
+
+GRID_SHARE = 0.4  # of all evaluations
+LEVELS = (0.0, 0.5, 1.0)
+LEAST = 2  # mutations of a part at a time, for each budget
+TRIES = 20  # draws for one mutation that is new
+
+
+class CoarseToFine:
+    """A grid over skeletons, then mutation part by part of the best within each budget.
+
+    Args:
+      num_evaluations: how many the search may spend; decides the size of the grid and, up to what is asked for at a
+        time, the mutations of a part.
+    """
+
+    front = False
+
+    def __init__(self, problem: Problem, seed: int, num_evaluations: int):
+        self._problem = problem
+        self._rng = np.random.default_rng(seed)
+        self._scores: dict[Architecture, float] = {}
+        self._grid = _thinned(problem, skeletons(problem), max(1, round(GRID_SHARE * num_evaluations)))
+        space = problem.space
+        self._parts = [
+            (name, genes)
+            for name, genes in space.groups.items()
+            if any(len(space.choices[gene][1]) > 1 for gene in genes)
+        ]
+        left = max(0, num_evaluations - len(self._grid))
+        # Two rounds over the parts, where there is enough to spend.
+        self._mutations = max(LEAST, left // (2 * max(1, len(self._parts)) * len(problem.budgets)))
+        self._turn = 0
+
+    def ask(self, count: int, pool: int = 1) -> list[Proposal]:
+        if self._grid:
+            asked, self._grid = self._grid[:count], self._grid[count:]
+            return [Proposal(arch, "grid", screen=False) for arch in asked]
+        for _ in self._parts:  # a part whose mutations are all known is passed over
+            turn, self._turn = self._turn, self._turn + 1
+            name, genes = self._parts[turn % len(self._parts)]
+            number = min(self._mutations, max(1, count // len(self._problem.budgets)))
+            found = self._mutations_of(genes, number * pool)
+            if found:
+                phase = f"{name}, round {turn // len(self._parts) + 1}"
+                return [Proposal(arch, phase) for arch in found]
+        return []
+
+    def _mutations_of(self, genes: tuple[int, ...], number: int) -> list[Architecture]:
+        """At most `number` new mutations in one part for each budget."""
+        found: dict[Architecture, None] = {}
+        for budget in self._problem.budgets:
+            for best in best_first(self._scores, self._problem, budget)[:1]:
+                for _ in range(number):
+                    draws = (self._mutate(best, genes, budget) for _ in range(TRIES))
+                    new = next((arch for arch in draws if arch not in self._scores and arch not in found), None)
+                    if new is not None:
+                        found[new] = None
+        return list(found)
+
+    def _mutate(self, arch: Architecture, genes: tuple[int, ...], budget: Budget) -> Architecture:
+        """`arch` with choices of a part drawn anew, brought back to the budget by small changes elsewhere.
+
+        What the part gives up is spent elsewhere every other time: the best under a budget uses most of it.
+        """
+        space = self._problem.space
+        values = list(space.indices(arch))
+        open_genes = [gene for gene in genes if len(space.choices[gene][1]) > 1]
+        moved = self._rng.permutation(open_genes)[: self._rng.integers(1, len(open_genes) + 1)]
+        for gene in moved:
+            others = [i for i in range(len(space.choices[gene][1])) if i != values[gene]]
+            values[gene] = others[self._rng.integers(len(others))]
+        mutant = self._problem.shrink(space.at(values), budget, self._rng, keep=genes)
+        if self._rng.random() < 0.5:
+            mutant = self._problem.grow(mutant, budget, self._rng, keep=genes)
+        return mutant
+
+    def tell(self, scores: Mapping[Architecture, float]) -> None:
+        self._scores.update(scores)
+
+
+def skeletons(problem: Problem) -> list[Architecture]:
+    """The grid: every resolution with each level of depth, width, kernel size and expansion for all stages alike."""
+    space = problem.space
+    kinds = [_kind(label) for label, _ in space.choices]
+    found: dict[Architecture, None] = {}
+    names = ("width", "depth", "kernel_size", "expand_ratio")
+    for resolution in range(len(space.resolution)):
+        for levels in itertools.product(LEVELS, repeat=len(names)):
+            level = dict(zip(names, levels, strict=True))
+            indices = [
+                resolution if kind == "resolution" else round(level[kind] * (len(values) - 1))
+                for kind, (_, values) in zip(kinds, space.choices, strict=True)
+            ]
+            found[space.at(indices)] = None
+    return list(found)
+
+
+def _kind(label: str) -> str:
+    """'stage mb2 kernel_size' -> 'kernel_size'; stem and head count as width."""
+    return label.rsplit(" ", 1)[-1]
+
+
+def _thinned(problem: Problem, grid: list[Architecture], count: int) -> list[Architecture]:
+    """At most `count` of the grid: for each budget in turn the skeletons within it, from the most costly down."""
+    queues = []
+    for budget in problem.budgets:
+        within = [arch for arch in grid if problem.fits(arch, budget)]
+        queues.append(sorted(within, key=lambda arch: (-problem.use(arch, budget), arch.to_json())))
+    chosen: dict[Architecture, None] = {}
+    for arch in itertools.chain.from_iterable(itertools.zip_longest(*queues)):
+        if arch is not None and len(chosen) < count:
+            chosen[arch] = None
+    return list(chosen)
+

@@ -1,0 +1,88 @@
+"""The whole front of accuracy against cost in one run: NSGA-II (Deb et al., 2002), by pymoo (Blank and Deb, 2020)."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from pymoo.algorithms.moo.nsga2 import NSGA2
+from pymoo.core.population import Population
+from pymoo.core.problem import Problem as PymooProblem
+from pymoo.core.termination import NoTermination
+from pymoo.operators.crossover.ux import UniformCrossover
+from pymoo.operators.mutation.pm import PolynomialMutation
+from pymoo.operators.repair.rounding import RoundingRepair
+
+from bignas_jax.search.problem import Problem
+from bignas_jax.search.strategies.strategy import Proposal
+from bignas_jax.spaces.architecture import Architecture
+
+
+class Pareto:
+    """NSGA-II over the positions of the choices, minimising (1 - accuracy, cost).
+
+    Where the budgets were named by the user, what none of them allows is brought back into one of them.
+
+    Args:
+      population: of NSGA-II. mutation_probability: of each choice.
+    """
+
+    front = True
+
+    def __init__(self, problem: Problem, seed: int, population: int, mutation_probability: float):
+        self._problem = problem
+        self._rng = np.random.default_rng(seed)
+        tops = np.array([len(values) - 1 for _, values in problem.space.choices])
+        self._algorithm = NSGA2(
+            pop_size=population,
+            sampling=self._spread(population, tops),
+            crossover=UniformCrossover(),
+            mutation=PolynomialMutation(
+                prob=1.0, prob_var=mutation_probability, eta=1, vtype=float, repair=RoundingRepair()
+            ),
+            eliminate_duplicates=True,
+        )
+        definition = PymooProblem(n_var=len(tops), n_obj=2, xl=np.zeros_like(tops), xu=tops, vtype=int)
+        self._algorithm.setup(definition, seed=seed, termination=NoTermination())
+        self._asked: dict[Architecture, np.ndarray] = {}
+        self._generation = 0
+
+    def ask(self, count: int, pool: int = 1) -> list[Proposal]:
+        if self._asked:
+            self._finish_generation({})
+        self._algorithm.n_offsprings = count * pool
+        individuals = self._algorithm.ask()
+        if individuals is None:
+            return []
+        for genes in individuals.get("X"):
+            arch = self._within(self._problem.space.at([int(round(g)) for g in genes]))
+            self._asked[arch] = np.array(self._problem.space.indices(arch))
+        phase = f"generation {self._generation}" if self._generation else "first generation"
+        return [Proposal(arch, phase, screen=self._generation > 0) for arch in self._asked]
+
+    def tell(self, scores: Mapping[Architecture, float]) -> None:
+        self._finish_generation(scores)
+
+    def _finish_generation(self, scores: Mapping[Architecture, float]) -> None:
+        """What was asked and scored joins the population; the rest is forgotten."""
+        told = [(genes, arch) for arch, genes in self._asked.items() if arch in scores]
+        self._asked = {}
+        if told:
+            population = Population.new("X", np.array([genes for genes, _ in told]))
+            objectives = [(1 - scores[arch], self._problem.cost_of(arch)) for _, arch in told]
+            population.set("F", np.array(objectives, float))
+            self._algorithm.tell(infills=population)
+            self._generation += 1
+
+    def _spread(self, population: int, tops: np.ndarray) -> np.ndarray:
+        """A first generation over the whole range of costs: int [population, choices].
+
+        Uniform draws crowd in the middle. Here each individual has its own odds of large choices; the smallest and
+        the biggest are among them.
+        """
+        odds = np.linspace(0.0, 1.0, population)[:, None]
+        return self._rng.binomial(tops, odds)
+
+    def _within(self, arch: Architecture) -> Architecture:
+        budgets = self._problem.budgets
+        if not self._problem.bounded or any(self._problem.fits(arch, budget) for budget in budgets):
+            return arch
+        return self._problem.shrink(arch, budgets[self._rng.integers(len(budgets))], self._rng)

@@ -1,0 +1,39 @@
+"""Uniform random search within each budget, the baseline that every strategy must beat (Li and Talwalkar, 2019)."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from bignas_jax.search.problem import Problem
+from bignas_jax.search.strategies.strategy import Proposal
+from bignas_jax.spaces.architecture import Architecture
+
+TRIES = 30  # draws for one architecture that is new
+
+
+class RandomSearch:
+    """Draws architectures from those within a budget, the budgets in turn: uniformly, unless these are rare.
+
+    No predictor screens them: that would be no baseline.
+    """
+
+    front = False
+
+    def __init__(self, problem: Problem, seed: int):
+        self._problem = problem
+        self._rng = np.random.default_rng(seed)
+        self._told: set[Architecture] = set()
+
+    def ask(self, count: int, pool: int = 1) -> list[Proposal]:
+        found: dict[Architecture, None] = {}
+        budgets = self._problem.budgets
+        for number in range(count * TRIES):
+            arch = self._problem.sample(budgets[number % len(budgets)], self._rng)
+            if arch not in self._told:
+                found[arch] = None
+            if len(found) == count:
+                break
+        return [Proposal(arch, "random", screen=False) for arch in found]
+
+    def tell(self, scores: Mapping[Architecture, float]) -> None:
+        self._told.update(scores)

@@ -1,0 +1,58 @@
+"""Architectures by name: those that a user writes on the command line, and the two ends of a space."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bignas_jax.errors import ConfigError
+from bignas_jax.spaces.architecture import Architecture
+from bignas_jax.spaces.mobilenet import SearchSpace, per_stage
+
+
+def extremes(space: SearchSpace) -> dict[str, Architecture]:
+    """The biggest and the smallest architecture as MAX and MIN; as CHILD where they are the same."""
+    if space.size == 1:
+        return {"CHILD": space.biggest}
+    return {"MAX": space.biggest, "MIN": space.smallest}
+
+
+def read_architectures(space: SearchSpace, names: Sequence[str], flag: str = "--arch") -> dict[str, Architecture]:
+    """Architectures by name, from 'max', 'min', the path of a JSON file, or JSON itself.
+
+    Args:
+      flag: what the names were given by, for messages.
+    Raises:
+      ConfigError: a file is missing or malformed, or an architecture is not in the space; one line that names it.
+    """
+    found = {}
+    for name in names:
+        label, text = name, name
+        try:
+            if name in ("max", "min"):
+                arch = space.biggest if name == "max" else space.smallest
+                found |= {label: known for label, known in extremes(space).items() if known == arch}
+                continue
+            if not name.lstrip().startswith("{"):
+                path = pathlib.Path(name)
+                # Searched children are all called architecture.json; their folder tells them apart.
+                label = path.parent.name if path.stem == "architecture" and path.parent.name else path.stem
+                text = path.read_text()
+            else:
+                label = f"given{sum(key.startswith('given') for key in found) + 1}"
+            arch = per_stage(Architecture.from_json(text))
+            space.check(arch)
+        except OSError as error:
+            raise ConfigError(
+                f"{flag}: cannot read {name} ({error.strerror}), expected max, min, a JSON file, or JSON"
+            ) from error
+        except ValueError as error:
+            raise ConfigError(f"{flag} {name}: {error}") from error
+        found[_unused(label, found)] = arch
+    return found
+
+
+def _unused(label: str, taken: Mapping[str, Any]) -> str:
+    number, free = 2, label
+    while free in taken:
+        free, number = f"{label}-{number}", number + 1
+    return free

@@ -1,0 +1,301 @@
+"""The training loop: from a config to a trained, evaluated supernet in a folder that can be continued at any time.
+
+A single child is trained by the same loop, as the supernet of a space without choices.
+"""
+
+import contextlib
+import json
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from bignas_jax.config.files import to_json
+from bignas_jax.data import DataError, Loader, prefetch
+from bignas_jax.data.prefetch import Prefetch
+from bignas_jax.errors import Stopped, TrainingError
+from bignas_jax.evaluation import placed
+from bignas_jax.programs.devices import connect
+from bignas_jax.programs.kept import use_compilation_cache
+from bignas_jax.programs.weights import draw_weights
+from bignas_jax.runs import assess as reporting
+from bignas_jax.runs.checkpoint import Checkpoints
+from bignas_jax.runs.folder import begun
+from bignas_jax.runs.identity import claim
+from bignas_jax.runs.logs import Logs
+from bignas_jax.runs.session import Session
+from bignas_jax.runs.signals import Signals, _agreed, _same_everywhere
+from bignas_jax.spaces.naming import extremes
+from bignas_jax.step import optimizer as optimizers
+from bignas_jax.step.members.sandwich import member_names
+from bignas_jax.step.recipe import Recipe
+from bignas_jax.step.state import TrainState
+from bignas_jax.step.train_step import Sandwich
+from bignas_jax.training import origin as child_training
+from bignas_jax.training.origin import Origin
+from bignas_jax.training.plan import Plan, Watch
+
+
+def train(config: ConfigDict, workdir: str | pathlib.Path, progress: bool = True) -> list[dict[str, Any]]:
+    """Trains a supernet, or goes on where a run in `workdir` stopped, and evaluates its biggest and smallest child.
+
+    With `config.arch` it is that child alone that is trained and evaluated, and `config.init_from` gives the weights
+    to begin with. Writes config.json, classes.json, checkpoints/, metrics.jsonl, TensorBoard events and
+    evaluation_val.json under `workdir`; evaluation_before.json, too, where a child began as a slice.
+    A run that was interrupted at any step and continued ends with the same bits as one that never was, on the same
+    devices.
+
+    Args:
+      config: validated, as `flags.parse` returns it.
+    Returns:
+      The rows of the final evaluation, as `reporting.assess` gives them, after that of the slice which a child was.
+    Raises:
+      ValueError: the data, the devices or the folder do not fit the config; one line.
+      TrainingError: the loss was not finite in `config.max_nonfinite_steps` steps in a row.
+      Stopped: by SIGTERM or SIGINT, after the state was saved.
+    """
+    connect(**config.distributed)
+    use_compilation_cache()
+    workdir = pathlib.Path(workdir)
+    config = child_training.resolve(config, workdir)
+    session = Session.open(config, training=True)
+    loader = session.loader("train", config.batch_size, train=True)
+    session.check_evaluation("val", watched_split(config))
+    goes_on = begun(workdir)
+    origin = None if goes_on else Origin.open(session)
+    claim(workdir, config, Plan.of(config, loader.steps_per_epoch).stop)
+    if jax.process_index() == 0 and not goes_on:
+        session.note_class_names(workdir)
+    checkpoints = Checkpoints(workdir, config.checkpoint.keep)
+    run = Run(session, loader, workdir, checkpoints, origin, progress)
+    try:
+        state = run.start()
+        before = run.before(state)
+        state = run.loop(state)
+        checkpoints.wait()
+        rows = reporting.assess(session, state.weights, _extremes(session), "val")
+    finally:
+        run.close()
+    if run.first:
+        reporting.write(rows, workdir, "val", run.plan.stop)
+    return before + rows
+
+
+
+
+
+
+class Run:
+    """One training run: its parts, and the loop over them."""
+
+    def __init__(
+        self,
+        session: Session,
+        loader: Loader,
+        workdir: pathlib.Path,
+        checkpoints: Checkpoints,
+        origin: Origin | None,
+        progress: bool,
+    ):
+        config = session.config
+        self.session, self.config, self.loader, self.workdir = session, config, loader, workdir
+        self.checkpoints, self.origin, self.first = checkpoints, origin, jax.process_index() == 0
+        self.progress = progress and self.first
+        self.plan = Plan.of(config, loader.steps_per_epoch)
+        schedule = optimizers.schedule(config.optimizer, loader.steps_per_epoch, config.epochs)
+        self.recipe = Recipe.from_config(config)
+        self.sandwich = Sandwich(
+            session.space,
+            session.graphdef,
+            self.recipe,
+            optimizers.optimizer(config.optimizer, schedule),
+            session.mesh,
+            schedule,
+            identity=f"{to_json(config)} {loader.steps_per_epoch}",
+        )
+        self.watch = Watch(config.max_nonfinite_steps)
+        self.corrupt = 0  # images replaced since this process began
+        self.batches: Prefetch | None = None
+
+    def close(self) -> None:
+        """Ends what reads images ahead, and waits for the checkpoints."""
+        if self.batches is not None:
+            self.batches.close()
+        self.checkpoints.close()
+
+    def start(self) -> TrainState:
+        """The state to go on from, with everything compiled that the rest of the run needs."""
+        config, session = self.config, self.session
+        identity, model = self.sandwich.identity, config.model
+        params = draw_weights(
+            session.space, model.num_classes, dtype=model.dtype, seed=config.seed, identity=identity
+        )
+        newest = self.checkpoints.newest()
+        if newest is None and self.origin is not None:
+            params = self.origin.weights(params, session.space.biggest, session.mesh)
+            if self.first:
+                print(f"starting from {self.origin}")
+        state = self.sandwich.init(params)
+        if newest is not None:
+            state = self.checkpoints.restore(state, session.mesh)
+            if self.first and self.checkpoints.is_imported(newest):
+                print(f"starting from the weights that were imported into {self.workdir}, with a fresh optimizer")
+            elif self.first:
+                print(f"going on from step {newest} of {self.plan.stop} in {self.workdir}")
+        step = int(state.step)
+        if step < self.plan.stop:
+            # Its workers need seconds until their first batch: meanwhile programs are compiled.
+            self.batches = prefetch(self.loader.epochs(step, self.plan.stop), session.mesh)
+            size, batch = config.data.image_size, config.batch_size
+            self.sandwich.compile(
+                state,
+                {
+                    "image": jax.ShapeDtypeStruct((batch, size, size, 3), np.uint8),
+                    "label": jax.ShapeDtypeStruct((batch,), np.int32),
+                },
+                self.progress,
+            )
+        session.compile_evaluation(_extremes(session).values(), self.progress)
+        return state
+
+    def before(self, state: TrainState) -> list[dict[str, Any]]:
+        """The row of the slice that the run begins or began with; none where there was no slice, or no classifier."""
+        if not self.config.init_from:
+            return []
+        path = self.workdir / "evaluation_before.json"
+        if int(state.step):
+            return json.loads(path.read_text())["rows"] if path.exists() else []
+        if self.origin is None or not self.origin.keeps_classifier:
+            return []
+        rows = reporting.assess(self.session, state.weights, _extremes(self.session), "val", ["SLICE"])
+        if self.first:
+            print(f"before training: val top-1 {100 * rows[0]['top1']:.2f}%")
+            reporting.write(rows, self.workdir, "val", 0, name="before")
+        return rows
+
+    def loop(self, state: TrainState) -> TrainState:
+        """Steps until the plan's end. Raises TrainingError, Stopped or DataError; what was done is saved first."""
+        plan, step = self.plan, int(state.step)
+        logs = Logs(self.workdir, step, plan.stop, active=self.first, bar=self.progress)
+        with contextlib.closing(logs):
+            # A slice's curve begins before the first step. After it: a signal came between a step and its evaluation.
+            if (step or self.origin) and plan.evaluates(step) and not _same_everywhere(logs.evaluated):
+                self._evaluate(state, logs, step)
+            if step >= plan.stop:
+                return state
+            with self.batches, Signals() as signals:
+                try:
+                    for batch in self.batches:
+                        if step == 0:
+                            logs.images("images", _first_images(batch, self.config.log.images), step)
+                        state, metrics = self.sandwich(state, batch, step)
+                        step += 1
+                        self._after(state, step, batch, metrics, logs, signals)
+                except DataError as error:
+                    self.checkpoints.save(state, step)
+                    self.checkpoints.wait()
+                    raise DataError(f"{error} (step {step} is saved; the same command goes on from there)") from error
+        return state
+
+    def _after(self, state: TrainState, step: int, batch: dict, metrics: Any, logs: Logs, signals: "Signals") -> None:
+        """What follows a step: logging, evaluation, a checkpoint, or the end of the run."""
+        plan = self.plan
+        logs.advance()
+        self._note_corrupt(batch, logs)
+        if step % plan.log_every == 0 or step == plan.stop:
+            self._log(logs, step, metrics)
+        failed = self.watch.add(step, metrics, drain=plan.saves(step))
+        if failed:
+            raise self._not_finite(failed)
+        stopped = _agreed(signals.received, step)
+        top1 = self._evaluate(state, logs, step) if plan.evaluates(step) and not stopped else None
+        # Weights whose last loss was not finite are no ground to go on from, unless there is nothing else to keep.
+        if stopped or step == plan.stop or (plan.saves(step) and not self.watch.in_row):
+            self.checkpoints.save(state, step, top1)
+        if stopped:
+            self.checkpoints.wait()
+            raise Stopped(stopped, f"at step {step}")
+
+    def _not_finite(self, step: int) -> TrainingError:
+        """The error of a run whose losses are not finite, after the weights that they came from are out of the way."""
+        first_bad = step - self.watch.in_row + 1
+        newest = self.checkpoints.delete_from(first_bad - 1)
+        last = "there is no checkpoint from before them"
+        if newest is not None:
+            last = f"the last good checkpoint is that of step {newest} in {self.checkpoints.folder}"
+        return TrainingError(
+            f"the loss was not finite in {self.watch.in_row} steps in a row, from step {first_bad} on, and "
+            f"their updates were left out; {last}: lower config.optimizer.learning_rate or set "
+            "config.optimizer.clip_norm, and run the command again"
+        )
+
+    def _log(self, logs: Logs, step: int, metrics: Any) -> None:
+        metrics = jax.device_get(metrics)
+        names = member_names(self.session.space, self.recipe)
+        rate = logs.images_per_second(step, self.config.batch_size)
+        values = {f"loss/{name}": float(v) for name, v in zip(names, metrics["loss"], strict=True)}
+        values |= {f"accuracy/{name}": float(v) for name, v in zip(names, metrics["accuracy"], strict=True)}
+        values |= {
+            "learning_rate": float(metrics["learning_rate"]),
+            "gradient_norm": float(metrics["gradient_norm"]),
+            "skipped_updates": int(metrics["skipped"]),
+            "epoch": step / self.plan.steps_per_epoch,
+            "images_per_second": rate,
+        }
+        if self.corrupt:
+            values["corrupt_images"] = self.corrupt
+        show = {
+            **{name: f"{values[f'loss/{name}']:.3f}" for name in (names[0], names[-1])},
+            "lr": f"{values['learning_rate']:.2g}",
+            "images/s": f"{rate:,.0f}",
+        }
+        if values["skipped_updates"]:
+            show["skipped"] = str(values["skipped_updates"])
+        logs.record(step, values, show)
+
+    def _evaluate(self, state: TrainState, logs: Logs, step: int) -> float:
+        """Accuracies of MAX and MIN on the held-out images (on the validation split if none are held out)."""
+        split = watched_split(self.config)
+        found = self.session.evaluate(state.weights, _extremes(self.session), split)
+        scores = {name: found[arch] for name, arch in extremes(self.session.space).items()}
+        values = {"epoch": step / self.plan.steps_per_epoch}
+        for name, score in scores.items():
+            curve = name.lower()
+            values |= {f"{split}_top1/{curve}": score.top1, f"{split}_top5/{curve}": score.top5}
+            values |= {f"{split}_loss/{curve}": score.loss}
+        logs.record(step, values)
+        logs.say(
+            f"step {step}, epoch {step / self.plan.steps_per_epoch:.1f}: {split} top-1 "
+            + ", ".join(f"{name} {100 * score.top1:.2f}%" for name, score in scores.items())
+        )
+        logs.pause(step)
+        return float(np.mean([score.top1 for score in scores.values()]))
+
+    def _note_corrupt(self, batch: dict, logs: Logs) -> None:
+        if batch["skipped"]:
+            self.corrupt += batch["skipped"]
+            logs.say(f"{self.corrupt} corrupt images replaced since the start (config.data.on_corrupt is skip)")
+
+
+def watched_split(config: ConfigDict) -> str:
+    """The images that MAX and MIN are scored on during training: the held-out ones, where there are some."""
+    return "holdout" if config.data.holdout else "val"
+
+
+
+
+
+
+
+
+
+
+def _extremes(session: Session) -> dict:
+    return placed(session.space, extremes(session.space).values(), sliced=False)
+
+
+def _first_images(batch: dict, count: int) -> np.ndarray:
+    return np.asarray(batch["image"].addressable_shards[0].data)[:count]
+

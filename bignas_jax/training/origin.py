@@ -1,0 +1,135 @@
+"""A single child's run: its config, and the slice of a supernet that it starts from.
+
+The run is that of a supernet whose space has the one architecture `config.arch` (`slicing.single`): the loop, the
+data, the checkpoints and the evaluation know no difference.
+"""
+
+import contextlib
+import dataclasses
+import pathlib
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from bignas_jax.config import fields as configs
+from bignas_jax.config.files import load_run_config
+from bignas_jax.errors import CheckpointError, ConfigError
+from bignas_jax.nets.slicing import param_shapes, slice_params
+from bignas_jax.runs.checkpoint import Checkpoints
+from bignas_jax.runs.folder import begun, supernet_config
+from bignas_jax.runs.session import Session, class_names
+from bignas_jax.spaces.architecture import Architecture
+from bignas_jax.spaces.mobilenet import SearchSpace, single
+from bignas_jax.spaces.naming import read_architectures
+
+
+def resolve(config: ConfigDict, workdir: str | pathlib.Path) -> ConfigDict:
+    """The config of the run that `config.arch` asks for; without an architecture the config itself.
+
+    In it `arch` is the architecture's JSON, for a file may go, and `space` leaves no choice but it. The space that the
+    architecture is taken from is that of the run in `config.init_from`, where one is given, else `config.space`.
+
+    Raises:
+      ConfigError: the architecture cannot be read or is not in the space, or `init_from` is no run's folder.
+    """
+    if not config.arch:
+        return config
+    space = SearchSpace.from_config(_config_of_space(config, pathlib.Path(workdir)).space)
+    (arch,) = read_architectures(space, [config.arch], "config.arch").values()
+    resolved = ConfigDict(config.to_dict())
+    resolved.arch = arch.to_json()
+    resolved.space = ConfigDict(single(space, arch).to_dict())
+    configs.validate(resolved)
+    return configs.canonical(resolved).lock()
+
+
+def _config_of_space(config: ConfigDict, workdir: pathlib.Path) -> ConfigDict:
+    """The config whose space `config.arch` is read in."""
+    if not config.init_from:
+        return config
+    try:
+        return supernet_config(config.init_from)
+    except ConfigError:
+        # A run that has begun needs the supernet no more.
+        own = load_run_config(workdir / "config.json") if begun(workdir) else None
+        if own is None or config.arch in ("max", "min") or own.init_from != config.init_from:
+            raise
+        return own
+
+
+
+
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """Where a child's first weights come from.
+
+    Attributes:
+      folder, step: the supernet's run and its checkpoint. space: the supernet's.
+      num_classes: of its classifier. keeps_classifier: whether the child's classes are the same.
+    """
+
+    folder: pathlib.Path
+    step: int
+    space: SearchSpace
+    num_classes: int
+    keeps_classifier: bool
+
+    @classmethod
+    def open(cls, session: Session) -> "Origin | None":
+        """The origin that the session's config names, or None where training starts from scratch.
+
+        Raises:
+          ConfigError: there is no such run or checkpoint.
+        """
+        config = session.config
+        if not config.init_from or config.init_checkpoint == "none":
+            return None
+        folder = pathlib.Path(config.init_from)
+        supernet = supernet_config(config.init_from)
+        if not begun(folder):
+            raise ConfigError(f"config.init_from: found no checkpoint under {folder}, expected those of a trained run")
+        with _checkpoints(folder) as checkpoints:
+            step = checkpoints.find(config.init_checkpoint)
+        same = _same_classes(session, folder, supernet)
+        return cls(folder, step, SearchSpace.from_config(supernet.space), supernet.model.num_classes, same)
+
+    def weights(self, fresh: dict, arch: Architecture, mesh: Mesh) -> dict:
+        """The slice of the supernet's weights (their moving average, where there is one).
+
+        Args:
+          fresh: the child's parameters as they are initialised; their classifier is kept where the classes differ.
+        """
+        with _checkpoints(self.folder) as checkpoints:
+            whole, _ = checkpoints.weights(param_shapes(self.space, self.num_classes), mesh, self.step)
+        cut = slice_params(self.space, jax.tree.map(np.asarray, whole), arch)
+        kept = {} if self.keeps_classifier else {"classifier": fresh["classifier"]}
+        return jax.tree.map(np.ascontiguousarray, cut | kept)
+
+    def __str__(self) -> str:
+        head = "its classifier is kept" if self.keeps_classifier else "the classifier is new, for the classes differ"
+        return f"the slice of step {self.step} of {self.folder}; {head}"
+
+
+@contextlib.contextmanager
+def _checkpoints(folder: pathlib.Path) -> Iterator[Checkpoints]:
+    """The checkpoints of another run; what is wrong with them is said in the words of this run's config."""
+    checkpoints = Checkpoints(folder, read_only=True)
+    try:
+        yield checkpoints
+    except CheckpointError as error:
+        raise ConfigError(f"config.init_checkpoint: {str(error).removeprefix('--checkpoint: ')}") from error
+    finally:
+        checkpoints.close()
+
+
+def _same_classes(session: Session, folder: pathlib.Path, supernet: ConfigDict) -> bool:
+    """Whether the supernet's classes are the child's: as many, and of the same names where these are known."""
+    if supernet.model.num_classes != session.config.model.num_classes:
+        return False
+    names = class_names(folder, supernet, like=session)
+    return names in (None, session.dataset.class_names)

@@ -1,0 +1,140 @@
+"""The strategies on a space that can be enumerated."""
+
+import numpy as np
+import pytest
+from landscape import SPACE, accuracy, problem
+
+from bignas_jax.search.strategies.coarse_to_fine import CoarseToFine, skeletons
+from bignas_jax.search.strategies.evolution import Evolution
+from bignas_jax.search.strategies.pareto import Pareto
+from bignas_jax.search.strategies.random_search import RandomSearch
+from bignas_jax.search.strategies.strategy import best_first
+
+EVALUATIONS = 115  # 15% of 768
+FRACTIONS = (0.35, 0.5, 0.7)
+MAKERS = {
+    "random": lambda problem, seed: RandomSearch(problem, seed),
+    "coarse_to_fine": lambda problem, seed: CoarseToFine(problem, seed, EVALUATIONS),
+    "evolution": lambda problem, seed: Evolution(problem, seed, 32, 0.15),
+    "pareto": lambda problem, seed: Pareto(problem, seed, 14, 0.15),
+}
+
+
+def drive(strategy, evaluations=EVALUATIONS, count=12, score=accuracy) -> dict:
+    scores = {}
+    for _ in range(1000):
+        asked = strategy.ask(min(count, evaluations - len(scores)))
+        if not asked:
+            break
+        told = {p.arch: score(p.arch) for p in asked}
+        strategy.tell(told)
+        scores |= told
+        if len(scores) >= evaluations:
+            break
+    return scores
+
+
+@pytest.fixture(scope="module")
+def truth() -> dict:
+    return {arch: accuracy(arch) for arch in SPACE.enumerate()}
+
+
+def regret(scores, truth, searched) -> list[float]:
+    """Accuracy short of the true best, for each budget."""
+    bests = [best_first(truth, searched, budget)[0] for budget in searched.budgets]
+    found = [best_first(scores, searched, budget)[0] for budget in searched.budgets]
+    return [truth[b] - truth[f] for b, f in zip(bests, found, strict=True)]
+
+
+def test_the_space_is_what_the_tests_say():
+    assert SPACE.size == 768
+
+
+@pytest.mark.parametrize("name", [name for name in MAKERS if name != "random"])
+def test_each_finds_nearly_the_best_with_few_evaluations_and_more_than_random_search(name, truth):
+    searched = problem(*FRACTIONS, bounded=False)
+    ours, random = (
+        [regret(drive(MAKERS[n](searched, seed)), truth, searched) for seed in range(5)] for n in (name, "random")
+    )
+    assert np.mean(ours) <= 0.005, ours
+    assert np.mean(ours) < np.mean(random)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_the_same_seed_gives_the_same_course_and_another_seed_another(name):
+    searched = problem(*FRACTIONS)
+    first, again, other = (list(drive(MAKERS[name](searched, seed))) for seed in (1, 1, 2))
+    assert first == again and first != other
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_what_is_asked_is_in_the_space_and_within_a_named_budget(name):
+    searched = problem(0.3, 0.6)
+    for arch in drive(MAKERS[name](searched, 0)):
+        assert arch in SPACE and any(searched.fits(arch, budget) for budget in searched.budgets)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_all_asks_end_once_everything_is_known(name):
+    searched = problem(0.2)  # few architectures
+    within = [arch for arch in SPACE.enumerate() if searched.fits(arch, searched.budgets[0])]
+    scores = drive(MAKERS[name](searched, 0), evaluations=10_000, count=8)
+    assert set(scores) <= set(within) | {SPACE.biggest, SPACE.smallest}
+    assert len(scores) >= 0.5 * len(within)
+
+
+def test_no_predictor_screens_the_baseline():
+    asked = MAKERS["random"](problem(*FRACTIONS), 0).ask(12, pool=4)
+    assert len(asked) == 12 and not any(p.screen for p in asked)
+
+
+def test_evolution_goes_on_where_mutations_find_nothing_new():
+    searched = problem(0.7)
+    assert len(drive(Evolution(searched, 0, 8, 0.0), evaluations=150)) == 150
+
+
+@pytest.mark.parametrize("name", [name for name in MAKERS if name != "random"])
+def test_a_pool_asks_for_more_and_those_not_told_are_forgotten(name):
+    searched = problem(*FRACTIONS)
+    strategy = MAKERS[name](searched, 0)
+    while not (asked := strategy.ask(12))[0].screen:
+        strategy.tell({p.arch: accuracy(p.arch) for p in asked})
+    strategy.tell({p.arch: accuracy(p.arch) for p in asked})
+    strategy.tell({p.arch: accuracy(p.arch) for p in strategy.ask(12)})
+    asked = strategy.ask(12, pool=4)
+    assert 12 < len(asked) <= 48
+    strategy.tell({asked[0].arch: accuracy(asked[0].arch)})
+    assert strategy.ask(12)
+
+
+def test_nsga2_covers_the_whole_range_of_costs():
+    searched = problem(*FRACTIONS, bounded=False)
+    scores = drive(MAKERS["pareto"](searched, 0))
+    costs = sorted(searched.cost_of(arch) for arch in scores)
+    all_costs = sorted(searched.cost_of(arch) for arch in SPACE.enumerate())
+    assert costs[0] == all_costs[0] and costs[-1] == all_costs[-1]
+    assert max(np.diff(costs)) < 0.15 * (costs[-1] - costs[0])
+
+
+def test_skeletons_are_alike_in_all_stages():
+    found = skeletons(problem(0.5))
+    assert len(found) == len(set(found)) and {SPACE.biggest, SPACE.smallest} <= set(found)
+    for arch in found:
+        genes = SPACE.indices(arch)
+        for kind in ("depth", "kernel_size", "expand_ratio"):
+            levels = {gene / (len(values) - 1) for gene, (label, values) in zip(genes, SPACE.choices, strict=True)
+                      if label.endswith(kind) and len(values) > 1}
+            assert len(levels) <= 1, (arch, kind)
+
+
+def test_mutations_of_coarse_to_fine_go_part_by_part():
+    searched = problem(0.6)
+    strategy, phases = CoarseToFine(searched, 0, EVALUATIONS), []
+    for _ in range(40):
+        asked = strategy.ask(12)
+        if not asked:
+            break
+        phases.append(asked[0].phase)
+        strategy.tell({p.arch: accuracy(p.arch) for p in asked})
+    parts = [phase.split(",")[0] for phase in phases if phase != "grid"]
+    assert phases[0] == "grid" and parts[:4] == ["resolution", "mb1", "mb2", "mb3"]

@@ -1,0 +1,363 @@
+"""A single child's run: its step against plain PyTorch, its start against the supernet, and whole runs on digits."""
+
+import contextlib
+import dataclasses
+import json
+import re
+import signal
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from paths import ROOT
+from reference_torch import Child, load_slice
+from run_lab import (
+    CONFIG,
+    assert_same_bits,
+    environment,
+    finish,
+    last_checkpoint,
+    records,
+    signal_at,
+    start,
+    steps_of,
+    without_speed,
+)
+from sandwich_cases import MEAN, RATE, SGD, SIDE, STD, batches, torch_images
+from tiny import CLASSES, assert_close, flat, graphdef
+
+from bignas_jax.config import fields as configs
+from bignas_jax.config.files import load_run_config, to_json
+from bignas_jax.config.recipes import load_config
+from bignas_jax.errors import ConfigError
+from bignas_jax.nets.slicing import slice_params
+from bignas_jax.programs.devices import make_mesh, replicate
+from bignas_jax.programs.weights import build
+from bignas_jax.runs import assess as reporting
+from bignas_jax.runs.checkpoint import Checkpoints
+from bignas_jax.runs.folder import begun
+from bignas_jax.runs.identity import claim
+from bignas_jax.runs.logs import Logs
+from bignas_jax.runs.session import Session
+from bignas_jax.spaces.mobilenet import SearchSpace, single
+from bignas_jax.step.members.sandwich import member_names, members
+from bignas_jax.step.optimizer import optimizer
+from bignas_jax.step.recipe import Recipe
+from bignas_jax.step.state import TrainState
+from bignas_jax.step.train_step import Sandwich
+from bignas_jax.training import loop as training
+from bignas_jax.training.origin import Origin, resolve
+from configs import child as recipe_of_a_child
+
+# Between the extremes of the space of run_lab.CONFIG, as another process would write it.
+ARCH = {"resolution": 8, "width": [8, 8, 16, 16], "kernel_size": [3, 3], "expand_ratio": [2, 2], "depth": [2, 1]}
+STEPS = 24
+
+
+def test_steps_of_a_child_equal_ordinary_training_in_pytorch(tiny_v3):
+    made = tiny_v3
+    arch = dataclasses.replace(made.space.smallest, resolution=SIDE - 4, depth=(2, 1, 1), kernel_size=(3, 5, 3))
+    space, params = single(made.space, arch), slice_params(made.space, made.params, arch)
+    recipe = Recipe(num_random=2, label_smoothing=0.1, mean=MEAN, std=STD)
+    mesh = make_mesh(1, {})
+    trainer = Sandwich(space, graphdef(space, CLASSES), recipe, optimizer(SGD, lambda step: RATE), mesh)
+    state = trainer.init(params)
+    trainer.compile(state, batches()[0], progress=False)
+    assert set(trainer.executables) == {"teacher", "update"}
+    assert members(space, recipe, 0) == (arch,) and member_names(space, recipe) == ("child",)
+
+    net = load_slice(Child(made.space, arch, CLASSES), made.tensors).statistics("batch")
+    groups = [dict(params=[p for p in net.parameters() if p.ndim > 1], weight_decay=SGD.weight_decay),
+              dict(params=[p for p in net.parameters() if p.ndim == 1])]  # fmt: skip
+    sgd = torch.optim.SGD(groups, RATE, 0.9, nesterov=True)
+    for step, batch in enumerate([*batches(), *batches(1)]):
+        state, metrics = trainer(state, jax.device_put(batch, mesh.devices.flat[0]), step)
+        sgd.zero_grad()
+        logits = net(torch_images(batch, arch.resolution).permute(0, 3, 1, 2))
+        loss = F.cross_entropy(logits, torch.tensor(batch["label"]).long(), label_smoothing=0.1)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), SGD.clip_norm)
+        sgd.step()
+        np.testing.assert_allclose(metrics["loss"], [loss.item()], rtol=1e-4)
+    kernel = net.classifier["linear"]["linear"].weight.detach().numpy().T
+    assert_close(state.params["classifier"]["kernel"], kernel, rtol=1e-3)
+    assert np.abs(kernel - params["classifier"]["kernel"]).max() > 1e-3
+
+
+def made(lab, supernet="supernet", **changes):
+    """The config of a child's run, as a command line would give it."""
+    config = load_config(lab.folder / "tiny.py")
+    values = dict(arch=str(lab.arch), init_from=str(lab.folder / supernet), max_steps=STEPS) | changes
+    for name, value in values.items():
+        *path, last = name.split("__")
+        owner = config
+        for part in path:
+            owner = owner[part]
+        owner[last] = value
+    config = configs.canonical(config)
+    configs.validate(config)
+    return configs.canonical(config).lock()
+
+
+def arguments(lab, **changes):
+    """The same on a command line."""
+    values = dict(arch=str(lab.arch), init_from=str(lab.folder / "supernet"), max_steps=STEPS) | changes
+    return [f"--config.{name}={value}" for name, value in values.items()]
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """A folder with a config, the run of a supernet with arbitrary weights, and an architecture of its space."""
+    folder = tmp_path_factory.mktemp("lab")
+    (folder / "tiny.py").write_text(CONFIG)
+    (folder / "middle.json").write_text(json.dumps(ARCH))
+    write_supernet(folder / "supernet", configs.canonical(load_config(folder / "tiny.py")))
+    return SimpleNamespace(folder=folder, arch=folder / "middle.json")
+
+
+def write_supernet(workdir, config):
+    """What training leaves of a supernet for others to read. No scale is zero: every branch counts."""
+    session = Session.open(config)
+    claim(workdir, config, STEPS)
+    session.note_class_names(workdir)
+    rng = np.random.default_rng(5)
+    shaken = [
+        jax.tree.map(lambda a: np.asarray(a) + 0.1 * rng.standard_normal(a.shape).astype(np.float32),
+                     build(session.space, config.model.num_classes)[1])
+        for _ in range(2)
+    ]  # fmt: skip
+    params, ema = (replicate(session.mesh, tree) for tree in shaken)
+    checkpoints = Checkpoints(workdir)
+    checkpoints.save(TrainState(params, {}, ema, *[np.int32(30)] * 3), 30)
+    checkpoints.wait()
+    checkpoints.close()
+
+
+@pytest.fixture(scope="module")
+def whole(lab):
+    """A child's run that was never stopped: its folder and what it printed."""
+    workdir = lab.folder / "child"
+    return workdir, finish(start(lab.folder, workdir, *arguments(lab)))
+
+
+def supernet_rows(lab, checkpoint="newest"):
+    config = load_run_config(lab.folder / "supernet" / "config.json")
+    return reporting.evaluate_run(config, lab.folder / "supernet", [str(lab.arch)], "val", checkpoint)[0]
+
+
+def test_a_child_s_run_leaves_one_row_and_one_curve(lab, whole):
+    workdir, (out, err) = whole
+    (row,) = json.loads((workdir / "evaluation_val.json").read_text())["rows"]
+    (before,) = json.loads((workdir / "evaluation_before.json").read_text())["rows"]
+    assert (before["name"], row["name"]) == ("SLICE", "CHILD")
+    assert row["architecture"] == before["architecture"] == ARCH
+    assert f"{100 * before['top1']:.2f}" in out and f"{100 * row['top1']:.2f}" in out
+    assert "the slice of step 30" in out and "its classifier is kept" in out
+    logged = records(workdir)
+    assert [r["step"] for r in logged if "loss/child" in r] == list(range(1, STEPS + 1))
+    assert [r["step"] for r in logged if "holdout_top1/child" in r] == [0, STEPS]
+    names = {name for record in logged for name in record}
+    assert not [name for name in names if any(word in name for word in ("biggest", "smallest", "/max", "/min"))]
+    assert set(re.findall(r"(compile \w+):.*? \d+/(\d+) ", err)) == {
+        ("compile sandwich", "2"), ("compile evaluation", "2")}  # fmt: skip
+    config = json.loads((workdir / "config.json").read_text())
+    assert json.loads(config["arch"]) == ARCH and config["space"]["stages"]["mb1"]["width"] == [8]
+
+
+def test_before_is_the_supernet_s_own_accuracy_at_the_architecture(lab, whole):
+    (before,) = json.loads((whole[0] / "evaluation_before.json").read_text())["rows"]
+    (row,) = supernet_rows(lab)
+    assert before["macs"] == row["macs"] and before["params"] == row["params"]
+    assert before["top1"] == pytest.approx(row["top1"], abs=1.5 / row["images"])
+    assert before["loss"] == pytest.approx(row["loss"], rel=1e-4)
+
+
+def test_a_killed_child_goes_on_to_the_same_bits_without_the_files_that_it_came_from(lab, whole):
+    workdir, gone = lab.folder / "killed", lab.folder / "gone"
+    process = start(lab.folder, workdir, *arguments(lab))
+    signal_at(process, workdir, 18, signal.SIGKILL)
+    finish(process, -signal.SIGKILL)
+    assert steps_of(workdir)[-1] in (7, 14)
+    (lab.folder / "supernet").rename(gone)
+    try:
+        out, _ = finish(start(lab.folder, workdir, *arguments(lab)))
+    finally:
+        gone.rename(lab.folder / "supernet")
+    assert "going on from step" in out and "SLICE" in out and "starting from" not in out
+    assert_same_bits(last_checkpoint(workdir), last_checkpoint(whole[0]))
+    assert without_speed(records(workdir)) == without_speed(records(whole[0]))
+
+
+def test_a_slice_that_was_evaluated_before_the_first_step_is_not_again(tmp_path):
+    """Where a run was killed before its first checkpoint."""
+    for evaluated in (False, True):
+        with contextlib.closing(Logs(tmp_path, 0, STEPS, bar=False)) as logs:
+            assert logs.evaluated is evaluated
+            logs.record(0, {"holdout_top1/child": 0.5})
+
+
+def test_eval_of_a_child_needs_no_config(lab, whole):
+    workdir = whole[0]
+    final = json.loads((workdir / "evaluation_val.json").read_text())["rows"]
+    command = [sys.executable, str(ROOT / "eval.py"), "--workdir", str(workdir)]
+    done = subprocess.run(command, env=environment(lab.folder), cwd=lab.folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("CHILD") == 1 and "MAX" not in done.stdout
+    again = json.loads((workdir / "evaluation_val.json").read_text())["rows"]
+    assert [{k: v for k, v in row.items() if k not in ("images_per_second", "loss")} for row in again] == [
+        {k: v for k, v in row.items() if k not in ("images_per_second", "loss")} for row in final
+    ]
+
+
+def test_the_folder_refuses_another_start(lab, whole):
+    for changes in (dict(init_checkpoint="none"), dict(arch="max")):
+        config = resolve(made(lab, **changes), whole[0])
+        with pytest.raises(ConfigError, match="holds a run of another config .*give another --workdir"):
+            claim(whole[0], config, STEPS)
+
+
+def opened(lab, **changes):
+    """A session of a child's run and where its weights come from."""
+    session = Session.open(resolve(made(lab, **changes), lab.folder / "none"))
+    return session, Origin.open(session)
+
+
+def fresh_weights(session):
+    return build(session.space, session.config.model.num_classes, seed=session.config.seed)[1]
+
+
+def test_the_first_weights_are_the_moving_average_s_slice(lab, whole):
+    session, origin = opened(lab)
+    found = origin.weights(fresh_weights(session), session.space.biggest, session.mesh)
+    arrays = last_checkpoint(lab.folder / "supernet")
+    assert jax.tree.map(np.shape, found) == jax.tree.map(np.shape, session.shapes)
+    # Blocks 0 and 1 of mb1, block 2 of mb2; the supernet has two of each.
+    whole_kernel = arrays["ema.blocks.2.expand.kernel"]
+    assert whole_kernel.shape == (16, 32)
+    np.testing.assert_array_equal(found["blocks"][2]["expand"]["kernel"], whole_kernel[:8, :16])
+    np.testing.assert_array_equal(found["classifier"]["kernel"], arrays["ema.classifier.kernel"])
+    assert not np.array_equal(arrays["params.classifier.kernel"], arrays["ema.classifier.kernel"])
+
+
+def test_a_child_of_other_classes_has_a_new_classifier_and_the_slice_s_other_weights(lab):
+    session, kept = opened(lab)
+    renamed = dataclasses.replace(session.dataset, class_names=tuple("abcdefghij"))
+    other = Origin.open(dataclasses.replace(session, dataset=renamed))
+    assert kept.keeps_classifier and not other.keeps_classifier
+    assert "the classifier is new" in str(other)
+    fresh = fresh_weights(session)
+    ours, theirs = (origin.weights(fresh, session.space.biggest, session.mesh) for origin in (kept, other))
+    differ = {path for path, a in flat(ours).items() if not np.array_equal(a, flat(theirs)[path])}
+    assert {path.split(".")[0] for path in differ} == {"classifier"}
+    np.testing.assert_array_equal(theirs["classifier"]["kernel"], fresh["classifier"]["kernel"])
+
+
+def test_class_names_come_from_the_folder_then_from_the_data(lab):
+    session, _ = opened(lab)
+    renamed = dataclasses.replace(session.dataset, class_names=tuple("abcdefghij"))
+    elsewhere = dataclasses.replace(session, dataset=renamed)
+    folder, noted = lab.folder / "supernet", lab.folder / "supernet" / "classes.json"
+    assert json.loads(noted.read_text()) == [str(digit) for digit in range(10)]
+    aside = noted.rename(lab.folder / "aside.json")
+    try:
+        assert Origin.open(elsewhere).keeps_classifier, "the same source and root: the same classes"
+        session.config.unlock().data.root = "another"
+        assert not Origin.open(elsewhere).keeps_classifier, "the supernet's data is looked at"
+        session.config.lock()
+        unknown = load_run_config(folder / "config.json")
+        unknown.data.source, unknown.data.root = "folder", "nowhere"
+        (folder / "config.json").rename(lab.folder / "config.aside")
+        (folder / "config.json").write_text(to_json(unknown))
+        assert Origin.open(elsewhere).keeps_classifier, "nothing is known but their number"
+    finally:
+        (lab.folder / "config.aside").replace(folder / "config.json")
+        aside.rename(noted)
+
+
+def test_training_on_other_classes_says_so_and_has_no_row_before(lab, capsys):
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for name in ("a", "b"):
+            folder = lab.folder / "images" / split / name
+            folder.mkdir(parents=True)
+            for number in range(24):
+                Image.fromarray(rng.integers(0, 256, (10, 10, 3), np.uint8)).save(folder / f"{number}.png")
+    changes = dict(data__source="folder", data__root=str(lab.folder / "images"), data__holdout=0, batch_size=24,
+                   model__num_classes=2, evaluation__batch_size=24, calibration__num_images=24,
+                   calibration__batch_size=24, max_steps=2, num_devices=1)  # fmt: skip
+    workdir = lab.folder / "other"
+    rows = training.train(made(lab, **changes), workdir, progress=False)
+    assert "the classifier is new, for the classes differ" in capsys.readouterr().out
+    assert [row["name"] for row in rows] == ["CHILD"] and not (workdir / "evaluation_before.json").exists()
+    assert last_checkpoint(workdir)["params.classifier.bias"].shape == (2,)
+    assert json.loads((workdir / "classes.json").read_text()) == ["a", "b"]
+
+
+def test_from_scratch_has_the_supernet_s_space_and_fresh_weights(lab):
+    session, origin = opened(lab, init_checkpoint="none", space__stem_width=(24,))
+    assert origin is None and session.space.biggest.to_dict() == ARCH
+    other, origin = opened(lab, init_from="")
+    assert origin is None and other.space == session.space
+
+
+def test_the_space_of_a_slice_is_the_supernet_s_own(lab):
+    config = resolve(made(lab, space__head_width=(64,), arch="max"), lab.folder / "none")
+    assert json.loads(config.arch) == ARCH | {"width": [8, 16, 16, 16], "depth": [2, 2]}
+    assert SearchSpace.from_config(config.space).biggest.to_json() == config.arch
+    assert resolve(config, lab.folder / "none") == config, "what is written needs no file"
+
+
+def test_without_an_architecture_the_config_stands(lab):
+    config = made(lab, arch="", init_from="")
+    assert resolve(config, lab.folder / "none") is config
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(arch="nowhere.json"), r"^config\.arch: cannot read nowhere\.json"),
+        (dict(arch='{"resolution": 8}'), r"^config\.arch .*missing keys"),
+        (dict(arch=json.dumps(ARCH | {"width": [8, 24, 16, 16]})), r"stage mb1 width: found 24, allowed 8, 16"),
+        (dict(arch=json.dumps(ARCH | {"kernel_size": [[3, 5], 3]})), r"kernel_size\[0\]: found \[3, 5\], expected one"),
+        (dict(init_from="nowhere"), r"^config\.init_from: found no nowhere/config\.json"),
+        (dict(init_from="EMPTY"), r"^config\.init_from: found no checkpoint under"),
+        (dict(init_checkpoint="29"), r"^config\.init_checkpoint: found 29, expected newest, best or one of .*30"),
+        (dict(arch=""), r"^config\.init_from: found .*expected nothing without config\.arch"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(lab, changes, message):
+    if changes.get("init_from") == "EMPTY":
+        changes = dict(init_from=str(lab.folder / "empty"))
+        (lab.folder / "empty").mkdir()
+        (lab.folder / "empty" / "config.json").write_text(to_json(made(lab, arch="", init_from="")))
+    with pytest.raises(ConfigError, match=message) as error:
+        opened(lab, **changes)
+    assert "\n" not in str(error.value)
+
+
+def test_the_recipe_is_sound():
+    config = recipe_of_a_child.get_config()
+    configs.validate(config)
+    assert config.init_from == "exp/cifar10" and config.arch
+
+
+def test_a_run_from_before_these_fields_goes_on(lab):
+    """A supernet's folder whose config.json lacks them is not taken for another run."""
+    path = lab.folder / "supernet" / "config.json"
+    text = path.read_text()
+    newer = ("arch", "init_from", "init_checkpoint")
+    old = {name: value for name, value in json.loads(text).items() if name not in newer}
+    assert begun(lab.folder / "supernet")
+    try:
+        path.write_text(json.dumps(old))
+        config = configs.canonical(load_config(lab.folder / "tiny.py"))
+        claim(lab.folder / "supernet", config, 1000)
+    finally:
+        path.write_text(text)
