@@ -33,8 +33,9 @@ import torch  # noqa: E402
 
 from bignas_jax.interop.exports import export  # noqa: E402
 from bignas_jax.nets.child import Child, forward, take  # noqa: E402
+from bignas_jax.nets.slicing import single  # noqa: E402
 from bignas_jax.programs.weights import build  # noqa: E402
-from bignas_jax.spaces.mobilenet import SearchSpace, single  # noqa: E402
+from bignas_jax.spaces.mobilenet import SearchSpace  # noqa: E402
 
 
 def random_child(space: SearchSpace, num_classes: int, arch) -> Child:
@@ -42,7 +43,7 @@ def random_child(space: SearchSpace, num_classes: int, arch) -> Child:
     own = single(space, arch)
     graphdef, params = build(own, num_classes)
     rng = np.random.default_rng(0)
-    norms = {"stem": params["stem_norm"], "head": params["head_norm"]}
+    norms = {name: params[name]["conv_norm"] for name in ("stem", "head")}
     for number, block in params["blocks"].items():
         norms |= {f"block{number}.{name[:-5]}": norm for name, norm in block.items() if name.endswith("_norm")}
     found = {}

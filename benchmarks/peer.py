@@ -114,8 +114,8 @@ class Peer(nn.Module):
 
     def forward(self, images: torch.Tensor, arch: Architecture) -> torch.Tensor:
         """Normalised images [B, 3, R, R], channels last, to logits [B, num_classes]; batch norm takes the batch's."""
-        x = F.conv2d(images, self._weight("stem/kernel", arch.width[0]), stride=self.space.stem_stride, padding=1)
-        x = self.activation(self._norm(x, "stem_norm"))
+        x = F.conv2d(images, self._weight("stem/conv/kernel", arch.width[0]), stride=self.space.stem_stride, padding=1)
+        x = self.activation(self._norm(x, "stem/conv_norm"))
         for block in blocks(self.space, arch):
             name = f"blocks/{self._positions[block.stage, block.index]}"
             if self.recompute:
@@ -123,12 +123,13 @@ class Peer(nn.Module):
             else:
                 x = self._block(x, block, name)
         mid = head_mid_width(arch) if self.space.v3_head else arch.width[-1]
-        x = self.activation(self._norm(self._pointwise(x, "head", mid), "head_norm")).mean((2, 3), keepdim=True)
+        x = self.activation(self._norm(self._pointwise(x, "head/conv", mid), "head/conv_norm"))
+        x = x.mean((2, 3), keepdim=True)
         if self.space.v3_head:
-            x = self.activation(self._pointwise(x, "head_project", arch.width[-1]))
+            x = self.activation(self._pointwise(x, "head_project/conv", arch.width[-1]))
         x = x.flatten(1)
-        bias = self._weight("classifier/bias")
-        return F.linear(x, self._weight("classifier/kernel", len(bias), x.shape[1]), bias)
+        bias = self._weight("classifier/conv/bias")
+        return F.linear(x, self._weight("classifier/conv/kernel", len(bias), x.shape[1]), bias)
 
     def _weight(self, name: str, *sizes: int) -> torch.Tensor:
         return _first(self.weights[name.replace("/", "_")], *sizes)

@@ -27,7 +27,7 @@ from bignas_jax.programs.buckets import Bucket, bucket_for
 from bignas_jax.programs.compile import compile_ahead
 from bignas_jax.programs.devices import AXIS, REPLICATED, SPLIT, batch_sharding, over_devices, shapes
 from bignas_jax.spaces.architecture import Architecture
-from bignas_jax.spaces.mobilenet import SearchSpace
+from bignas_jax.spaces.space import Space
 
 Batch = Mapping[str, jax.Array]
 
@@ -62,7 +62,7 @@ class Evaluator:
 
     def __init__(
         self,
-        space: SearchSpace,
+        space: Space,
         graphdef: nnx.GraphDef,
         mesh: Mesh,
         mean: Sequence,
@@ -269,6 +269,6 @@ def score_of(outcomes: np.ndarray, seconds: float = 0.0) -> Score:
     return Score(top1, top5, loss, len(outcomes), 1 / seconds if seconds else 0.0)
 
 
-def placed(space: SearchSpace, archs: Iterable[Architecture], sliced: bool) -> dict[Architecture, Bucket]:
+def placed(space: Space, archs: Iterable[Architecture], sliced: bool) -> dict[Architecture, Bucket]:
     """The bucket of each architecture: its own if `sliced` (one compile each), else the one it shares."""
     return {arch: Bucket(arch, masked=False) if sliced else bucket_for(space, arch) for arch in archs}

@@ -35,7 +35,7 @@ def problem(*fractions: float, **arguments) -> Problem:
 def accuracy(arch) -> float:
     """Rises with every choice, by other amounts and with falling returns, and a little at random."""
     genes = np.array(SPACE.indices(arch), float)
-    tops = np.array([len(values) - 1 for _, values in SPACE.choices])
+    tops = np.array([len(choice) - 1 for choice in SPACE.choices])
     weights = np.random.default_rng(3).uniform(0.1, 1.0, len(tops)) * (tops > 0)
     parts = np.sqrt(genes / np.maximum(tops, 1))
     noise = np.random.default_rng(zlib.crc32(arch.to_json().encode())).normal(0, 0.003)

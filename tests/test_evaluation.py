@@ -119,8 +119,8 @@ def test_logits_that_are_not_numbers_or_tie_are_wrong_answers(runs, tiny, arch):
     statistics = calibrated(runs[1, True], tiny)
     inputs = put(evaluator, batches(1, BATCH))
     for value in (np.nan, 0.0):  # not numbers; all equal
-        classifier = {name: np.full_like(a, value) for name, a in tiny.params["classifier"].items()}
-        params = replicate(evaluator.mesh, tiny.params | {"classifier": classifier})
+        classifier = {name: np.full_like(a, value) for name, a in tiny.params["classifier"]["conv"].items()}
+        params = replicate(evaluator.mesh, tiny.params | {"classifier": {"conv": classifier}})
         score = evaluator.score(params, archs, statistics, inputs)[arch]
         assert (score.top1, score.top5) == (0, 0)
         assert np.isnan(score.loss) == np.isnan(value)

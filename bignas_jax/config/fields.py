@@ -10,7 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from bignas_jax.errors import ConfigError
-from bignas_jax.spaces.mobilenet import SearchSpace
+from bignas_jax.spaces.registry import space_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,7 @@ _SWITCH = Field(bool, lambda v: True, "True or False")
 _TEXT = Field(str, lambda v: True, "a string")
 _NAME = Field(str, lambda v: bool(v), "a string that is not empty")
 
-# Every field but those of `space`, which SearchSpace checks.
+# Every field but those of `space`, which the space's family checks.
 FIELDS: dict[str, Field] = {
     "seed": Field(int, lambda v: 0 <= v < 2**32, "an integer >= 0 and < 2**32"),
     "batch_size": _integer(1),
@@ -263,7 +263,7 @@ def validate(config: ConfigDict) -> None:
     if "space" not in config:
         raise ConfigError("config.space: found nothing, expected the choices of a search space")
     try:
-        SearchSpace.from_config(config["space"])
+        space_of(config["space"])
     except ValueError as error:
         raise ConfigError(f"config.{error}") from error
     _check_together(values)

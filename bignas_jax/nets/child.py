@@ -1,7 +1,7 @@
 """A child taken out of a supernet: its slice of the weights with its own batch-norm statistics, and nothing else."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -12,14 +12,11 @@ from flax import nnx
 from bignas_jax.kernels.activation import FUNCTIONS
 from bignas_jax.kernels.norm.normalize import EPSILON
 from bignas_jax.nets.mode import Mode
-from bignas_jax.nets.slicing import slice_params, slice_statistics
+from bignas_jax.nets.slicing import at, num_classes_of, put, single, slice_params, slice_statistics
 from bignas_jax.nets.supernet import Supernet
 from bignas_jax.spaces.architecture import Architecture
-from bignas_jax.spaces.mobilenet import SearchSpace, blocks, single
-
-Path = tuple[str | int, ...]
-
-
+from bignas_jax.spaces.layers import Layer, Path
+from bignas_jax.spaces.space import Space
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +30,7 @@ class Child:
       statistics: layer name to (mean, variance), float32; None once batch norm is folded.
     """
 
-    space: SearchSpace
+    space: Space
     num_classes: int
     params: Any
     statistics: Mapping[str, tuple[np.ndarray, np.ndarray]] | None
@@ -43,11 +40,15 @@ class Child:
         return self.space.biggest
 
     @property
+    def layout(self) -> tuple[Layer, ...]:
+        return self.space.layout(self.arch, self.num_classes)
+
+    @property
     def folded(self) -> bool:
         return self.statistics is None
 
 
-def take(space: SearchSpace, params: Any, statistics: Mapping[str, Any], arch: Architecture) -> Child:
+def take(space: Space, params: Any, statistics: Mapping[str, Any], arch: Architecture) -> Child:
     """The child `arch` of a supernet.
 
     Args:
@@ -59,26 +60,28 @@ def take(space: SearchSpace, params: Any, statistics: Mapping[str, Any], arch: A
     found = slice_statistics(space, statistics, arch)
     return Child(
         space=single(space, arch),
-        num_classes=own["classifier"]["kernel"].shape[1],
+        num_classes=num_classes_of(own),
         params=own,
         statistics=jax.tree.map(lambda a: np.array(a, np.float32), found),
     )
 
 
-def _norms(child: Child) -> Iterator[tuple[Path, Path, str]]:
-    """(convolution, the norm behind it, the name of its statistics), the first two as paths in the parameters."""
-    yield ("stem",), ("stem_norm",), "stem"
-    for number, block in enumerate(blocks(child.space, child.arch)):
-        for part in ("expand", "depthwise", "project"):
-            if part != "expand" or block.expand_ratio != 1:
-                yield ("blocks", number, part), ("blocks", number, f"{part}_norm"), f"block{number}.{part}"
-    yield ("head",), ("head_norm",), "head"
+@dataclasses.dataclass(frozen=True)
+class _Normed:
+    """A convolution and the norm behind it, as paths in the parameters, and the name of the norm's statistics."""
+
+    conv: Path
+    norm: Path
+    statistics: str
 
 
-def _at(params: Any, path: Path) -> dict:
-    for key in path:
-        params = params[key]
-    return params
+def _normed(child: Child) -> list[_Normed]:
+    return [
+        _Normed((*layer.path, conv.name), (*layer.path, f"{conv.name}_norm"), layer.statistics_name(conv))
+        for layer in child.layout
+        for conv in layer.convs
+        if conv.norm
+    ]
 
 
 def fold(child: Child) -> Child:
@@ -90,12 +93,12 @@ def fold(child: Child) -> Child:
     if child.folded:
         return child
     params = jax.tree.map(lambda a: a, child.params)  # new dictionaries, the same arrays
-    for conv, norm, name in _norms(child):
-        mean, variance = (a.astype(np.float64) for a in child.statistics[name])
-        gain = _at(params, norm)["scale"] / np.sqrt(variance + EPSILON)
-        kernel, bias = _at(params, conv)["kernel"] * gain, _at(params, norm)["bias"] - mean * gain
-        _at(params, conv)["kernel"] = kernel.astype(np.float32)
-        _at(params, norm[:-1])[norm[-1]] = {"bias": bias.astype(np.float32)}
+    for part in _normed(child):
+        mean, variance = (a.astype(np.float64) for a in child.statistics[part.statistics])
+        norm = at(params, part.norm)
+        gain = norm["scale"] / np.sqrt(variance + EPSILON)
+        put(params, (*part.conv, "kernel"), (at(params, part.conv)["kernel"] * gain).astype(np.float32))
+        put(params, part.norm, {"bias": (norm["bias"] - mean * gain).astype(np.float32)})
     return dataclasses.replace(child, params=params, statistics=None)
 
 
@@ -116,14 +119,9 @@ def forward(child: Child):
     """The child in JAX, its weights inside: float32 [B, R, R, 3] normalised images to logits [B, classes]."""
     net = nnx.eval_shape(lambda: Supernet(child.space, child.num_classes, rngs=nnx.Rngs(0)))
     if child.folded:
-        for _, norm, _ in _norms(child):
-            owner = net if len(norm) == 1 else net.blocks[norm[1]]
-            setattr(owner, norm[-1], _Bias(_at(child.params, norm)["bias"]))
+        for part in _normed(child):
+            *way, name = part.norm
+            owner = net.blocks[way[1]] if way[0] == "blocks" else getattr(net, way[0])
+            setattr(owner, name, _Bias(at(child.params, part.norm)["bias"]))
     net = nnx.merge(nnx.graphdef(net), child.params)
     return lambda images: net(images, child.arch, None, Mode(statistics=child.statistics))[0]
-
-
-
-
-
-

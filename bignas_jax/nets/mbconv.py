@@ -8,41 +8,47 @@ from bignas_jax import ops
 from bignas_jax.nets.mode import Mode
 from bignas_jax.ops import Size
 from bignas_jax.ops.squeeze_excite import gate as squeeze_excite_gate
-from bignas_jax.spaces.mobilenet import Block
+from bignas_jax.spaces.layers import Layer
 
 
 class MBConv(nnx.Module):
-    """Inverted residual block (Sandler et al., 2018) with squeeze-and-excitation and a shortcut, always residual.
+    """Inverted residual block (Sandler et al., 2018).
+
+    Squeeze-and-excitation and the shortcut are there where the layer has them.
+
+    Its convolutions are `expand` (left out at an expansion ratio of 1), `depthwise` and `project`.
 
     Args:
-      block: the block in the biggest architecture. activation: a name in `ops.activation.FUNCTIONS`.
+      layer: the block in the biggest architecture.
     """
 
-    def __init__(self, block: Block, activation: str, *, rngs: nnx.Rngs):
-        mid = block.mid_width
-        self.activation = activation
-        self.expand = ops.PointwiseConv(block.in_width, mid, rngs=rngs) if block.expand_ratio != 1 else None
-        self.expand_norm = ops.BatchNorm(mid) if block.expand_ratio != 1 else None
-        self.depthwise = ops.DepthwiseConv(mid, block.kernel_size, block.stride, rngs=rngs)
+    def __init__(self, layer: Layer, *, rngs: nnx.Rngs):
+        convs = {conv.name: conv for conv in layer.convs}
+        depthwise, project, shortcut = convs["depthwise"], convs["project"], layer.shortcut
+        mid = depthwise.out_width
+        self.expand = ops.PointwiseConv(layer.in_width, mid, rngs=rngs) if "expand" in convs else None
+        self.expand_norm = ops.BatchNorm(mid) if "expand" in convs else None
+        self.depthwise = ops.DepthwiseConv(mid, depthwise.kernel_size, depthwise.stride, rngs=rngs)
         self.depthwise_norm = ops.BatchNorm(mid)
-        self.squeeze_excite = ops.SqueezeExcite(mid, block.se_width, rngs=rngs) if block.se_width else None
-        self.project = ops.PointwiseConv(mid, block.out_width, rngs=rngs)
-        self.project_norm = ops.BatchNorm(block.out_width, zero_scale=True)
-        first = block.index == 0
-        self.shortcut = ops.Shortcut(block.in_width, block.out_width, block.stride, rngs=rngs) if first else None
+        self.squeeze_excite = ops.SqueezeExcite(mid, depthwise.squeeze, rngs=rngs) if depthwise.squeeze else None
+        self.project = ops.PointwiseConv(mid, project.out_width, rngs=rngs)
+        self.project_norm = ops.BatchNorm(project.out_width, zero_scale=True)
+        elastic = shortcut is not None and shortcut.elastic
+        widths = (shortcut.in_width, shortcut.out_width, shortcut.stride) if elastic else ()
+        self.shortcut = ops.Shortcut(*widths, rngs=rngs) if elastic else None
 
-    def __call__(self, x, size: dict[str, Size], mode: Mode, drop_rate: float = 0.0, rng=None):
-        """[B, H, W, in] -> [B, ceil(H / stride), ceil(W / stride), out], and its batch norms' statistics by name.
+    def __call__(self, x, layer: Layer, size: dict[str, Size], mode: Mode, drop_rate: float = 0.0, rng=None):
+        """[B, H, W, in] -> [B, ceil(H / stride), ceil(W / stride), out]. See `nets.kinds`.
 
         Args:
-          size: `in`, `mid`, `out`, `se` and `kernel`. mode: its `statistics` are this block's own, by name.
-          drop_rate: of drop-connect, with the key `rng`.
+          size: `in`, `mid`, `out`, `se` and `kernel`.
         """
         statistics = {}
+        activation = layer.convs[0].activation
         y = x
         if self.expand is not None:
             y, statistics["expand"] = self.expand_norm(
-                self.expand(y, size["mid"]), size["mid"], activation=self.activation, **mode.of("expand")
+                self.expand(y, size["mid"]), size["mid"], activation=activation, **mode.of("expand")
             )
         elif size["mid"].bucket != x.shape[-1]:
             raise ValueError(f"expansion ratio 1 with {x.shape[-1]} channels in and {size['mid'].bucket} inside")
@@ -51,13 +57,15 @@ class MBConv(nnx.Module):
         if self.squeeze_excite is not None:
             gate, weights = squeeze_excite_gate, self.squeeze_excite.weights(y.shape[-1], size["se"], y.dtype)
         y, statistics["depthwise"] = self.depthwise_norm(
-            y, size["mid"], activation=self.activation, gate=gate, weights=weights, **mode.of("depthwise")
+            y, size["mid"], activation=activation, gate=gate, weights=weights, **mode.of("depthwise")
         )
         y, statistics["project"] = self.project_norm(
             self.project(y, size["out"], size["mid"]), size["out"], **mode.of("project")
         )
         if drop_rate and rng is not None:
             y = _drop_images(y, drop_rate, rng)
+        if layer.shortcut is None:
+            return y, statistics
         shortcut = x if self.shortcut is None else self.shortcut(x, size["in"], size["out"])
         return y + shortcut, statistics
 

@@ -6,46 +6,49 @@ border) or skipped (blocks). Without sizes, the bucket itself runs and no mask i
 """
 
 import dataclasses
-from functools import cached_property
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from bignas_jax import ops
-from bignas_jax.kernels.activation import FUNCTIONS
-from bignas_jax.kernels.precision import at_least_float32
-from bignas_jax.nets.mbconv import MBConv
+from bignas_jax.nets.kinds import module_of
 from bignas_jax.nets.mode import PLAIN, Mode
-from bignas_jax.nets.sizes import ACTIVE, _block_sizes
-from bignas_jax.ops import Size
+from bignas_jax.nets.sizes import ACTIVE, layer_sizes
 from bignas_jax.spaces.architecture import Architecture
-from bignas_jax.spaces.mobilenet import Block, SearchSpace, blocks, head_mid_width
+from bignas_jax.spaces.layers import Layer
+from bignas_jax.spaces.space import Space
 
 
 class Supernet(nnx.Module):
-    """All weights of a search space.
+    """All weights of a search space: a module for each layer of its biggest architecture.
 
     Args:
       space: the search space. num_classes: classes of the linear classifier.
       dtype: of activations and of the products ('bfloat16' or 'float32'); parameters and statistics are float32.
     """
 
-    def __init__(self, space: SearchSpace, num_classes: int, *, dtype: str = "float32", rngs: nnx.Rngs):
-        biggest = space.biggest
+    def __init__(self, space: Space, num_classes: int, *, dtype: str = "float32", rngs: nnx.Rngs):
         self.space = space
+        self.num_classes = num_classes
         self.dtype = dtype
-        self.stem = ops.StemConv(3, biggest.width[0], space.stem_stride, rngs=rngs)
-        self.stem_norm = ops.BatchNorm(biggest.width[0])
-        self.blocks = nnx.List([MBConv(b, space.activation, rngs=rngs) for b in blocks(space, biggest)])
-        last, head = biggest.width[-2:]
-        mid = head_mid_width(biggest) if space.v3_head else head
-        self.head = ops.PointwiseConv(last, mid, rngs=rngs)
-        self.head_norm = ops.BatchNorm(mid)
-        self.head_project = ops.PointwiseConv(mid, head, rngs=rngs, mask_out=True) if space.v3_head else None
-        self.classifier = ops.Linear(head, num_classes, rngs=rngs)
+        blocks = []
+        for layer in space.layout(space.biggest, num_classes):
+            module = module_of(layer)(layer, rngs=rngs)
+            if layer.path == ("blocks", len(blocks)):
+                blocks.append(module)
+            else:
+                (name,) = layer.path
+                setattr(self, name, module)
+        self.blocks = nnx.List(blocks)
 
-    def __call__(self, x: jax.Array, bucket: Architecture, sampled: dict | None = None, mode: Mode = PLAIN):
+    def layout(self, bucket: Architecture) -> tuple[Layer, ...]:
+        """The layers of an architecture."""
+        return self.space.layout(bucket, self.num_classes)
+
+    def __call__(
+        self, x: jax.Array, bucket: Architecture, sampled: jax.Array | None = None, mode: Mode = PLAIN
+    ) -> tuple[jax.Array, dict | None]:
         """Logits of a batch.
 
         Args:
@@ -56,85 +59,54 @@ class Supernet(nnx.Module):
           float32 [B, num_classes], and the batch-norm statistics if `mode.collect`, else None: a dictionary of
           layer name (`block3.expand`) to (mean, unbiased variance), each of the bucket's width.
         """
-        space, statistics = self.space, {}
-        x, statistics["stem"] = self.run_stem(x, bucket, sampled, mode)
-        layout = blocks(space, bucket)
-        for number, block in enumerate(layout):
-            row = None if sampled is None else sampled["blocks"][number]
-            x, collected = self.run_block(x, block, row, mode, drop_connect_rate(space, layout, number, mode))
-            position = self._positions[block.stage, block.index]
-            statistics |= {f"block{position}.{name}": values for name, values in collected.items()}
-        logits, statistics["head"] = self.run_head(x, bucket, sampled, mode)
-        return logits, (statistics if mode.collect else None)
+        layout, statistics = self.layout(bucket), {}
+        for number, layer in enumerate(layout):
+            row = None if sampled is None else sampled[number]
+            x, found = self.run(layer, x, row, mode, drop_connect_rate(layout, layer, mode))
+            statistics |= found
+        return x, (statistics if mode.collect else None)
 
-    @cached_property
-    def _positions(self) -> dict[tuple[int, int], int]:
-        layout = blocks(self.space, self.space.biggest)
-        return {(b.stage, b.index): position for position, b in enumerate(layout)}
+    def run(
+        self, layer: Layer, x: jax.Array, row: jax.Array | None = None, mode: Mode = PLAIN, drop_rate: float = 0.0
+    ) -> tuple[jax.Array, dict]:
+        """One layer of the bucket: run, or skipped where the sampled architecture is shallower.
 
-    def run_stem(self, x, bucket: Architecture, sampled, mode: Mode):
-        """Images to the first block's input, and the statistics of the stem's batch norm."""
-        stem = Size(bucket.width[0], None if sampled is None else sampled["stem"])
-        x = self.stem(x.astype(self.dtype), stem)
-        return self.stem_norm(x, stem, activation=self.space.activation, **mode.of("stem"))
-
-    def run_block(self, x, block: Block, row, mode: Mode, drop_rate: float = 0.0):
-        """One block of the bucket: run, or skipped where the sampled architecture is shallower."""
-        position = self._positions[block.stage, block.index]
-        module = self.blocks[position]
-        names = ["depthwise", "project"] if module.expand is None else ["expand", "depthwise", "project"]
+        Args:
+          row: of `sizes`, or None.
+        Returns:
+          Its output, and its batch norms' statistics by name if `mode.collect`.
+        """
+        module, position = (self.blocks[layer.path[1]], layer.path[1]) if layer.stage is not None else (
+            getattr(self, layer.path[0]), len(self.blocks))  # fmt: skip
         if mode.statistics is not None:
-            stored = {name: mode.statistics[f"block{position}.{name}"] for name in names}
+            stored = {conv.name: mode.statistics[layer.statistics_name(conv)] for conv in layer.convs if conv.norm}
             mode = dataclasses.replace(mode, statistics=stored)
         rng = None if mode.rng is None else jax.random.fold_in(mode.rng, position)
-        size = _block_sizes(self.space, block, row)
+        size = layer_sizes(layer, row)
+        x = x.astype(self.dtype)
 
         def run(x):
-            y, statistics = module(x, size, mode, drop_rate, rng)
+            y, statistics = module(x, layer, size, mode, drop_rate, rng)
             return y, (statistics if mode.collect else {})
 
-        if mode.remat:
+        if mode.remat and layer.stage is not None:
             run = jax.checkpoint(run)
-        if row is None or block.index < self.space.stages[block.stage].depth[0]:
-            return run(x)
-        return jax.lax.cond(row[ACTIVE] > 0, run, lambda x: (x, _zero_statistics(names, block, mode)), x)
-
-    def run_head(self, x, bucket: Architecture, sampled, mode: Mode):
-        """The last block's output to logits, and the statistics of the head's batch norm."""
-        head = Size(bucket.width[-1], None if sampled is None else sampled["head"])
-        mid = head
-        if self.head_project is not None:
-            mid = Size(head_mid_width(bucket), None if sampled is None else sampled["head_mid"])
-        x, statistics = self.head_norm(
-            self.head(x, mid), mid, activation=self.space.activation, **mode.of("head")
-        )
-        x = jnp.mean(at_least_float32(x), (1, 2), keepdims=True).astype(self.dtype)
-        if self.head_project is not None:
-            x = FUNCTIONS[self.space.activation](self.head_project(x, head))
-        x = at_least_float32(x[:, 0, 0])
-        if mode.dropout and mode.rng is not None:
-            keep = jax.random.bernoulli(jax.random.fold_in(mode.rng, len(self.blocks)), 1 - mode.dropout, x.shape)
-            x = jnp.where(keep, x / (1 - mode.dropout), 0)
-        return self.classifier(x), statistics
+        if row is None or not layer.optional:
+            y, found = run(x)
+        else:
+            y, found = jax.lax.cond(row[ACTIVE] > 0, run, lambda x: (x, _zero_statistics(layer, mode)), x)
+        return y, {layer.statistics_name(conv): found[conv.name] for conv in layer.convs if conv.name in found}
 
 
-def drop_connect_rate(space: SearchSpace, layout: tuple[Block, ...], number: int, mode: Mode) -> float:
-    """Rate x block index / number of blocks, in the last two stages, where input and output match in shape."""
-    block = layout[number]
-    drops = block.stage >= len(space.stages) - 2 and block.stride == 1 and block.in_width == block.out_width
-    return mode.drop_connect * number / len(layout) if drops else 0.0
+def drop_connect_rate(layout: Sequence[Layer], layer: Layer, mode: Mode) -> float:
+    """Rate x block index / number of blocks, where the layer may be dropped (Tan and Le, 2019)."""
+    if not (mode.drop_connect and layer.drops):
+        return 0.0
+    blocks = [other.path for other in layout if other.stage is not None]
+    return mode.drop_connect * blocks.index(layer.path) / len(blocks)
 
 
-
-
-def _zero_statistics(names: list[str], block: Block, mode: Mode) -> dict:
+def _zero_statistics(layer: Layer, mode: Mode) -> dict:
     if not mode.collect:
         return {}
-    width = {"expand": block.mid_width, "depthwise": block.mid_width, "project": block.out_width}
-    return {name: (jnp.zeros(width[name]), jnp.zeros(width[name])) for name in names}
-
-
-
-
-
-
+    return {conv.name: (jnp.zeros(conv.out_width), jnp.zeros(conv.out_width)) for conv in layer.convs if conv.norm}

@@ -9,7 +9,7 @@ import dataclasses
 from bignas_jax.nets.sizes import sizes
 from bignas_jax.spaces.architecture import Architecture
 from bignas_jax.spaces.cost import count, executed
-from bignas_jax.spaces.mobilenet import SearchSpace
+from bignas_jax.spaces.space import Space
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Bucket:
     arch: Architecture
     masked: bool
 
-    def sampled(self, space: SearchSpace, arch: Architecture) -> dict | None:
+    def sampled(self, space: Space, arch: Architecture) -> dict | None:
         """What the executable must be told of `arch`: None if it is `self.arch`, sliced.
 
         Raises:
@@ -32,19 +32,19 @@ class Bucket:
         return None
 
 
-    def executed(self, space: SearchSpace, arch: Architecture, num_classes: int) -> int:
+    def executed(self, space: Space, arch: Architecture, num_classes: int) -> int:
         """Multiply-adds of one image's forward pass of `arch` in this bucket's executable."""
         if self.masked:
             return executed(space, self.arch, arch, num_classes)
         return count(space, self.arch, num_classes).macs
 
 
-def shared(space: SearchSpace, resolution: int) -> Bucket:
+def shared(space: Space, resolution: int) -> Bucket:
     """The masked bucket of all architectures of a resolution."""
     return Bucket(dataclasses.replace(space.biggest, resolution=resolution), masked=True)
 
 
-def bucket_for(space: SearchSpace, arch: Architecture) -> Bucket:
+def bucket_for(space: Space, arch: Architecture) -> Bucket:
     """Where `arch` runs without a compile: its own bucket for the biggest and the smallest, else the shared one.
 
     Raises:

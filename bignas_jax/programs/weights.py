@@ -7,10 +7,10 @@ from flax import nnx
 
 from bignas_jax.nets.supernet import Supernet
 from bignas_jax.programs.kept import load_or_compile
-from bignas_jax.spaces.mobilenet import SearchSpace
+from bignas_jax.spaces.space import Space
 
 
-def build(space: SearchSpace, num_classes: int, *, dtype: str = "float32", seed: int = 0):
+def build(space: Space, num_classes: int, *, dtype: str = "float32", seed: int = 0):
     """A supernet with fresh weights, as (graphdef, params).
 
     Returns:
@@ -22,7 +22,7 @@ def build(space: SearchSpace, num_classes: int, *, dtype: str = "float32", seed:
 
 
 def draw_weights(
-    space: SearchSpace, num_classes: int, *, dtype: str = "float32", seed: int = 0, identity: str | None = None
+    space: Space, num_classes: int, *, dtype: str = "float32", seed: int = 0, identity: str | None = None
 ) -> Any:
     """Fresh weights of a supernet: a nested dictionary of float32 arrays.
 

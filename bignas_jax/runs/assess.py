@@ -16,6 +16,7 @@ from bignas_jax.runs.identity import HELD_OUT_FIELDS, NETWORK_FIELDS, check_run
 from bignas_jax.runs.session import Session
 from bignas_jax.spaces.architecture import Architecture
 from bignas_jax.spaces.cost import Cost, count
+from bignas_jax.spaces.layers import statistics
 from bignas_jax.spaces.naming import extremes, read_architectures
 from bignas_jax.text import aligned
 
@@ -111,7 +112,8 @@ def _stored(
             f"--statistics=stored: found {', '.join(others)}, expected --arch max alone: a checkpoint keeps statistics "
             "of the biggest architecture only, those of others are calibrated"
         )
-    return {biggest: checkpoints.statistics(session.shapes, session.mesh, step)}
+    widths = statistics(session.space.layout(biggest))
+    return {biggest: checkpoints.statistics(widths, session.mesh, step)}
 
 
 def write(

@@ -3,16 +3,19 @@
 import dataclasses
 import logging
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh, NamedSharding
 from orbax.checkpoint import checkpoint_managers
 
 from bignas_jax.errors import CheckpointError
 from bignas_jax.programs.devices import REPLICATED, shapes
+from bignas_jax.spaces.layers import weight_name
 from bignas_jax.step.state import TrainState
 
 # orbax reports every save and directory scan as a warning-free running commentary; errors still come through.
@@ -157,11 +160,13 @@ class Checkpoints:
         form = shapes(_named(params), NamedSharding(mesh, REPLICATED))
         return _unnamed(self._read(step, {item: form})[item], params), step
 
-    def statistics(self, params: Any, mesh: Mesh, which: str | int = "newest") -> dict[str, tuple[Any, Any]]:
+    def statistics(
+        self, widths: Mapping[str, int], mesh: Mesh, which: str | int = "newest"
+    ) -> dict[str, tuple[Any, Any]]:
         """The batch-norm statistics that an imported checkpoint keeps for the biggest architecture.
 
         Args:
-          params: as for `weights`.
+          widths: name to channels of the statistics, as `layers.statistics` gives them.
         Returns:
           What `Supernet.__call__` takes as `Mode.statistics`.
         Raises:
@@ -173,14 +178,11 @@ class Checkpoints:
                 f"checkpoint {self.folder / str(step)} keeps no batch-norm statistics, as only imported ones do: "
                 "let them be calibrated"
             )
-        # A layer's statistics have the shape of its scale: blocks.3.expand_norm.scale, block3.expand.
-        scale = "_norm.scale"
-        layers = {name.removesuffix(scale).replace("blocks.", "block"): leaf
-                  for name, leaf in _named(params).items() if name.endswith(scale)}  # fmt: skip
-        form = {f"{layer}.{kind}": leaf for layer, leaf in layers.items() for kind in _MOMENTS}
+        form = {f"{name}.{kind}": jax.ShapeDtypeStruct((width,), np.float32)
+                for name, width in widths.items() for kind in _MOMENTS}  # fmt: skip
         form = shapes(form, NamedSharding(mesh, REPLICATED))
         read = self._read(step, {"statistics": form})["statistics"]
-        return {layer: tuple(read[f"{layer}.{kind}"] for kind in _MOMENTS) for layer in layers}
+        return {name: tuple(read[f"{name}.{kind}"] for kind in _MOMENTS) for name in widths}
 
     def _read(self, step: int, items: dict[str, Any]) -> Any:
         args = {name: ocp.args.StandardRestore(item) for name, item in items.items()}
@@ -222,9 +224,9 @@ def _training(state: TrainState) -> dict:
 
 
 def _named(tree: Any) -> dict[str, Any]:
-    """The arrays by dotted path (`blocks.3.expand.kernel`): a form that does not depend on orbax or flax."""
+    """The arrays by `weight_name` (`blocks.3.expand.kernel`): a form that does not depend on orbax or flax."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {".".join(str(key.key) for key in path): leaf for path, leaf in leaves}
+    return {weight_name(tuple(key.key for key in path)): leaf for path, leaf in leaves}
 
 
 def _unnamed(named: dict[str, Any], like: Any) -> Any:

@@ -20,7 +20,8 @@ from bignas_jax.nets.supernet import Supernet
 from bignas_jax.programs.buckets import Bucket
 from bignas_jax.programs.devices import make_mesh
 from bignas_jax.spaces.architecture import Architecture
-from bignas_jax.spaces.mobilenet import SearchSpace
+from bignas_jax.spaces.registry import space_of
+from bignas_jax.spaces.space import Space
 
 CLASSES = "classes.json"
 
@@ -30,7 +31,7 @@ class Session:
     """The parts of a run that follow from its config alone."""
 
     config: ConfigDict
-    space: SearchSpace
+    space: Space
     dataset: Dataset
     mesh: Mesh
     graphdef: nnx.GraphDef
@@ -47,7 +48,7 @@ class Session:
           ValueError: the data cannot be used, its classes are not those of the config, or a batch does not divide
             over the devices; one line.
         """
-        space = SearchSpace.from_config(config.space)
+        space = space_of(config.space)
         batches = {
             "calibration.batch_size": config.calibration.batch_size,
             "evaluation.batch_size": config.evaluation.batch_size,

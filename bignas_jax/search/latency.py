@@ -27,72 +27,58 @@ from flax import nnx
 from tqdm import tqdm
 
 from bignas_jax.errors import ConfigError
+from bignas_jax.nets.kinds import module_of
 from bignas_jax.nets.mode import Mode
-from bignas_jax.nets.slicing import param_shapes
-from bignas_jax.nets.supernet import Supernet
+from bignas_jax.nets.sizes import layer_sizes
+from bignas_jax.nets.slicing import single
 from bignas_jax.programs.compile import compile_ahead
 from bignas_jax.programs.memory import give_back_freed_memory
 from bignas_jax.search.timing import device_name, time_together
 from bignas_jax.spaces.architecture import Architecture
 from bignas_jax.spaces.cost import count
-from bignas_jax.spaces.mobilenet import Block, SearchSpace, Stage, blocks, single
+from bignas_jax.spaces.layers import Layer
+from bignas_jax.spaces.space import Space
 
 CHUNK = 16  # programs that are compiled, then timed, then written down: what a kill can lose
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A piece of a child that can be compiled and timed alone: its stem, a block, its head, or all of it.
+    """A piece of a child that can be compiled and timed alone: one of its layers, or all of it.
 
     Attributes:
-      kind: 'stem', 'block', 'head' or 'network'.
+      kind: 'stem', 'block', 'head' or 'network'. A head is all layers behind the last block, with the classifier.
       key: JSON of everything that decides the program but batch size and dtype; parts with equal keys are the same.
       shape: (H, W, C) of one input.
-      make_space: makes a space of one architecture which has the part: as its stem, as its only block, ...
+      layers: of the child that the part was found in.
     """
 
     kind: str
     key: str
     shape: tuple[int, int, int] = dataclasses.field(compare=False)
-    make_space: Callable[[], SearchSpace] = dataclasses.field(compare=False)
+    layers: tuple[Layer, ...] = dataclasses.field(compare=False)
 
 
-def parts_of(space: SearchSpace, arch: Architecture, num_classes: int) -> list[Part]:
+def parts_of(space: Space, arch: Architecture, num_classes: int) -> list[Part]:
     """The stem, the blocks and the head (with the classifier) of a child, in order."""
-    side, found = arch.resolution, []
-
-    def add(kind: str, channels: int, make_space: Callable, **values: Any) -> None:
-        key = json.dumps({"part": kind, "side": side, "in": channels, **values, "activation": space.activation})
-        found.append(Part(kind, key, (side, side, channels), make_space))
-
-    width, stride = arch.width[0], space.stem_stride
-    add("stem", 3, partial(_piece, space, width, stem_stride=stride), out=width, stride=stride)
-    side = -(-side // stride)
-    for b in blocks(space, arch):
-        values = {"mid": b.mid_width, "out": b.out_width, "se": b.se_width, "kernel": b.kernel_size}
-        add("block", b.in_width, partial(_piece, space, b.in_width, b), **values, stride=b.stride)
-        side = -(-side // b.stride)
-    last, head = arch.width[-2:]
-    make_space = partial(_piece, space, last, head=head)
-    add("head", last, make_space, out=head, v3=space.v3_head, classes=num_classes)
+    layout = single(space, arch).layout(arch, num_classes)
+    blocks = [number for number, layer in enumerate(layout) if layer.stage is not None]
+    pieces = [("stem", 0, blocks[0]), *(("block", n, n + 1) for n in blocks), ("head", blocks[-1] + 1, len(layout))]
+    found = []
+    for kind, first, end in pieces:
+        layers = layout[first:end]
+        key = json.dumps({"part": kind, "layers": [_described(layer) for layer in layers]})
+        found.append(Part(kind, key, (layers[0].side, layers[0].side, layers[0].in_width), layers))
     return found
 
 
-def _piece(space: SearchSpace, width: int, block: Block | None = None, stem_stride: int = 1, head: int = 8):
-    """The space of one network of one block behind a stem of `width`; without a block, of the least there is."""
-    block = block or Block(0, 0, width, width, width, se_width=0, kernel_size=1, stride=1, expand_ratio=1)
-    choices = {"width": (block.out_width,), "kernel_size": (block.kernel_size,), "expand_ratio": (block.expand_ratio,)}
-    return dataclasses.replace(
-        space,
-        resolution=(stem_stride * block.stride,),
-        stem_width=(width,),
-        stem_stride=stem_stride,
-        stages=(Stage("block", depth=(1,), stride=block.stride, se=block.se_width > 0, **choices),),
-        head_width=(head,),
-    )
+def _described(layer: Layer) -> dict[str, Any]:
+    """What decides a layer's program, as JSON values: not where in the network it is."""
+    values = dataclasses.asdict(layer)
+    return {name: values[name] for name in ("kind", "side", "pools", "convs", "shortcut")}
 
 
-def network_of(space: SearchSpace, arch: Architecture, num_classes: int) -> Part:
+def network_of(space: Space, arch: Architecture, num_classes: int) -> Part:
     """A whole child.
 
     Raises:
@@ -100,18 +86,24 @@ def network_of(space: SearchSpace, arch: Architecture, num_classes: int) -> Part
     """
     own = single(space, arch)
     key = json.dumps({"part": "network", "space": own.to_dict(), "classes": num_classes})
-    return Part("network", key, (arch.resolution, arch.resolution, 3), lambda: own)
+    return Part("network", key, (arch.resolution, arch.resolution, 3), own.layout(arch, num_classes))
 
 
-def _run(graphdef: nnx.GraphDef, kind: str, params: Any, statistics: dict, x: jax.Array) -> jax.Array:
-    """The program that is timed: [B, H, W, C] to the part's output."""
-    net = nnx.merge(graphdef, params)
-    arch, mode = net.space.biggest, Mode(statistics=statistics)
-    if kind == "network":
-        return net(x, arch, mode=mode)[0]
-    if kind == "block":
-        return net.run_block(x, blocks(net.space, arch)[0], None, mode)[0]
-    return (net.run_stem if kind == "stem" else net.run_head)(x, arch, None, mode)[0]
+class _Modules(nnx.Module):
+    """The modules of some layers."""
+
+    def __init__(self, layers: Sequence[Layer], rngs: nnx.Rngs):
+        self.modules = nnx.List([module_of(layer)(layer, rngs=rngs) for layer in layers])
+
+
+def _run(
+    graphdef: nnx.GraphDef, layers: Sequence[Layer], dtype: str, params: Any, statistics: Sequence[dict], x: jax.Array
+) -> jax.Array:
+    """The program that is timed: [B, H, W, C] to the output of the last layer."""
+    x = x.astype(dtype)
+    for layer, module, stored in zip(layers, nnx.merge(graphdef, params).modules, statistics, strict=True):
+        x, _ = module(x, layer, layer_sizes(layer, None), Mode(statistics=stored))
+    return x
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,26 +115,18 @@ class Workload:
 
     @classmethod
     def of(cls, part: Part, num_classes: int, dtype: str, batch_size: int) -> "Workload":
-        space = part.make_space()
-        arch = space.biggest
-
-        def make():
-            return Supernet(space, num_classes, dtype=dtype, rngs=nnx.Rngs(0))
-
-        graphdef = nnx.graphdef(nnx.eval_shape(make))
-        params = jax.tree_util.tree_map_with_path(_weights, param_shapes(space, num_classes))
-        image = jax.ShapeDtypeStruct((1, arch.resolution, arch.resolution, 3), np.float32)
-
-        def collect(params, x):
-            return nnx.merge(graphdef, params)(x, arch, mode=Mode(collect=True))[1]
-
-        found = jax.eval_shape(collect, params, image)
-        statistics = {name: (np.zeros(mean.shape, np.float32), np.ones(variance.shape, np.float32))
-                      for name, (mean, variance) in found.items()}  # fmt: skip
+        layers = part.layers
+        graphdef, state = nnx.split(nnx.eval_shape(lambda: _Modules(layers, nnx.Rngs(0))))
+        params = jax.tree_util.tree_map_with_path(_weights, nnx.to_pure_dict(state))
+        statistics = [
+            {conv.name: (np.zeros(conv.out_width, np.float32), np.ones(conv.out_width, np.float32))
+             for conv in layer.convs if conv.norm}
+            for layer in layers
+        ]  # fmt: skip
         x = np.random.default_rng(0).standard_normal((batch_size, *part.shape), np.float32)
         # Images arrive in float32; inside the network, activations have its dtype.
         x = x if part.kind in ("stem", "network") else x.astype(jax.numpy.dtype(dtype))
-        return cls(partial(_run, graphdef, part.kind), (params, statistics, x))
+        return cls(partial(_run, graphdef, layers, dtype), (params, statistics, x))
 
 
 def _weights(path: tuple, form: jax.ShapeDtypeStruct) -> np.ndarray:
@@ -223,7 +207,7 @@ class LatencyTable:
 
     def __init__(
         self,
-        space: SearchSpace,
+        space: Space,
         num_classes: int,
         dtype: str,
         batch_size: int,
@@ -338,7 +322,7 @@ class LatencyTable:
         return times
 
 
-def _draw(space: SearchSpace, fitted: int, held_back: int) -> tuple[list[Architecture], list[Architecture]]:
+def _draw(space: Space, fitted: int, held_back: int) -> tuple[list[Architecture], list[Architecture]]:
     """The networks to fit to, MAX and MIN first, and those held back; fewer where the space has fewer."""
     rng = np.random.default_rng(0)
     drawn = dict.fromkeys((space.biggest, space.smallest))

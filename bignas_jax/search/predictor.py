@@ -18,7 +18,7 @@ from sklearn.model_selection import KFold
 
 from bignas_jax.spaces.architecture import Architecture
 from bignas_jax.spaces.cost import count
-from bignas_jax.spaces.mobilenet import SearchSpace
+from bignas_jax.spaces.space import Space
 
 LEAST = 8  # evaluations that say anything of a rank correlation
 FOLDS = 5
@@ -41,7 +41,7 @@ class Predictor:
     #   ridge regression, pairwise terms    0.670  0.722  0.742  0.759
     #   extra trees                         0.608  0.689  0.707  0.729
 
-    def __init__(self, space: SearchSpace):
+    def __init__(self, space: Space):
         self.space = space
         self._model: VotingRegressor | None = None
         self._constant: float | None = None  # the mean score; None before a fit
@@ -109,11 +109,15 @@ class Predictor:
         genes = np.array([self.space.indices(arch) for arch in archs], np.int64)
         genes = genes.reshape(len(archs), len(self.space.choices))
         columns = []
-        for gene, (_, choices) in zip(genes.T, self.space.choices, strict=True):
-            if len(choices) > 1:
-                columns.append(gene[:, None] / (len(choices) - 1))
-            if len(choices) > 2:
-                columns.append(gene[:, None] == np.arange(len(choices)))
+        active = np.array([self.space.active(own) for own in genes], bool).reshape(genes.shape)
+        for gene, runs, choice in zip(genes.T, active.T, self.space.choices, strict=True):
+            # A block that does not run stands below the smallest value, and has no one-hot.
+            lowest = 0 if choice.block is None else 1
+            if len(choice) > 1:
+                place = np.where(runs, gene + lowest, 0) / (len(choice) - 1 + lowest)
+                columns.append(place[:, None])
+            if len(choice) > 2:
+                columns.append((gene[:, None] == np.arange(len(choice))) & runs[:, None])
         least, most = self._log_costs([self.space.smallest, self.space.biggest])
         differ = most > least
         columns.append(((self._log_costs(archs) - least) / np.where(differ, most - least, 1))[:, differ])

@@ -14,7 +14,7 @@ from bignas_jax.runs.session import Session
 from bignas_jax.search.latency import LatencyTable
 from bignas_jax.spaces.architecture import Architecture
 from bignas_jax.spaces.cost import count
-from bignas_jax.spaces.mobilenet import SearchSpace
+from bignas_jax.spaces.space import Space
 
 COSTS = ("macs", "params", "latency_ms")
 # Budgets where the user names none, in parts of what the biggest architecture costs.
@@ -51,7 +51,7 @@ class Problem:
 
     def __init__(
         self,
-        space: SearchSpace,
+        space: Space,
         num_classes: int,
         budgets: Sequence[Budget],
         cost: str = "macs",
@@ -123,9 +123,9 @@ class Problem:
     ) -> Architecture:
         """`arch`, with choices drawn at random, but for those at `keep`, raised by one while the budget allows it."""
         genes = list(self.space.indices(arch))
-        free = [i for i, (_, values) in enumerate(self.space.choices) if len(values) > 1 and i not in keep]
+        free = [i for i, choice in enumerate(self.space.choices) if len(choice) > 1 and i not in keep]
         for i in rng.permutation(free):
-            while genes[i] + 1 < len(self.space.choices[i][1]):
+            while genes[i] + 1 < len(self.space.choices[i]) and self.space.active(genes)[i]:
                 genes[i] += 1
                 if not self.fits(self.space.at(genes), budget):
                     genes[i] -= 1
@@ -144,7 +144,7 @@ class Problem:
                 )
 
 
-def capped(space: SearchSpace, max_resolution: int) -> SearchSpace:
+def capped(space: Space, max_resolution: int) -> Space:
     """The space without resolutions above the cap (0: no cap).
 
     Raises:
@@ -152,13 +152,13 @@ def capped(space: SearchSpace, max_resolution: int) -> SearchSpace:
     """
     if not max_resolution:
         return space
-    kept = tuple(r for r in space.resolution if r <= max_resolution)
-    if not kept:
+    least = space.resolutions[0]
+    if least > max_resolution:
         raise ConfigError(
-            f"config.search.max_resolution: found {max_resolution}, expected at least {min(space.resolution)}, "
+            f"config.search.max_resolution: found {max_resolution}, expected at least {least}, "
             f"the smallest resolution of the space, or 0 for no cap"
         )
-    return dataclasses.replace(space, resolution=kept)
+    return space.restricted(max_resolution=max_resolution)
 
 
 def budgets_of(config: ConfigDict, biggest: dict[str, Any], smallest: dict[str, Any]) -> tuple[Budget, ...]:
@@ -220,7 +220,7 @@ def make_problem(
     return Problem(space, budgets=budgets, cost=config.cost, bounded=bool(named), **arguments)
 
 
-def _time_blocks(latency: LatencyTable, space: SearchSpace, tick: Callable[[], None]) -> None:
+def _time_blocks(latency: LatencyTable, space: Space, tick: Callable[[], None]) -> None:
     """Most blocks of the space before the search, many at a time: their programs compile side by side."""
     print("timing blocks of the network; each is timed once on a device and kept", file=sys.stderr)
     rng = np.random.default_rng(0)

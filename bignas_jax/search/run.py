@@ -199,7 +199,7 @@ def _place_images(session: Session, weights: Any, sizes: images.Sizes, problem: 
     if held_out.skipped:
         print(f"holdout: left out {held_out.skipped} corrupt images of {sizes.held_out}", file=sys.stderr)
     # MAX and MIN of the whole space are the reference, whatever the resolution cap.
-    resolutions = {*problem.space.resolution, session.space.biggest.resolution, session.space.smallest.resolution}
+    resolutions = {*problem.space.resolutions, session.space.biggest.resolution, session.space.smallest.resolution}
     held_out.compile(sorted(resolutions))
     return held_out
 

@@ -33,7 +33,8 @@ class Architecture:
       kernel_size: side of the depthwise kernel, one entry a stage.
       expand_ratio: expanded channels over input channels, one entry a stage.
       depth: number of blocks, one entry a stage.
-    An entry of `kernel_size` or `expand_ratio` may be a tuple with one integer for each block of its stage.
+    An entry of `kernel_size` or `expand_ratio` may be a tuple with one integer for each block of its stage. A tuple of
+    equal integers becomes that integer, so that one network has one spelling.
 
     Raises:
       ValueError: a size is not a positive integer, or the lengths disagree.
@@ -78,7 +79,7 @@ class Architecture:
                                  f" expected {depth} (one a block, as in depth[{position}])")
             for block, size in enumerate(entry):
                 _check_size(f"{field}[{block}]", size)
-            checked.append(tuple(entry))
+            checked.append(entry[0] if len(set(entry)) == 1 else tuple(entry))
         return tuple(checked)
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,16 +1,25 @@
-"""A search space: the choices, what can be drawn from them, and the blocks that a choice stands for."""
+"""The family of MobileNetV3 and EfficientNet: inverted residual blocks (Yu et al., 2020, BigNAS)."""
 
 import dataclasses
-import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-
 from bignas_jax.spaces.architecture import Architecture
+from bignas_jax.spaces.layers import Conv, Dim, Layer, Shortcut, after_stride
+from bignas_jax.spaces.space import (
+    HEAD,
+    KINDS,
+    RESOLUTION,
+    STEM,
+    Choice,
+    Space,
+    fields_of,
+    listed,
+    plain_mapping,
+)
 
 ACTIVATIONS = ("swish", "h_swish", "relu")
 
@@ -49,13 +58,29 @@ def _is_odd(value: int) -> bool:
     return value >= 1 and value % 2 == 1
 
 
+ByBlock = tuple[int, ...] | tuple[tuple[int, ...], ...]
+
+
+def _check_by_block(field: str, choices: Any, blocks: int, expected: str, allowed) -> None:
+    """Checks choices of a stage, or of each of its blocks."""
+    if not (isinstance(choices, tuple) and choices and all(isinstance(c, tuple) for c in choices)):
+        _check_choices(field, choices, expected, allowed)
+        return
+    if len(choices) != blocks:
+        raise ValueError(f"{field}: found choices of {len(choices)} blocks, expected {blocks}, the largest depth")
+    for number, own in enumerate(choices):
+        _check_choices(f"{field}[{number}]", own, expected, allowed)
+
+
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """The choices of one stage; every block of the stage shares the kernel size and the expansion ratio.
+    """The choices of one stage.
 
     Attributes:
       name: its name in configs and messages.
-      width, depth, kernel_size, expand_ratio: the values to choose from, ascending.
+      width, depth: the values to choose from, ascending.
+      kernel_size, expand_ratio: the values to choose from, ascending: once for all blocks of the stage, or a tuple with
+        the values of each block, as many as the largest depth.
       stride: 1 or 2, that of the first block.
       se: whether its blocks have squeeze-and-excitation.
 
@@ -66,8 +91,8 @@ class Stage:
     name: str
     width: tuple[int, ...]
     depth: tuple[int, ...]
-    kernel_size: tuple[int, ...]
-    expand_ratio: tuple[int, ...]
+    kernel_size: ByBlock
+    expand_ratio: ByBlock
     stride: int
     se: bool
 
@@ -75,13 +100,25 @@ class Stage:
         prefix = f"space.stages.{self.name}"
         _check_choices(f"{prefix}.width", self.width, "multiples of 8", _is_width)
         _check_choices(f"{prefix}.depth", self.depth, "integers >= 1", lambda c: c >= 1)
-        _check_choices(f"{prefix}.kernel_size", self.kernel_size, "odd integers >= 1", _is_odd)
-        _check_choices(f"{prefix}.expand_ratio", self.expand_ratio, "integers >= 1", lambda c: c >= 1)
-        if 1 in self.expand_ratio and len(self.expand_ratio) > 1:
-            # A ratio of 1 has no expansion convolution: such a block is another network, not a slice.
-            raise ValueError(f"{prefix}.expand_ratio: found {self.expand_ratio!r}, expected 1 to stand alone")
+        most = self.depth[-1]
+        _check_by_block(f"{prefix}.kernel_size", self.kernel_size, most, "odd integers >= 1", _is_odd)
+        _check_by_block(f"{prefix}.expand_ratio", self.expand_ratio, most, "integers >= 1", lambda c: c >= 1)
+        for index in range(most):
+            ratios = self.of_block("expand_ratio", index)
+            if 1 in ratios and len(ratios) > 1:
+                # A ratio of 1 has no expansion convolution: such a block is another network, not a slice.
+                raise ValueError(f"{prefix}.expand_ratio: found {ratios!r}, expected 1 to stand alone")
         _check_stride(f"{prefix}.stride", self.stride)
         _check_flag(f"{prefix}.se", self.se)
+
+    def by_block(self, kind: str) -> bool:
+        """Whether each block has its own choice of this kind, 'kernel_size' or 'expand_ratio'."""
+        return isinstance(getattr(self, kind)[0], tuple)
+
+    def of_block(self, kind: str, index: int) -> tuple[int, ...]:
+        """The values of this kind that a block can have."""
+        values = getattr(self, kind)
+        return values[index] if self.by_block(kind) else values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +140,7 @@ class Block:
 
 
 @dataclasses.dataclass(frozen=True)
-class SearchSpace:
+class SearchSpace(Space):
     """The choices of a supernet (Yu et al., 2020, BigNAS; the family of MobileNetV3 and EfficientNet).
 
     Attributes:
@@ -148,22 +185,22 @@ class SearchSpace:
         Raises:
           ValueError: a field is missing, unknown or malformed.
         """
-        config = config.to_dict() if hasattr(config, "to_dict") else config  # a ConfigDict is no Mapping
-        values = _fields_of(cls, "space", config)
+        values = fields_of(cls, "space", plain_mapping(config))
         if not isinstance(values["stages"], Mapping):
             raise ValueError(f"space.stages: found {values['stages']!r}, expected a mapping of name to stage")
-        stages = [Stage(name=name, **_fields_of(Stage, f"space.stages.{name}", stage, without="name"))
+        stages = [Stage(name=name, **fields_of(Stage, f"space.stages.{name}", stage, without="name"))
                   for name, stage in sorted(values["stages"].items(), key=lambda item: _natural_key(item[0]))]
         return cls(**{**values, "stages": tuple(stages)})
 
     def to_dict(self) -> dict[str, Any]:
         """A dictionary that JSON can hold and `from_config` reads."""
-        def plain(values):
-            return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items() if k != "name"}
+        def plain(value):
+            return {field.name: listed(getattr(value, field.name)) for field in dataclasses.fields(value)}
 
-        stages = {stage.name: plain(dataclasses.asdict(stage)) for stage in self.stages}
-        flat = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return plain({**flat, "stages": stages})
+        stages = {stage.name: plain(stage) for stage in self.stages}
+        for stage in stages.values():
+            del stage["name"]
+        return {**plain(self), "stages": stages}
 
     @property
     def total_stride(self) -> int:
@@ -171,137 +208,129 @@ class SearchSpace:
         return self.stem_stride * math.prod(stage.stride for stage in self.stages)
 
     @cached_property
-    def _genes(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
-        """(label, choices) of every independent choice, in the order of `_pack` and `_unpack`."""
-        genes = [("resolution", self.resolution), ("stem width", self.stem_width)]
+    def choices(self) -> tuple[Choice, ...]:
+        """All choices, in the order of genes."""
+        found = [Choice("resolution", RESOLUTION, None, self.resolution), Choice("width", STEM, None, self.stem_width)]
         for stage in self.stages:
-            for name in ("width", "depth", "kernel_size", "expand_ratio"):
-                genes.append((f"stage {stage.name} {name}", getattr(stage, name)))
-        return (*genes, ("head width", self.head_width))
+            for kind in KINDS[1:]:
+                values = getattr(stage, kind)
+                if isinstance(values[0], tuple):
+                    found += [Choice(kind, stage.name, block, own) for block, own in enumerate(values)]
+                else:
+                    found.append(Choice(kind, stage.name, None, values))
+        return (*found, Choice("width", HEAD, None, self.head_width))
 
-    @property
-    def choices(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
-        """(label, values) of every independent choice, in the order of `indices`."""
-        return self._genes
+    def restricted(
+        self,
+        only: Architecture | None = None,
+        max_resolution: int = 0,
+        largest: Mapping[str, int] | None = None,
+    ) -> "SearchSpace":
+        """See `Space.restricted`."""
+        if only is not None:
+            return self._alone(only)
+        most = dict(largest or {})
+        if unknown := [kind for kind in most if kind not in KINDS]:
+            raise ValueError(f"largest: found {', '.join(unknown)}, expected some of {', '.join(KINDS)}")
+        if few := [kind for kind, number in most.items() if number < 1]:
+            raise ValueError(f"largest: found fewer than 1 value of {', '.join(few)}, expected at least 1")
 
-    @cached_property
-    def groups(self) -> dict[str, tuple[int, ...]]:
-        """Positions in `choices` by part of the network: resolution, stem, each stage by its name, head."""
-        stages = {stage.name: tuple(range(2 + 4 * n, 6 + 4 * n)) for n, stage in enumerate(self.stages)}
-        return {"resolution": (0,), "stem": (1,), **stages, "head": (len(self._genes) - 1,)}
+        def kept(kind: str, values: tuple) -> tuple:
+            if isinstance(values[0], tuple):
+                return tuple(kept(kind, own) for own in values)
+            return values[-most.get(kind, len(values)):]
 
-    def indices(self, arch: Architecture) -> tuple[int, ...]:
-        """`arch` as the position of each of its values among the choices; `at` is the inverse.
+        resolutions = kept("resolution", tuple(r for r in self.resolution if not max_resolution or r <= max_resolution))
+        stages = tuple(
+            dataclasses.replace(stage, **{kind: kept(kind, getattr(stage, kind)) for kind in KINDS[1:]})
+            for stage in self.stages
+        )
+        return dataclasses.replace(
+            self, resolution=resolutions, stem_width=kept("width", self.stem_width), stages=stages,
+            head_width=kept("width", self.head_width),
+        )  # fmt: skip
 
-        Raises:
-          ValueError: `arch` is not in the space.
-        """
+    def _alone(self, arch: Architecture) -> "SearchSpace":
+        """The space whose one architecture is `arch`."""
         self.check(arch)
-        return tuple(values.index(v) for v, (_, values) in zip(self._unpack(arch), self._genes, strict=True))
 
-    def at(self, indices: Sequence[int]) -> Architecture:
-        """The architecture with these positions among the choices.
+        def fixed(entry: int | tuple[int, ...]) -> tuple:
+            return tuple((value,) for value in entry) if isinstance(entry, tuple) else (entry,)
+
+        chosen = zip(arch.width[1:-1], arch.depth, arch.kernel_size, arch.expand_ratio, strict=True)
+        stages = tuple(
+            dataclasses.replace(stage, width=(width,), depth=(depth,), kernel_size=fixed(kernel_size),
+                                expand_ratio=fixed(ratio))
+            for stage, (width, depth, kernel_size, ratio) in zip(self.stages, chosen, strict=True)
+        )  # fmt: skip
+        return dataclasses.replace(
+            self, resolution=(arch.resolution,), stem_width=arch.width[:1], stages=stages, head_width=arch.width[-1:]
+        )
+
+    def layout(self, arch: Architecture, num_classes: int = 1) -> tuple[Layer, ...]:
+        """The stem, the blocks, the head, where it has two parts its second one, and the classifier.
 
         Raises:
-          ValueError: another number of positions. IndexError: a position has no value.
+          ValueError: `arch` has another number of stages than the space, or a stage has more blocks.
         """
-        return self._pack(tuple(values[i] for i, (_, values) in zip(indices, self._genes, strict=True)))
-
-    def _pack(self, values: tuple[int, ...]) -> Architecture:
-        resolution, stem, *middle, head = values
-        width, depth, kernel_size, expand_ratio = (tuple(middle[start::4]) for start in range(4))
-        return Architecture(resolution=resolution, width=(stem, *width, head), depth=depth,
-                            kernel_size=kernel_size, expand_ratio=expand_ratio)
-
-    def _unpack(self, arch: Architecture) -> tuple:
-        stages = zip(arch.width[1:-1], arch.depth, arch.kernel_size, arch.expand_ratio, strict=True)
-        return (arch.resolution, arch.width[0], *itertools.chain(*stages), arch.width[-1])
+        side = after_stride(arch.resolution, self.stem_stride)
+        stem = Conv("conv", 3, arch.width[0], side, 3, self.stem_stride, activation=self.activation, out="out")
+        found = [Layer("stem", ("stem",), (stem,), arch.resolution, (Dim("out", arch.width[0]),))]
+        for block in blocks(self, arch):
+            found.append(self._block(block, side))
+            side = after_stride(side, block.stride)
+        return (*found, *self._head(arch, side), _classifier(arch.width[-1], num_classes))
 
     @cached_property
-    def biggest(self) -> Architecture:
-        """The architecture with every choice at its largest; the supernet has its shapes."""
-        return self._pack(tuple(choices[-1] for _, choices in self._genes))
+    def _positions(self) -> dict[tuple[int, int], int]:
+        """The number of each block, by stage and position in it, among all blocks of the supernet."""
+        places = [(n, index) for n, stage in enumerate(self.stages) for index in range(stage.depth[-1])]
+        return {place: number for number, place in enumerate(places)}
 
-    @cached_property
-    def smallest(self) -> Architecture:
-        """The architecture with every choice at its smallest."""
-        return self._pack(tuple(choices[0] for _, choices in self._genes))
+    def _block(self, block: "Block", side: int) -> Layer:
+        stage, out_side = self.stages[block.stage], after_stride(side, block.stride)
+        if block.index >= stage.depth[-1]:
+            raise ValueError(f"architecture: found more than {stage.depth[-1]} blocks in stage {stage.name}")
+        into, mid, out = block.in_width, block.mid_width, block.out_width
+        convs = (
+            Conv("depthwise", mid, mid, out_side, block.kernel_size, block.stride, depthwise=True,
+                 activation=self.activation, squeeze=block.se_width, into="mid", out="mid"),
+            Conv("project", mid, out, out_side, into="mid", out="out"),
+        )  # fmt: skip
+        if block.expand_ratio != 1:
+            convs = (Conv("expand", into, mid, side, activation=self.activation, into="in", out="mid"), *convs)
+        return Layer(
+            kind="mbconv",
+            path=("blocks", self._positions[block.stage, block.index]),
+            convs=convs,
+            side=side,
+            dims=(Dim("in", into), Dim("mid", mid, middle_ends(self, block)), Dim("out", out),
+                  Dim("se", block.se_width), Dim("kernel", block.kernel_size)),
+            shortcut=Shortcut(into, out, block.stride, side, elastic=block.index == 0),
+            stage=block.stage,
+            index=block.index,
+            optional=block.index >= stage.depth[0],
+            drops=block.stage >= len(self.stages) - 2 and block.stride == 1 and into == out,
+        )  # fmt: skip
 
-    @property
-    def size(self) -> int:
-        """The number of architectures. Kernel size and expansion ratio count once a stage."""
-        return math.prod(len(choices) for _, choices in self._genes)
-
-    def enumerate(self) -> Iterator[Architecture]:
-        """Every architecture once, from the smallest to the biggest; for spaces of modest `size`."""
-        return map(self._pack, itertools.product(*(choices for _, choices in self._genes)))
-
-    def sample(self, rng: np.random.Generator) -> Architecture:
-        """An architecture with each choice drawn uniformly and independently."""
-        return self._pack(tuple(choices[rng.integers(len(choices))] for _, choices in self._genes))
-
-    def mutate(self, arch: Architecture, rng: np.random.Generator, probability: float) -> Architecture:
-        """`arch` with each choice moved, with `probability`, to another of its values, drawn uniformly.
-
-        Raises:
-          ValueError: `arch` is not in the space, or `probability` is outside 0..1.
-        """
-        self.check(arch)
-        if not 0 <= probability <= 1:
-            raise ValueError(f"mutate: found probability {probability!r}, expected a number from 0 to 1")
-        values = []
-        for value, (_, choices) in zip(self._unpack(arch), self._genes, strict=True):
-            others = [c for c in choices if c != value]
-            move = rng.random() < probability
-            values.append(others[rng.integers(len(others))] if move and others else value)
-        return self._pack(tuple(values))
-
-    def crossover(self, a: Architecture, b: Architecture, rng: np.random.Generator) -> Architecture:
-        """An architecture that takes each choice from `a` or from `b`, with even odds.
-
-        Raises:
-          ValueError: `a` or `b` is not in the space.
-        """
-        self.check(a)
-        self.check(b)
-        pairs = zip(self._unpack(a), self._unpack(b), strict=True)
-        return self._pack(tuple(pair[rng.integers(2)] for pair in pairs))
-
-    def why_not(self, arch: Architecture) -> str | None:
-        """Why `arch` is not in the space (what was found, what is allowed), or None if it is."""
-        if len(arch.depth) != len(self.stages):
-            return f"found {len(arch.depth)} stages, the space has {len(self.stages)}"
-        for value, (label, choices) in zip(self._unpack(arch), self._genes, strict=True):
-            if value not in choices:
-                return f"{label}: found {value}, allowed {', '.join(map(str, choices))}"
-        return None
-
-    def __contains__(self, arch: Architecture) -> bool:
-        return self.why_not(arch) is None
-
-    def check(self, arch: Architecture) -> None:
-        """Raises ValueError with the reason and the allowed values if `arch` is not in the space."""
-        reason = self.why_not(arch)
-        if reason is not None:
-            raise ValueError(f"architecture not in the search space: {reason}")
+    def _head(self, arch: Architecture, side: int) -> list[Layer]:
+        last, head = arch.width[-2:]
+        mid = head_mid_width(arch) if self.v3_head else head
+        first = Conv("conv", last, mid, side, activation=self.activation, out="out")
+        found = [Layer("head", ("head",), (first,), side, (Dim("out", mid),), pools=True)]
+        if self.v3_head:
+            second = Conv("conv", mid, head, 1, norm=False, activation=self.activation, out="out")
+            found.append(Layer("mix", ("head_project",), (second,), 1, (Dim("out", head),)))
+        return found
 
 
 def _natural_key(name: str) -> list:
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
-def _fields_of(cls, prefix: str, values: Mapping[str, Any], without: str = "") -> dict[str, Any]:
-    """The values of a dataclass's fields, lists as tuples; refuses missing and unknown ones by name."""
-    if not isinstance(values, Mapping):
-        raise ValueError(f"{prefix}: found {values!r}, expected a mapping")
-    names = [field.name for field in dataclasses.fields(cls) if field.name != without]
-    for name in names:
-        if name not in values:
-            raise ValueError(f"{prefix}.{name}: found nothing, expected a value")
-    for name in values:
-        if name not in names:
-            raise ValueError(f"{prefix}.{name}: found an unknown field, expected one of {', '.join(names)}")
-    return {name: tuple(values[name]) if isinstance(values[name], list) else values[name] for name in names}
+def _classifier(width: int, num_classes: int) -> Layer:
+    linear = Conv("conv", width, num_classes, 1, bias=True, norm=False)
+    return Layer("classifier", ("classifier",), (linear,), 1)
 
 
 def head_mid_width(arch: Architecture) -> int:
@@ -315,7 +344,8 @@ def middle_ends(space: SearchSpace, block: Block) -> tuple[int, ...]:
     One number for each expansion ratio of the stage up to the block's own, at the block's width, ascending. Narrower
     widths of a ratio share its number: more of them would save little and make programs larger.
     """
-    ratios = [ratio for ratio in space.stages[block.stage].expand_ratio if ratio < block.expand_ratio]
+    choices = space.stages[block.stage].of_block("expand_ratio", block.index)
+    ratios = [ratio for ratio in choices if ratio < block.expand_ratio]
     return (*(make_divisible(block.in_width * ratio) for ratio in ratios), block.mid_width)
 
 
@@ -341,49 +371,3 @@ def blocks(space: SearchSpace, arch: Architecture) -> tuple[Block, ...]:
                 stride=stage.stride if index == 0 else 1, expand_ratio=ratio))
             in_width = out_width
     return tuple(result)
-
-
-def single(space: SearchSpace, arch: Architecture) -> SearchSpace:
-    """The space whose one architecture is `arch`; stages keep their names, strides and squeeze-and-excitation.
-
-    Raises:
-      ValueError: `arch` is not in `space`, or its blocks differ inside a stage.
-    """
-    arch = per_stage(arch)
-    space.check(arch)
-    chosen = zip(arch.width[1:-1], arch.depth, arch.kernel_size, arch.expand_ratio, strict=True)
-    stages = tuple(
-        dataclasses.replace(stage, width=(width,), depth=(depth,), kernel_size=(kernel_size,), expand_ratio=(ratio,))
-        for stage, (width, depth, kernel_size, ratio) in zip(space.stages, chosen, strict=True)
-    )
-    return dataclasses.replace(
-        space, resolution=(arch.resolution,), stem_width=arch.width[:1], stages=stages, head_width=arch.width[-1:]
-    )
-
-
-def per_stage(arch: Architecture) -> Architecture:
-    """`arch` with one integer a stage where it lists equal ones for the stage's blocks.
-
-    Raises:
-      ValueError: the blocks of a stage differ.
-    """
-
-    def shared(name: str) -> tuple[int, ...]:
-        entries = []
-        for position, entry in enumerate(getattr(arch, name)):
-            values = set(entry) if isinstance(entry, tuple) else {entry}
-            if len(values) > 1:
-                raise ValueError(
-                    f"architecture: {name}[{position}]: found {list(entry)}, expected one value for all blocks of the "
-                    "stage (a space chooses once a stage)"
-                )
-            entries.append(values.pop())
-        return tuple(entries)
-
-    return dataclasses.replace(arch, kernel_size=shared("kernel_size"), expand_ratio=shared("expand_ratio"))
-
-
-def block_positions(space: SearchSpace, arch: Architecture) -> tuple[int, ...]:
-    """For each block of `arch` in order, its position among the supernet's blocks."""
-    positions = {(b.stage, b.index): n for n, b in enumerate(blocks(space, space.biggest))}
-    return tuple(positions[block.stage, block.index] for block in blocks(space, arch))

@@ -6,17 +6,17 @@ from typing import Any
 
 from bignas_jax.errors import ConfigError
 from bignas_jax.spaces.architecture import Architecture
-from bignas_jax.spaces.mobilenet import SearchSpace, per_stage
+from bignas_jax.spaces.space import Space
 
 
-def extremes(space: SearchSpace) -> dict[str, Architecture]:
+def extremes(space: Space) -> dict[str, Architecture]:
     """The biggest and the smallest architecture as MAX and MIN; as CHILD where they are the same."""
     if space.size == 1:
         return {"CHILD": space.biggest}
     return {"MAX": space.biggest, "MIN": space.smallest}
 
 
-def read_architectures(space: SearchSpace, names: Sequence[str], flag: str = "--arch") -> dict[str, Architecture]:
+def read_architectures(space: Space, names: Sequence[str], flag: str = "--arch") -> dict[str, Architecture]:
     """Architectures by name, from 'max', 'min', the path of a JSON file, or JSON itself.
 
     Args:
@@ -39,7 +39,7 @@ def read_architectures(space: SearchSpace, names: Sequence[str], flag: str = "--
                 text = path.read_text()
             else:
                 label = f"given{sum(key.startswith('given') for key in found) + 1}"
-            arch = per_stage(Architecture.from_json(text))
+            arch = Architecture.from_json(text)
             space.check(arch)
         except OSError as error:
             raise ConfigError(

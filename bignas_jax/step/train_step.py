@@ -20,6 +20,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from bignas_jax.nets.mode import Mode
 from bignas_jax.nets.sizes import sizes
+from bignas_jax.nets.slicing import num_classes_of
 from bignas_jax.nets.supernet import Supernet
 from bignas_jax.ops import prepare
 from bignas_jax.ops.losses import cross_entropy, smooth_labels
@@ -27,7 +28,7 @@ from bignas_jax.programs.buckets import Bucket, shared
 from bignas_jax.programs.compile import compile_ahead
 from bignas_jax.programs.devices import AXIS, REPLICATED, SPLIT, batch_sharding, over_devices, replicate, shapes
 from bignas_jax.spaces.architecture import Architecture
-from bignas_jax.spaces.mobilenet import SearchSpace
+from bignas_jax.spaces.space import Space
 from bignas_jax.step.members.sandwich import member_names, members
 from bignas_jax.step.optimizer import KeptTrace
 from bignas_jax.step.recipe import Recipe
@@ -46,7 +47,7 @@ class Sandwich:
 
     def __init__(
         self,
-        space: SearchSpace,
+        space: Space,
         graphdef: nnx.GraphDef,
         recipe: Recipe,
         optimizer: optax.GradientTransformation,
@@ -76,7 +77,7 @@ class Sandwich:
         params = shapes(state.params, whole)
         image, label = shapes(batch["image"], split), shapes(batch["label"], split)
         step = shapes(np.int32(0), whole)
-        classes = params["classifier"]["bias"].shape[0]
+        classes = num_classes_of(params)
         targets = jax.ShapeDtypeStruct((image.shape[0], classes), np.float32, sharding=split)
         totals = self._shape_of_totals(params)
 
@@ -89,7 +90,7 @@ class Sandwich:
         students = len(member_names(self.space, self.recipe)) - 1
         buckets = [Bucket(self.space.smallest, masked=False)] if students else []
         if students > 1:
-            buckets += [shared(self.space, resolution) for resolution in self.space.resolution]
+            buckets += [shared(self.space, resolution) for resolution in self.space.resolutions]
         jobs = {"teacher": lambda: self._teacher().lower(params, image, label, step)}
         jobs |= {bucket: partial(lower_student, bucket) for bucket in buckets}
         metrics = [totals[1]] * (students + 1)

@@ -17,13 +17,14 @@ from ml_collections import ConfigDict
 from bignas_jax.config import fields as configs
 from bignas_jax.config.files import load_run_config
 from bignas_jax.errors import CheckpointError, ConfigError
-from bignas_jax.nets.slicing import param_shapes, slice_params
+from bignas_jax.nets.slicing import param_shapes, single, slice_params
 from bignas_jax.runs.checkpoint import Checkpoints
 from bignas_jax.runs.folder import begun, supernet_config
 from bignas_jax.runs.session import Session, class_names
 from bignas_jax.spaces.architecture import Architecture
-from bignas_jax.spaces.mobilenet import SearchSpace, single
 from bignas_jax.spaces.naming import read_architectures
+from bignas_jax.spaces.registry import space_of
+from bignas_jax.spaces.space import Space
 
 
 def resolve(config: ConfigDict, workdir: str | pathlib.Path) -> ConfigDict:
@@ -37,7 +38,7 @@ def resolve(config: ConfigDict, workdir: str | pathlib.Path) -> ConfigDict:
     """
     if not config.arch:
         return config
-    space = SearchSpace.from_config(_config_of_space(config, pathlib.Path(workdir)).space)
+    space = space_of(_config_of_space(config, pathlib.Path(workdir)).space)
     (arch,) = read_architectures(space, [config.arch], "config.arch").values()
     resolved = ConfigDict(config.to_dict())
     resolved.arch = arch.to_json()
@@ -75,7 +76,7 @@ class Origin:
 
     folder: pathlib.Path
     step: int
-    space: SearchSpace
+    space: Space
     num_classes: int
     keeps_classifier: bool
 
@@ -96,7 +97,7 @@ class Origin:
         with _checkpoints(folder) as checkpoints:
             step = checkpoints.find(config.init_checkpoint)
         same = _same_classes(session, folder, supernet)
-        return cls(folder, step, SearchSpace.from_config(supernet.space), supernet.model.num_classes, same)
+        return cls(folder, step, space_of(supernet.space), supernet.model.num_classes, same)
 
     def weights(self, fresh: dict, arch: Architecture, mesh: Mesh) -> dict:
         """The slice of the supernet's weights (their moving average, where there is one).

@@ -18,7 +18,7 @@ from bignas_jax.nets.sizes import sizes
 from bignas_jax.nets.supernet import drop_connect_rate
 from bignas_jax.ops.losses import cross_entropy
 from bignas_jax.programs.weights import build
-from bignas_jax.spaces.mobilenet import SearchSpace, blocks
+from bignas_jax.spaces.mobilenet import SearchSpace
 from configs import bignas
 
 VARIANTS = ("tiny", "tiny_v3", "tiny_relu")
@@ -154,10 +154,11 @@ def test_sizes_are_what_the_blocks_of_the_architecture_say(tiny):
     space = tiny.space
     arch = dataclasses.replace(space.smallest, resolution=26)
     found = sizes(space, bucket_at(space, 26), arch)
-    # active, in, middle, out, squeezed, kernel; the second blocks of mb1 and mb2 are skipped.
-    assert found["blocks"].tolist() == [[1, 8, 8, 8, 0, 3], [0, 8, 0, 8, 0, 3], [1, 8, 16, 16, 8, 3],
-                                        [0, 16, 0, 16, 0, 5], [1, 16, 48, 24, 0, 3]]
-    assert (found["stem"], found["head"]) == (8, 32)
+    # Active, in, middle, out, squeezed, kernel; the second blocks of mb1 and mb2 are skipped.
+    stem, *inside, head, classifier = found.tolist()
+    assert inside == [[1, 8, 8, 8, 0, 3], [0, 0, 0, 0, 0, 0], [1, 8, 16, 16, 8, 3],
+                      [0, 0, 0, 0, 0, 0], [1, 16, 48, 24, 0, 3]]
+    assert (stem[:2], head[:2], classifier[:2]) == ([1, 8], [1, 32], [1, 0])
 
 
 @pytest.mark.parametrize("change", [
@@ -209,25 +210,25 @@ def test_fresh_weights(tiny):
     sampled, images = sizes(tiny.space, bucket, bucket), images_of(20)
     before, after = (differentiate(net, bucket, p, images, sampled)[1] for p in (params, shaken))
     np.testing.assert_array_equal(before, after)
-    deviation = params["head"]["kernel"].std()
+    deviation = params["head"]["conv"]["kernel"].std()
     assert abs(deviation / (2 / 40) ** 0.5 - 1) < 0.1
     other = build(tiny.space, CLASSES, seed=4)[1]
-    assert not np.array_equal(other["stem"]["kernel"], params["stem"]["kernel"])
+    assert not np.array_equal(other["stem"]["conv"]["kernel"], params["stem"]["conv"]["kernel"])
 
 
 def test_drop_connect_rates():
     """Rate x index / blocks in the last two stages, where shapes match: only the second block of mb2 here."""
     space = tiny_space()
-    layout = blocks(space, space.biggest)
-    rates = [drop_connect_rate(space, layout, n, Mode(drop_connect=0.2)) for n in range(len(layout))]
+    layout = space.layout(space.biggest)
+    rates = [drop_connect_rate(layout, layer, Mode(drop_connect=0.2)) for layer in layout if layer.stage is not None]
     np.testing.assert_allclose(rates, [0, 0, 0, 0.2 * 3 / 5, 0])
 
 
 def test_drop_connect_rates_of_the_large_space():
     """In mb6 and mb7 all blocks but the first, whose shape changes."""
     space = SearchSpace.from_config(bignas.get_config().space)
-    layout = blocks(space, space.biggest)
-    rates = [drop_connect_rate(space, layout, n, Mode(drop_connect=0.2)) for n in range(len(layout))]
+    layout = space.layout(space.biggest)
+    rates = [drop_connect_rate(layout, layer, Mode(drop_connect=0.2)) for layer in layout if layer.stage is not None]
     depths = (2, 3, 3, 4, 6, 6, 2)
     total, first = sum(depths), sum(depths[:5])
     expected = np.zeros(total)
@@ -246,9 +247,9 @@ def test_dropout_keeps_the_mean_and_has_its_rate(tiny):
     """With the identity for a classifier, the logits are the features behind the dropout."""
     bucket, count, rate = bucket_at(tiny.space, 20), 256, 0.3
     images = np.repeat(images_of(20, count=1), count, 0)
-    features = tiny.params["classifier"]["kernel"].shape[0]
+    features = tiny.params["classifier"]["conv"]["kernel"].shape[0]
     eye = {"kernel": np.eye(features, dtype=np.float32), "bias": np.zeros(features, np.float32)}
-    params, key = tiny.params | {"classifier": eye}, jax.random.key(0)
+    params, key = tiny.params | {"classifier": {"conv": eye}}, jax.random.key(0)
     net = graphdef(tiny.space, features)
     clean = regularised(net, bucket, params, images, tiny.statistics, None, rate, 0.0)
     noisy = regularised(net, bucket, params, images, tiny.statistics, key, rate, 0.0)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import time
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -12,12 +13,13 @@ from tiny import tiny_space
 
 from bignas_jax.errors import ConfigError
 from bignas_jax.nets.mode import Mode
+from bignas_jax.nets.slicing import put, single
 from bignas_jax.nets.supernet import Supernet
 from bignas_jax.search import latency
 from bignas_jax.search.latency import LatencyTable, Workload, fit_line, network_of, parts_of
 from bignas_jax.search.timing import LEAST_CALLS, LEAST_ROUNDS, time_together
 from bignas_jax.spaces.cost import count
-from bignas_jax.spaces.mobilenet import SearchSpace, single
+from bignas_jax.spaces.mobilenet import SearchSpace
 
 CLASSES = 7
 SPACE = tiny_space()
@@ -44,8 +46,9 @@ class FakeClock:
     def ms(self, table, part, overhead, slope) -> float:
         if part.kind != "network":
             return self.parts(part)
-        arch = part.make_space().biggest
-        return overhead + slope * sum(map(self.parts, parts_of(table.space, arch, table.num_classes)))
+        pieces = [layer for layer in part.layers if layer.stage is not None or layer.kind in ("stem", "head")]
+        shapes = [SimpleNamespace(shape=(layer.side, layer.side, layer.in_width)) for layer in pieces]
+        return overhead + slope * sum(map(self.parts, shapes))
 
 
 def table(path, space=SPACE, batch_size=2, **arguments) -> LatencyTable:
@@ -63,41 +66,35 @@ def test_the_parts_of_a_child_one_after_the_other_are_the_child(v3_head):
         params, statistics = child_weights(space, arch)
         x = np.random.default_rng(1).standard_normal((2, arch.resolution, arch.resolution, 3), np.float32)
         expected = network(single(space, arch), params, statistics, x)
-        parts = parts_of(space, arch, CLASSES)
-        for number, part in enumerate(parts):
+        first = 0
+        for part in parts_of(space, arch, CLASSES):
             assert x.shape == (2, *part.shape)
             work = Workload.of(part, CLASSES, "float32", 2)
-            own = place(part.kind, number - 1, params, statistics, *work.arguments[:2])
-            x = jax.jit(work.run)(*own, x)
+            last = first + len(part.layers)
+            own = {"modules": {n: params[first + n] for n in range(last - first)}}
+            x, first = jax.jit(work.run)(own, statistics[first:last], x), last
         np.testing.assert_allclose(x, expected, rtol=2e-4, atol=2e-5)
 
 
 def child_weights(space, arch):
-    """Seeded weights and statistics of a child, with no scale at zero."""
+    """Seeded weights and statistics of a child by layer, with no scale at zero."""
     work = Workload.of(network_of(space, arch, CLASSES), CLASSES, "float32", 1)
     rng = np.random.default_rng(2)
-    params = jax.tree.map(lambda a: a + 0.1 * rng.standard_normal(a.shape, np.float32), work.arguments[0])
+    params = jax.tree.map(lambda a: a + 0.1 * rng.standard_normal(a.shape, np.float32), work.arguments[0]["modules"])
     return params, jax.tree.map(lambda a: a + rng.uniform(0, 0.5, a.shape).astype(np.float32), work.arguments[1])
 
 
 def network(space, params, statistics, x):
     graphdef = nnx.graphdef(nnx.eval_shape(lambda: Supernet(space, CLASSES, rngs=nnx.Rngs(0))))
+    nested, stored = {}, {}
+    for number, layer in enumerate(space.layout(space.biggest, CLASSES)):
+        put(nested, layer.path, params[number])
+        stored |= {layer.statistics_name(conv): statistics[number][conv.name] for conv in layer.convs if conv.norm}
 
     def forward(params, statistics, x):
         return nnx.merge(graphdef, params)(x, space.biggest, mode=Mode(statistics=statistics))[0]
 
-    return jax.jit(forward)(params, statistics, x)
-
-
-def place(kind, number, params, statistics, own_params, own_statistics):
-    """The arguments of a part's program, with the child's weights where the part reads them."""
-    if kind == "block":
-        # A piece's only block is the first of its stage, and has a shortcut convolution that it may not use.
-        block = own_params["blocks"][0] | params["blocks"][number]
-        renamed = {f"block0.{n.split('.')[1]}": s for n, s in statistics.items() if n.startswith(f"block{number}.")}
-        return own_params | {"blocks": {0: block}}, own_statistics | renamed
-    names = ("stem", "stem_norm") if kind == "stem" else ("head", "head_norm", "head_project", "classifier")
-    return own_params | {n: params[n] for n in names if n in params}, own_statistics | {kind: statistics[kind]}
+    return jax.jit(forward)(nested, stored, x)
 
 
 def test_keys_are_equal_where_programs_are_and_nowhere_else():

@@ -8,9 +8,9 @@ import pytest
 from landscape import SPACE, accuracy
 from scipy.stats import kendalltau
 
+from bignas_jax.nets.slicing import single
 from bignas_jax.search.predictor import Predictor
 from bignas_jax.spaces.cost import count
-from bignas_jax.spaces.mobilenet import single
 
 
 def sample(number: int, seed: int = 0, space=SPACE) -> list:
@@ -148,7 +148,7 @@ def test_features_lie_between_the_smallest_and_the_biggest():
     low, high = predictor.features([SPACE.smallest, SPACE.biggest])
     assert low[-2:].tolist() == [0, 0] and high[-2:].tolist() == [1, 1]
     # The only choice of three values, the resolution, also stands as a one-hot.
-    assert features.shape[1] == sum(len(values) > 1 for _, values in SPACE.choices) + 3 + 2
+    assert features.shape[1] == sum(len(choice) > 1 for choice in SPACE.choices) + 3 + 2
     assert len(np.unique(predictor.features(list(SPACE.enumerate())), axis=0)) == SPACE.size
 
 

@@ -48,8 +48,8 @@ def test_grown_architectures_cannot_grow_further():
     budget = Budget("b", macs=middle("macs"))
     found, rng = problem(budget), np.random.default_rng(1)
     genes = list(SPACE.indices(found.grow(MIN, budget, rng)))
-    for position, (_, values) in enumerate(SPACE.choices):
-        if genes[position] + 1 < len(values):
+    for position, choice in enumerate(SPACE.choices):
+        if genes[position] + 1 < len(choice):
             larger = [gene + (n == position) for n, gene in enumerate(genes)]
             assert not found.fits(SPACE.at(larger), budget), position
 

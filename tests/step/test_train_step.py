@@ -154,8 +154,8 @@ def test_repeated_runs_are_equal_to_the_bit(tiny, plain):
 def test_a_step_that_is_not_finite_changes_nothing_but_the_counters(tiny, plain):
     state, _ = run(plain, tiny, batches()[:1])
     before = jax.tree.map(np.asarray, state)
-    poisoned = before.params | {"classifier": before.params["classifier"]
-                                | {"bias": np.full(CLASSES, np.nan, np.float32)}}
+    linear = before.params["classifier"]["conv"] | {"bias": np.full(CLASSES, np.nan, np.float32)}
+    poisoned = before.params | {"classifier": {"conv": linear}}
     broken = plain.init(poisoned)
     broken = dataclasses.replace(broken, opt_state=jax.device_put(before.opt_state, broken.step.sharding),
                                  ema=jax.device_put(before.ema, broken.step.sharding), step=broken.step + 1)
@@ -174,7 +174,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_counters(tiny, plain)
     healthy, metrics = plain(healthy, put(plain, batches()[0]), 3)
     assert metrics["finite"]
     assert (metrics["skipped"], metrics["skipped_in_row"]) == (2, 0)
-    assert not np.array_equal(healthy.params["classifier"]["bias"], before.params["classifier"]["bias"])
+    assert not np.array_equal(healthy.params["classifier"]["conv"]["bias"], before.params["classifier"]["conv"]["bias"])
 
 
 def test_ema_follows_the_weights(tiny, plain):
@@ -185,7 +185,7 @@ def test_ema_follows_the_weights(tiny, plain):
         ema = jax.tree.map(lambda e, p, d=decay: d * e + (1 - d) * np.asarray(p), ema, state.params)
     assert_close(state.ema, ema, rtol=1e-5, atol=1e-6)
     assert state.weights is state.ema
-    assert not np.array_equal(state.ema["classifier"]["kernel"], state.params["classifier"]["kernel"])
+    assert not np.array_equal(state.ema["classifier"]["conv"]["kernel"], state.params["classifier"]["conv"]["kernel"])
 
 
 def test_without_ema_the_weights_are_evaluated(tiny, one):

@@ -35,7 +35,7 @@ from bignas_jax.config import fields as configs
 from bignas_jax.config.files import load_run_config, to_json
 from bignas_jax.config.recipes import load_config
 from bignas_jax.errors import ConfigError
-from bignas_jax.nets.slicing import slice_params
+from bignas_jax.nets.slicing import single, slice_params
 from bignas_jax.programs.devices import make_mesh, replicate
 from bignas_jax.programs.weights import build
 from bignas_jax.runs import assess as reporting
@@ -44,7 +44,7 @@ from bignas_jax.runs.folder import begun
 from bignas_jax.runs.identity import claim
 from bignas_jax.runs.logs import Logs
 from bignas_jax.runs.session import Session
-from bignas_jax.spaces.mobilenet import SearchSpace, single
+from bignas_jax.spaces.mobilenet import SearchSpace
 from bignas_jax.step.members.sandwich import member_names, members
 from bignas_jax.step.optimizer import optimizer
 from bignas_jax.step.recipe import Recipe
@@ -85,8 +85,8 @@ def test_steps_of_a_child_equal_ordinary_training_in_pytorch(tiny_v3):
         sgd.step()
         np.testing.assert_allclose(metrics["loss"], [loss.item()], rtol=1e-4)
     kernel = net.classifier["linear"]["linear"].weight.detach().numpy().T
-    assert_close(state.params["classifier"]["kernel"], kernel, rtol=1e-3)
-    assert np.abs(kernel - params["classifier"]["kernel"]).max() > 1e-3
+    assert_close(state.params["classifier"]["conv"]["kernel"], kernel, rtol=1e-3)
+    assert np.abs(kernel - params["classifier"]["conv"]["kernel"]).max() > 1e-3
 
 
 def made(lab, supernet="supernet", **changes):
@@ -240,7 +240,7 @@ def test_the_first_weights_are_the_moving_average_s_slice(lab, whole):
     whole_kernel = arrays["ema.blocks.2.expand.kernel"]
     assert whole_kernel.shape == (16, 32)
     np.testing.assert_array_equal(found["blocks"][2]["expand"]["kernel"], whole_kernel[:8, :16])
-    np.testing.assert_array_equal(found["classifier"]["kernel"], arrays["ema.classifier.kernel"])
+    np.testing.assert_array_equal(found["classifier"]["conv"]["kernel"], arrays["ema.classifier.kernel"])
     assert not np.array_equal(arrays["params.classifier.kernel"], arrays["ema.classifier.kernel"])
 
 
@@ -254,7 +254,7 @@ def test_a_child_of_other_classes_has_a_new_classifier_and_the_slice_s_other_wei
     ours, theirs = (origin.weights(fresh, session.space.biggest, session.mesh) for origin in (kept, other))
     differ = {path for path, a in flat(ours).items() if not np.array_equal(a, flat(theirs)[path])}
     assert {path.split(".")[0] for path in differ} == {"classifier"}
-    np.testing.assert_array_equal(theirs["classifier"]["kernel"], fresh["classifier"]["kernel"])
+    np.testing.assert_array_equal(theirs["classifier"]["conv"]["kernel"], fresh["classifier"]["conv"]["kernel"])
 
 
 def test_class_names_come_from_the_folder_then_from_the_data(lab):

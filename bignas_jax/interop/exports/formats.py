@@ -6,16 +6,18 @@ Each writer takes the child, its folder, the batch (0: any) and a dictionary of 
 import importlib.util
 import json
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import jax
 import numpy as np
 from jax import export as jax_export
 
-from bignas_jax.errors import ConfigError
+from bignas_jax.errors import ConfigError, ExportError
 from bignas_jax.interop.exports.tensors import describe, tensors
 from bignas_jax.kernels.depthwise.choice import portable
 from bignas_jax.nets.child import Child, forward
+from bignas_jax.nets.kinds import MODULES
+from bignas_jax.plugins import find
 
 PLATFORMS = ("cpu", "cuda")
 
@@ -27,7 +29,7 @@ def write_onnx(child: Child, folder: pathlib.Path, batch: int, about: dict[str, 
     from bignas_jax.interop.exports.onnx_graph import onnx_model
 
     path = folder / "child.onnx"
-    onnx.save(onnx_model(describe(child), tensors(child), batch, about), path)
+    onnx.save(onnx_model(child, tensors(child), batch, about), path)
     return path
 
 
@@ -53,25 +55,69 @@ def write_torch(child: Child, folder: pathlib.Path, batch: int, about: dict[str,
 
     del batch
     torch.save({name: torch.from_numpy(a) for name, a in tensors(child).items()}, folder / "child.pt")
-    source = (pathlib.Path(__file__).parent / "torch_child.py").read_text()
-    empty = "DESCRIPTION: dict = {}\n"
-    if source.count(empty) != 1:
-        raise AssertionError("torch_child.py has no place for the description")
     note = f"# {about['name']}, {about['macs']} multiply-adds.\n"
-    (folder / "child.py").write_text(source.replace(empty, note + _literal(describe(child))))
+    (folder / "child.py").write_text(torch_source(child, note))
     return folder / "child.pt"
 
 
+def torch_source(child: Child, note: str = "") -> str:
+    """The text of child.py: the module of `torch_child.py` with the child's description.
+
+    A user's own kind of layer brings the text of its PyTorch class along, as `torch_source` of its module; the class
+    has the name of the module.
+
+    Args:
+      note: a comment that stands before the description.
+    Raises:
+      ExportError: a user's own kind has no such text.
+    """
+    description = describe(child)
+    source = torch_classes(layer["kind"] for layer in description["layers"])
+    return _filled(source, _DESCRIPTION, note + _literal(description))
+
+
+def torch_classes(kinds: Iterable[str]) -> str:
+    """The text of `torch_child.py` with the classes of all these kinds of layers, and no description.
+
+    Raises:
+      ExportError: a user's own kind has no such class.
+    """
+    source = (pathlib.Path(__file__).parent / "torch_child.py").read_text()
+    own = [_own_class(kind) for kind in dict.fromkeys(kinds) if ":" in kind]
+    return _filled(source, _CHILD, "".join(own) + _CHILD)
+
+
+def _filled(source: str, place: str, text: str) -> str:
+    if source.count(place) != 1:
+        raise AssertionError(f"torch_child.py has no place {place!r}")
+    return source.replace(place, text)
+
+
+_DESCRIPTION = "DESCRIPTION: dict = {}\n"
+_CHILD = "class Child(nn.Module):\n"  # classes of other kinds of layers stand before it
+
+
+def _own_class(kind: str) -> str:
+    """The PyTorch class of a user's own kind of layer, and its entry in KINDS."""
+    module = find(kind, MODULES, "space: kind of layer")
+    text = getattr(module, "torch_source", None)
+    if text is None:
+        raise ExportError(
+            f"torch: layers of kind {kind} have no PyTorch form, expected the text of a class {module.__name__} as "
+            "torch_source in their class: write one, or leave the formats torch and safetensors out"
+        )
+    return f"{text.strip()}\n\n\nKINDS[{kind!r}] = {module.__name__}\n\n\n"
+
+
 def _literal(description: dict) -> str:
-    """The description as Python, a line for each field and each block."""
+    """The description as Python, a line for each field and each layer."""
     lines = ["DESCRIPTION = {"]
     for name, value in description.items():
-        if name == "blocks":
-            lines += ['    "blocks": [', *(f"        {json.dumps(block)}," for block in value), "    ],"]
+        if name == "layers":
+            lines += ['    "layers": [', *(f"        {layer!r}," for layer in value), "    ],"]
         else:
-            lines.append(f'    "{name}": {json.dumps(value)},')
-    text = "\n".join([*lines, "}\n"])
-    return text.replace(": true", ": True").replace(": false", ": False")
+            lines.append(f'    "{name}": {value!r},')
+    return "\n".join([*lines, "}\n"])
 
 
 def write_safetensors(child: Child, folder: pathlib.Path, batch: int, about: dict[str, str]) -> pathlib.Path:

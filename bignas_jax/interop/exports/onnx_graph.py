@@ -5,20 +5,24 @@ forward pass, whose depthwise convolutions are shifted multiply-adds, into some 
 (2.14.1) makes as many as this from the folded PyTorch child, but always folds batch norm (docs/export.md).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from bignas_jax.errors import ExportError
 from bignas_jax.kernels.norm.normalize import EPSILON
+from bignas_jax.nets.child import Child
+from bignas_jax.nets.kinds import module_of
+from bignas_jax.spaces.layers import Layer
 
 INPUT, OUTPUT = "images", "logits"
 OPSET, IR_VERSION = 18, 8  # of the same release, ONNX 1.13: runtimes since early 2023 read it
 
 
-class _Graph:
+class Graph:
     """Nodes in order, and the tensors that they use. A value is known by the name of the node that makes it."""
 
     def __init__(self, tensors: Mapping[str, np.ndarray]):
@@ -59,52 +63,92 @@ class _Graph:
         gate = self.add("HardSigmoid", gate, name=f"{layer}.gate", alpha=1 / 6, beta=0.5)
         return self.add("Mul", x, gate, name=layer)
 
+    def shortcut(self, x: str, layer: Layer) -> str:
+        """What the layer adds to its output."""
+        if layer.shortcut.stride == 2:
+            # An odd side is padded by 1 at both ends, and the padding counts in the mean.
+            x = self.add("AveragePool", x, name=f"{layer.label}.pool", kernel_shape=[2, 2], strides=[2, 2],
+                         pads=[layer.shortcut.side % 2] * 4, count_include_pad=1)  # fmt: skip
+        return self.conv(x, f"{layer.label}.shortcut") if layer.shortcut.projects else x
 
-def _block(graph: _Graph, x: str, layer: str, block: Mapping[str, Any], activation: str, side: int) -> str:
+
+def _stem(graph: Graph, x: str, layer: Layer) -> str:
+    (conv,) = layer.convs
+    return graph.activate(graph.conv_norm(x, layer.label, conv.stride), conv.activation)
+
+
+def _mbconv(graph: Graph, x: str, layer: Layer) -> str:
     y = x
-    if block["expand"]:
-        y = graph.activate(graph.conv_norm(y, f"{layer}.expand"), activation)
-    y = graph.conv_norm(y, f"{layer}.depthwise", block["stride"], groups=block["mid_width"])
-    y = graph.activate(y, activation)
-    if block["se_width"]:
-        y = graph.squeeze_excite(y, f"{layer}.squeeze_excite")
-    y = graph.conv_norm(y, f"{layer}.project")
-    if block["stride"] == 2:
-        # An odd side is padded by 1 at both ends, and the padding counts in the mean.
-        x = graph.add("AveragePool", x, name=f"{layer}.pool", kernel_shape=[2, 2], strides=[2, 2],
-                      pads=[side % 2] * 4, count_include_pad=1)  # fmt: skip
-    if block["in_width"] != block["out_width"]:
-        x = graph.conv(x, f"{layer}.shortcut")
-    return graph.add("Add", y, x, name=layer)
+    for conv in layer.convs:
+        groups = conv.out_width if conv.depthwise else 1
+        y = graph.conv_norm(y, layer.conv_label(conv), conv.stride, groups)
+        if conv.activation != "identity":
+            y = graph.activate(y, conv.activation)
+        if conv.squeeze:
+            y = graph.squeeze_excite(y, f"{layer.label}.squeeze_excite")
+    return y if layer.shortcut is None else graph.add("Add", y, graph.shortcut(x, layer), name=layer.label)
+
+
+def _head(graph: Graph, x: str, layer: Layer) -> str:
+    x = graph.activate(graph.conv_norm(x, layer.label), layer.convs[0].activation)
+    return graph.add("GlobalAveragePool", x, name=f"{layer.label}.mean")
+
+
+def _mix(graph: Graph, x: str, layer: Layer) -> str:
+    return graph.activate(graph.conv(x, layer.label), layer.convs[0].activation)
+
+
+def _classifier(graph: Graph, x: str, layer: Layer) -> str:
+    x = graph.add("Flatten", x, name="features")
+    weights = graph.weights(f"{layer.label}.weight", f"{layer.label}.bias")
+    return graph.add("Gemm", x, *weights, name=OUTPUT, transB=1)
+
+
+# How each kind of layer is written: (graph, name of the input, layer) -> name of the output.
+Writer = Callable[[Graph, str, Layer], str]
+WRITERS: dict[str, Writer] = {
+    "stem": _stem,
+    "mbconv": _mbconv,
+    "head": _head,
+    "mix": _mix,
+    "classifier": _classifier,
+}
+
+
+def _writer(layer: Layer) -> Writer:
+    """How a layer is written: a user's own kind says so itself, by the function `write_onnx` of its module.
+
+    Raises:
+      ExportError: it does not.
+    """
+    found = WRITERS.get(layer.kind) or getattr(module_of(layer), "write_onnx", None)
+    if found is None:
+        raise ExportError(
+            f"onnx: layers of kind {layer.kind} have no ONNX form, expected a function write_onnx(graph, x, layer) in "
+            "their class: write one, or leave the format out"
+        )
+    return found
 
 
 def onnx_model(
-    description: Mapping[str, Any], tensors: Mapping[str, np.ndarray], batch: int, about: Mapping[str, str]
+    child: Child, tensors: Mapping[str, np.ndarray], batch: int, about: Mapping[str, str]
 ) -> onnx.ModelProto:
     """The model: float32 `images` [batch, 3, R, R] to `logits` [batch, classes].
 
     Args:
-      description, tensors: as `child.describe` and `child.tensors` give them. batch: 0 leaves it open, as 'batch'.
+      tensors: of the child, as `tensors.tensors` gives them. batch: 0 leaves it open, as 'batch'.
       about: properties of the model.
+    Raises:
+      ExportError: a layer of a user's own family has no ONNX form.
     """
-    graph, activation = _Graph(tensors), description["activation"]
-    stem, head, resolution = description["stem"], description["head"], description["resolution"]
-    x = graph.activate(graph.conv_norm(INPUT, "stem", stem["stride"]), activation)
-    side = -(-resolution // stem["stride"])
-    for number, block in enumerate(description["blocks"]):
-        x = _block(graph, x, f"blocks.{number}", block, activation, side)
-        side = -(-side // block["stride"])
-    x = graph.activate(graph.conv_norm(x, "head"), activation)
-    x = graph.add("GlobalAveragePool", x, name="head.mean")
-    if head["v3"]:
-        x = graph.activate(graph.conv(x, "head_project"), activation)
-    x = graph.add("Flatten", x, name="features")
-    graph.add("Gemm", x, *graph.weights("classifier.weight", "classifier.bias"), name=OUTPUT, transB=1)
+    graph, x, resolution = Graph(tensors), INPUT, child.arch.resolution
+    for layer in child.layout:
+        x = _writer(layer)(graph, x, layer)
 
     def value(name: str, *shape: int):
         return helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch or "batch", *shape])
 
-    images, logits = value(INPUT, 3, resolution, resolution), value(OUTPUT, description["num_classes"])
+    images, logits = value(INPUT, 3, resolution, resolution), value(OUTPUT, child.num_classes)
     proto = helper.make_graph(graph.nodes, "child", [images], [logits], list(graph.initializers.values()))
     model = helper.make_model(proto, producer_name="bignas_jax", ir_version=IR_VERSION,
                               opset_imports=[helper.make_opsetid("", OPSET)])  # fmt: skip

@@ -15,6 +15,7 @@ from collections.abc import Callable
 import numpy as np
 
 from bignas_jax.errors import ExportError
+from bignas_jax.interop.exports.formats import torch_classes
 
 # Arguments: the folder, the images, where the logits go, the size of a batch.
 _BEGIN = """
@@ -73,14 +74,15 @@ def _run_alone(name: str, folder: pathlib.Path, images: np.ndarray, batch: int) 
 
 
 def _run_safetensors(folder: pathlib.Path, images: np.ndarray, batch: int) -> np.ndarray:
-    """In this process, in the module that the file's own metadata describes."""
+    """In this process, in the module that the file's own metadata describes; its classes are those of this package."""
     import torch
     from safetensors import safe_open
 
-    from bignas_jax.interop.exports.torch_child import Child
-
     with safe_open(folder / "child.safetensors", "pt") as file:
-        model = Child(json.loads(file.metadata()["description"]))
+        description = json.loads(file.metadata()["description"])
+        classes: dict = {}
+        exec(torch_classes(layer["kind"] for layer in description["layers"]), classes)  # noqa: S102 - our own text
+        model = classes["Child"](description)
         state = {name: file.get_tensor(name) for name in file.keys()}
     model.load_state_dict(state)
     with torch.inference_mode():

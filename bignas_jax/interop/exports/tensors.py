@@ -1,30 +1,40 @@
 """A child as plain values: its layers, and its weights under PyTorch's names."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 
-from bignas_jax.nets.child import Child, _at, _norms
-from bignas_jax.spaces.mobilenet import blocks, head_mid_width
+from bignas_jax.nets.child import Child
+from bignas_jax.nets.slicing import at
 
 
 def describe(child: Child) -> dict[str, Any]:
-    """The child's layers as plain values, enough to build it without this package."""
-    space, arch = child.space, child.arch
-    kept = ("in_width", "mid_width", "out_width", "se_width", "kernel_size", "stride")
-    layers = [
-        {"expand": block.expand_ratio != 1} | {name: getattr(block, name) for name in kept}
-        for block in blocks(space, arch)
-    ]
-    mid = head_mid_width(arch) if space.v3_head else arch.width[-1]
+    """The child's layers as plain values, enough to build it without this package.
+
+    Returns:
+      resolution, folded, num_classes; layers: for each `kind`, `label`, `side`, `pools`, `convs` and `shortcut` (None
+      where there is none), as `spaces.layers` says.
+    """
+    elastic = ("into", "out")
     return {
-        "resolution": arch.resolution,
-        "activation": space.activation,
+        "resolution": child.arch.resolution,
         "folded": child.folded,
         "num_classes": child.num_classes,
-        "stem": {"width": arch.width[0], "stride": space.stem_stride},
-        "head": {"in_width": arch.width[-2], "mid_width": mid, "width": arch.width[-1], "v3": space.v3_head},
-        "blocks": layers,
+        "layers": [
+            {
+                "kind": layer.kind,
+                "label": layer.label,
+                "side": layer.side,
+                "pools": layer.pools,
+                "convs": [
+                    {name: value for name, value in dataclasses.asdict(conv).items() if name not in elastic}
+                    for conv in layer.convs
+                ],
+                "shortcut": None if layer.shortcut is None else dataclasses.asdict(layer.shortcut),
+            }
+            for layer in child.layout
+        ],
     }
 
 
@@ -35,33 +45,33 @@ def tensors(child: Child) -> dict[str, np.ndarray]:
     `.bias`, `.running_mean` and `.running_var`; likewise `stem`, `blocks.N.{depthwise,project}` and `head`. Further
     `blocks.N.squeeze_excite.{reduce,expand}`, `blocks.N.shortcut` (where widths differ), `head_project`, `classifier`.
     """
-    params, found = child.params, {}
-    for conv, norm, statistics in _norms(child):
-        name = ".".join(map(str, conv))
-        depthwise = conv[-1] == "depthwise"
-        found[f"{name}.conv.weight"] = _weight(_at(params, conv)["kernel"], depthwise)
-        if child.folded:
-            found[f"{name}.conv.bias"] = _at(params, norm)["bias"]
-            continue
-        mean, variance = child.statistics[statistics]
-        found |= {
-            f"{name}.norm.weight": _at(params, norm)["scale"],
-            f"{name}.norm.bias": _at(params, norm)["bias"],
-            f"{name}.norm.running_mean": mean,
-            f"{name}.norm.running_var": variance,
-        }
-    for number, block in enumerate(blocks(child.space, child.arch)):
-        own, name = params["blocks"][number], f"blocks.{number}"
-        for part in ("reduce", "expand") if block.se_width else ():
-            found[f"{name}.squeeze_excite.{part}.weight"] = _weight(own["squeeze_excite"][f"{part}_kernel"])
-            found[f"{name}.squeeze_excite.{part}.bias"] = own["squeeze_excite"][f"{part}_bias"]
-        if block.in_width != block.out_width:
-            found[f"{name}.shortcut.weight"] = _weight(own["shortcut"]["conv"]["kernel"])
-    if child.space.v3_head:
-        found["head_project.weight"] = _weight(params["head_project"]["kernel"])
-    found["classifier.weight"] = params["classifier"]["kernel"].T
-    found["classifier.bias"] = params["classifier"]["bias"]
+    found = {}
+    for layer in child.layout:
+        own = at(child.params, layer.path)
+        for conv in layer.convs:
+            label, weights = layer.conv_label(conv), own[conv.name]
+            if conv.norm:
+                found |= _normed(child, label, weights, own[f"{conv.name}_norm"], layer.statistics_name(conv), conv)
+            elif conv.bias:
+                found |= {f"{label}.weight": weights["kernel"].T, f"{label}.bias": weights["bias"]}
+            else:
+                found[f"{label}.weight"] = _weight(weights["kernel"])
+            for part in ("reduce", "expand") if conv.squeeze else ():
+                name, gate = f"{layer.label}.squeeze_excite.{part}", own["squeeze_excite"]
+                found |= {f"{name}.weight": _weight(gate[f"{part}_kernel"]), f"{name}.bias": gate[f"{part}_bias"]}
+        if layer.shortcut is not None and layer.shortcut.projects:
+            found[f"{layer.label}.shortcut.weight"] = _weight(own["shortcut"]["conv"]["kernel"])
     return {name: np.ascontiguousarray(array) for name, array in found.items()}
+
+
+def _normed(child: Child, label: str, conv: dict, norm: dict, statistics: str, about: Any) -> dict[str, np.ndarray]:
+    """A convolution with the batch norm behind it, or with the bias that is left of that."""
+    weight = {f"{label}.conv.weight": _weight(conv["kernel"], about.depthwise)}
+    if child.folded:
+        return weight | {f"{label}.conv.bias": norm["bias"]}
+    mean, variance = child.statistics[statistics]
+    moments = {"weight": norm["scale"], "bias": norm["bias"], "running_mean": mean, "running_var": variance}
+    return weight | {f"{label}.norm.{name}": value for name, value in moments.items()}
 
 
 def _weight(kernel: np.ndarray, depthwise: bool = False) -> np.ndarray:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 DESCRIPTION: dict = {}
-ACTIVATIONS = {"swish": nn.SiLU, "h_swish": nn.Hardswish, "relu": nn.ReLU}
+ACTIVATIONS = {"identity": nn.Identity, "swish": nn.SiLU, "h_swish": nn.Hardswish, "relu": nn.ReLU}
 
 
 class ConvNorm(nn.Module):
@@ -44,31 +44,80 @@ class SqueezeExcite(nn.Module):
         return x * F.hardsigmoid(self.expand(F.relu(self.reduce(mean))))
 
 
-class Block(nn.Module):
-    """Expansion, depthwise convolution, squeeze-and-excitation, projection, and the shortcut around them."""
+class Stem(ConvNorm):
+    """A convolution with an activation."""
 
-    def __init__(self, block, activation, folded):
-        super().__init__()
-        width, mid, out = block["in_width"], block["mid_width"], block["out_width"]
-        stride, kernel_size, reduced = block["stride"], block["kernel_size"], block["se_width"]
-        self.activation = ACTIVATIONS[activation]()
-        self.expand = ConvNorm(width, mid, folded=folded) if block["expand"] else None
-        self.depthwise = ConvNorm(mid, mid, kernel_size, stride, groups=mid, folded=folded)
-        self.squeeze_excite = SqueezeExcite(mid, reduced) if reduced else None
-        self.project = ConvNorm(mid, out, folded=folded)
-        self.stride = stride
-        self.shortcut = nn.Conv2d(width, out, 1, bias=False) if width != out else None
+    def __init__(self, layer, folded):
+        (conv,) = layer["convs"]
+        super().__init__(conv["in_width"], conv["out_width"], conv["kernel_size"], conv["stride"], folded=folded)
+        self.activation = ACTIVATIONS[conv["activation"]]()
 
     def forward(self, x):
-        y = x if self.expand is None else self.activation(self.expand(x))
-        y = self.activation(self.depthwise(y))
-        if self.squeeze_excite is not None:
-            y = self.squeeze_excite(y)
-        y = self.project(y)
+        return self.activation(super().forward(x))
+
+
+class MBConv(nn.Module):
+    """Expansion, depthwise convolution, squeeze-and-excitation, projection, and the shortcut around them."""
+
+    def __init__(self, layer, folded):
+        super().__init__()
+        self.parts = []
+        for conv in layer["convs"]:
+            groups = conv["out_width"] if conv["depthwise"] else 1
+            sizes = conv["in_width"], conv["out_width"], conv["kernel_size"], conv["stride"], groups
+            setattr(self, conv["name"], ConvNorm(*sizes, folded=folded))
+            self.parts.append((conv["name"], ACTIVATIONS[conv["activation"]](), conv["squeeze"]))
+            if conv["squeeze"]:
+                self.squeeze_excite = SqueezeExcite(conv["out_width"], conv["squeeze"])
+        way = layer["shortcut"]
+        self.residual, self.stride = way is not None, way["stride"] if way else 1
+        projects = self.residual and way["in_width"] != way["out_width"]
+        self.shortcut = nn.Conv2d(way["in_width"], way["out_width"], 1, bias=False) if projects else None
+
+    def forward(self, x):
+        y = x
+        for name, activation, squeeze in self.parts:
+            y = activation(getattr(self, name)(y))
+            if squeeze:
+                y = self.squeeze_excite(y)
+        if not self.residual:
+            return y
         if self.stride == 2:
             # An odd side is padded by 1 at both ends, and the padding counts in the mean.
             x = F.avg_pool2d(x, 2, 2, padding=x.shape[-1] % 2, count_include_pad=True)
         return y + (x if self.shortcut is None else self.shortcut(x))
+
+
+class Head(Stem):
+    """A convolution with an activation, and the mean over all positions."""
+
+    def forward(self, x):
+        return F.adaptive_avg_pool2d(super().forward(x), 1)
+
+
+class Mix(nn.Conv2d):
+    """MobileNetV3's second convolution (Howard et al., 2019, section 5.1), on the means."""
+
+    def __init__(self, layer, folded):
+        (conv,) = layer["convs"]
+        super().__init__(conv["in_width"], conv["out_width"], 1, bias=False)
+        self.activation = ACTIVATIONS[conv["activation"]]()
+
+    def forward(self, x):
+        return self.activation(super().forward(x))
+
+
+class Classifier(nn.Linear):
+    """The linear layer that gives the logits."""
+
+    def __init__(self, layer, folded):
+        super().__init__(layer["convs"][0]["in_width"], layer["convs"][0]["out_width"])
+
+    def forward(self, x):
+        return super().forward(x.flatten(1))
+
+
+KINDS = {"stem": Stem, "mbconv": MBConv, "head": Head, "mix": Mix, "classifier": Classifier}
 
 
 class Child(nn.Module):
@@ -76,22 +125,22 @@ class Child(nn.Module):
 
     def __init__(self, description):
         super().__init__()
-        folded, stem, head = description["folded"], description["stem"], description["head"]
-        self.activation = ACTIVATIONS[description["activation"]]()
-        self.stem = ConvNorm(3, stem["width"], 3, stem["stride"], folded=folded)
-        self.blocks = nn.Sequential(*(Block(b, description["activation"], folded) for b in description["blocks"]))
-        self.head = ConvNorm(head["in_width"], head["mid_width"], folded=folded)
-        # MobileNetV3's head (Howard et al., 2019, section 5.1) mixes the features after the pooling.
-        self.head_project = nn.Conv2d(head["mid_width"], head["width"], 1, bias=False) if head["v3"] else None
-        self.classifier = nn.Linear(head["width"], description["num_classes"])
+        self.blocks = nn.ModuleList()
+        self.order = []
+        for layer in description["layers"]:
+            module = KINDS[layer["kind"]](layer, description["folded"])
+            name, _, number = layer["label"].partition(".")
+            if number:
+                self.blocks.append(module)
+            else:
+                self.add_module(name, module)
+            self.order.append(layer["label"])
         self.eval()
 
     def forward(self, x):
-        x = self.blocks(self.activation(self.stem(x)))
-        x = F.adaptive_avg_pool2d(self.activation(self.head(x)), 1)
-        if self.head_project is not None:
-            x = self.activation(self.head_project(x))
-        return self.classifier(x.flatten(1))
+        for label in self.order:
+            x = self.get_submodule(label)(x)
+        return x
 
 
 def load(path=None):

@@ -2,13 +2,14 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from bignas_jax.spaces.mobilenet import Block, SearchSpace, blocks, head_mid_width
+from bignas_jax.errors import ConfigError
+from bignas_jax.spaces.layers import Conv, Layer, Path
+from bignas_jax.spaces.space import Space
 
-Path = tuple[str | int, ...]
 Shape = tuple[int, ...]
 
 
@@ -67,64 +68,78 @@ def _pointwise(torch_name: str, in_width: int, out_width: int, path: Path) -> Pa
     return Parameter(f"{torch_name}.weight", (out_width, in_width, 1, 1), path, _matrix)
 
 
-def _parameters(space: SearchSpace, num_classes: int) -> Iterator[Parameter]:
-    stem, head = space.biggest.width[0], space.biggest.width[-1]
-    yield Parameter("first_conv.conv.conv.weight", (stem, 3, 3, 3), ("stem", "kernel"), _dense)
-    yield from _norm("first_conv", ("stem_norm",), stem)
-    for number, block in enumerate(blocks(space, space.biggest)):
-        yield from _block(number, block)
-    yield from _head(space)
-    yield Parameter("classifier.linear.linear.weight", (num_classes, head), ("classifier", "kernel"), _matrix)
-    yield Parameter("classifier.linear.linear.bias", (num_classes,), ("classifier", "bias"), _same)
+# What the released code calls the convolutions of a block, and those of the head where it has one part or two.
+_PARTS = {"expand": "inverted_bottleneck", "depthwise": "depth_conv", "project": "point_linear"}
+_HEAD, _FIRST, _SECOND = "last_conv", "last_conv.final_expand_layer", "last_conv.feature_mix_layer"
 
 
-def _block(number: int, block: Block) -> Iterator[Parameter]:
-    conv, ours, mid = f"blocks.{number}.mobile_inverted_conv", ("blocks", number), block.mid_width
-    if block.expand_ratio != 1:
-        name = f"{conv}.inverted_bottleneck"
-        yield _pointwise(f"{name}.conv.conv", block.in_width, mid, (*ours, "expand", "kernel"))
-        yield from _norm(name, (*ours, "expand_norm"), mid)
-    shape = (mid, 1, block.kernel_size, block.kernel_size)
-    yield Parameter(f"{conv}.depth_conv.conv.conv.weight", shape, (*ours, "depthwise", "kernel"), _depthwise)
-    yield from _norm(f"{conv}.depth_conv", (*ours, "depthwise_norm"), mid)
-    if block.se_width:
-        for part, widths in (("reduce", (mid, block.se_width)), ("expand", (block.se_width, mid))):
-            name, path = f"{conv}.depth_conv.se.fc.{part}", (*ours, "squeeze_excite")
-            yield _pointwise(name, *widths, (*path, f"{part}_kernel"))
-            yield Parameter(f"{name}.bias", widths[1:], (*path, f"{part}_bias"), _same)
-    yield _pointwise(f"{conv}.point_linear.conv.conv", mid, block.out_width, (*ours, "project", "kernel"))
-    yield from _norm(f"{conv}.point_linear", (*ours, "project_norm"), block.out_width)
-    if block.index == 0:
-        yield _shortcut(number, block)
+def _names(layout: Sequence[Layer]) -> dict[tuple[Path, str], str]:
+    """What the released code calls each convolution, by the layer's path and the convolution's name.
+
+    Raises:
+      ConfigError: a layer is of a kind that the released systems do not have.
+    """
+    two_parts = any(layer.kind == "mix" for layer in layout)
+    ends = {"stem": "first_conv", "head": _FIRST if two_parts else _HEAD, "mix": _SECOND, "classifier": "classifier"}
+    found = {}
+    for layer in layout:
+        if layer.kind not in (*ends, "mbconv"):
+            raise ConfigError(f"config.space: found layers of kind {layer.kind}, expected those of MobileNet's family")
+        for conv in layer.convs:
+            name = ends.get(layer.kind) or f"{layer.label}.mobile_inverted_conv.{_PARTS[conv.name]}"
+            found[layer.path, conv.name] = name
+    return found
 
 
-def _shortcut(number: int, block: Block) -> Parameter:
-    path = ("blocks", number, "shortcut", "conv", "kernel")
-    return _pointwise(f"blocks.{number}.shortcut.conv.conv", block.in_width, block.out_width, path)
+def _parameters(space: Space, num_classes: int) -> Iterator[Parameter]:
+    layout = space.layout(space.biggest, num_classes)
+    names = _names(layout)
+    for layer in layout:
+        for conv in layer.convs:
+            name, path = names[layer.path, conv.name], (*layer.path, conv.name)
+            yield from _conv(name, path, conv)
+            if conv.norm:
+                yield from _norm(name, (*path[:-1], f"{path[-1]}_norm"), conv.out_width)
+            if conv.squeeze:
+                yield from _squeeze_excite(name, (*layer.path, "squeeze_excite"), conv)
+        if layer.shortcut is not None and layer.shortcut.elastic:
+            yield _shortcut(layer)
 
 
-def _head(space: SearchSpace) -> Iterator[Parameter]:
-    first, (last, head) = _head_name(space), space.biggest.width[-2:]
-    mid = head_mid_width(space.biggest) if space.v3_head else head
-    yield _pointwise(f"{first}.conv.conv", last, mid, ("head", "kernel"))
-    yield from _norm(first, ("head_norm",), mid)
-    if space.v3_head:
-        yield _pointwise("last_conv.feature_mix_layer.conv.conv", mid, head, ("head_project", "kernel"))
+def _conv(name: str, path: Path, conv: Conv) -> Iterator[Parameter]:
+    kernel = (*path, "kernel")
+    sides = (conv.kernel_size, conv.kernel_size)
+    if conv.depthwise:
+        yield Parameter(f"{name}.conv.conv.weight", (conv.out_width, 1, *sides), kernel, _depthwise)
+    elif conv.kernel_size > 1:
+        yield Parameter(f"{name}.conv.conv.weight", (conv.out_width, conv.in_width, *sides), kernel, _dense)
+    elif conv.bias:
+        yield Parameter(f"{name}.linear.linear.weight", (conv.out_width, conv.in_width), kernel, _matrix)
+        yield Parameter(f"{name}.linear.linear.bias", (conv.out_width,), (*path, "bias"), _same)
+    else:
+        yield _pointwise(f"{name}.conv.conv", conv.in_width, conv.out_width, kernel)
 
 
-def _head_name(space: SearchSpace) -> str:
-    return "last_conv.final_expand_layer" if space.v3_head else "last_conv"
+def _squeeze_excite(name: str, path: Path, conv: Conv) -> Iterator[Parameter]:
+    widths = conv.out_width, conv.squeeze
+    for part, (into, out) in (("reduce", widths), ("expand", widths[::-1])):
+        yield _pointwise(f"{name}.se.fc.{part}", into, out, (*path, f"{part}_kernel"))
+        yield Parameter(f"{name}.se.fc.{part}.bias", (out,), (*path, f"{part}_bias"), _same)
 
 
-def _norms(space: SearchSpace) -> Iterator[tuple[str, str]]:
+def _shortcut(layer: Layer) -> Parameter:
+    path = (*layer.path, "shortcut", "conv", "kernel")
+    return _pointwise(f"{layer.label}.shortcut.conv.conv", layer.shortcut.in_width, layer.shortcut.out_width, path)
+
+
+def _norms(space: Space) -> Iterator[tuple[str, str]]:
     """(PyTorch name of a batch norm's layer, our name of its statistics)."""
-    yield "first_conv", "stem"
-    parts = {"inverted_bottleneck": "expand", "depth_conv": "depthwise", "point_linear": "project"}
-    for number, block in enumerate(blocks(space, space.biggest)):
-        for theirs, ours in parts.items():
-            if ours != "expand" or block.expand_ratio != 1:
-                yield f"blocks.{number}.mobile_inverted_conv.{theirs}", f"block{number}.{ours}"
-    yield _head_name(space), "head"
+    layout = space.layout(space.biggest)
+    names = _names(layout)
+    for layer in layout:
+        for conv in layer.convs:
+            if conv.norm:
+                yield names[layer.path, conv.name], layer.statistics_name(conv)
 
 
 def released_name(name: str) -> str:
@@ -132,7 +147,7 @@ def released_name(name: str) -> str:
     return re.sub(r"^(blocks\.\d+)\.conv\.", r"\1.mobile_inverted_conv.", re.sub(r"^((module|_orig_mod)\.)+", "", name))
 
 
-def expected_shapes(space: SearchSpace, num_classes: int) -> dict[str, Shape]:
+def expected_shapes(space: Space, num_classes: int) -> dict[str, Shape]:
     """Name to shape of all tensors that a state dict of this space must have."""
     shapes = {parameter.name: parameter.shape for parameter in _parameters(space, num_classes)}
     for name, _ in _norms(space):
@@ -141,11 +156,11 @@ def expected_shapes(space: SearchSpace, num_classes: int) -> dict[str, Shape]:
     return shapes
 
 
-def account(space: SearchSpace, num_classes: int, found: Mapping[str, Shape]) -> Account:
+def account(space: Space, num_classes: int, found: Mapping[str, Shape]) -> Account:
     """Holds tensors, as name to shape, against the space. Names as `released_name` gives them."""
     needed = expected_shapes(space, num_classes)
-    layout = enumerate(blocks(space, space.biggest))
-    idle = {p.name: p.shape for p in (_shortcut(number, block) for number, block in layout if block.index)}
+    inside = [layer for layer in space.layout(space.biggest) if layer.shortcut and not layer.shortcut.elastic]
+    idle = {parameter.name: parameter.shape for parameter in map(_shortcut, inside)}
     known = needed | idle
     return Account(
         missing={name: shape for name, shape in needed.items() if name not in found},
@@ -155,7 +170,7 @@ def account(space: SearchSpace, num_classes: int, found: Mapping[str, Shape]) ->
     )
 
 
-def read_state_dict(space: SearchSpace, tensors: Mapping[str, np.ndarray]) -> tuple[dict, dict]:
+def read_state_dict(space: Space, tensors: Mapping[str, np.ndarray]) -> tuple[dict, dict]:
     """Parameters and batch-norm statistics from a PyTorch supernet's state dict.
 
     Args:

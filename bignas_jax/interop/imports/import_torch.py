@@ -17,8 +17,8 @@ from bignas_jax.interop.imports.bignas_names import Account, Shape, account, rea
 from bignas_jax.interop.imports.torch_file import listed, read_checkpoint, to_float32
 from bignas_jax.runs.checkpoint import Checkpoints
 from bignas_jax.spaces.cost import count
-from bignas_jax.spaces.mobilenet import SearchSpace
 from bignas_jax.spaces.naming import extremes
+from bignas_jax.spaces.registry import space_of
 from bignas_jax.text import aligned
 
 NOTE = "imported.json"
@@ -60,7 +60,7 @@ def import_checkpoint(
     """
     if config.arch:
         raise ConfigError("config.arch: found an architecture, expected a supernet's config, such as configs/bignas.py")
-    workdir, space = pathlib.Path(workdir), SearchSpace.from_config(config.space)
+    workdir, space = pathlib.Path(workdir), space_of(config.space)
     check_unused(workdir)
     found = read_checkpoint(file, weights)
     shapes = {name: tuple(tensor.shape) for name, tensor in found.tensors.items()}
@@ -172,7 +172,7 @@ def _hint(config: ConfigDict, shapes: Mapping[str, Shape], held: Account) -> str
     """What to do about tensors that do not fit."""
     classes = shapes.get(f"{CLASSIFIER}.bias", (config.model.num_classes,))[0]
     flag = f"--config.model.num_classes={classes}"
-    if account(SearchSpace.from_config(config.space), classes, shapes).fits:
+    if account(space_of(config.space), classes, shapes).fits:
         return f"the classifier has {classes} classes: {flag}"
     for path in sorted((ROOT / "configs").glob("[!_]*.py")):
         try:
@@ -180,10 +180,10 @@ def _hint(config: ConfigDict, shapes: Mapping[str, Shape], held: Account) -> str
             configs.validate(recipe)
         except ConfigError:
             continue  # a recipe that is being written is no reason to say less
-        if account(SearchSpace.from_config(recipe.space), classes, shapes).fits:
+        if account(space_of(recipe.space), classes, shapes).fits:
             wanted = "" if recipe.model.num_classes == classes else f" {flag}"
             return f"the tensors are those of --config configs/{path.name}{wanted}"
-    if len(held.missing) == len(account(SearchSpace.from_config(config.space), classes, {}).missing):
+    if len(held.missing) == len(account(space_of(config.space), classes, {}).missing):
         return "none of its names is known: expected a whole supernet of PyTorch-BigNAS, AttentiveNAS or AlphaNet"
     return "set config.space to the choices that it was trained with"
 
@@ -192,7 +192,7 @@ def table(result: Imported, config: ConfigDict) -> str:
     """What was used and ignored, and the two ends of the space, as text."""
     body = [(f"used: {kind}", f"{number:,}") for kind, number in result.tensors.items()]
     body += [(f"ignored: {kind}", f"{number:,}") for kind, number in result.ignored.items()]
-    space = SearchSpace.from_config(config.space)
+    space = space_of(config.space)
     costs = {name: count(space, arch, config.model.num_classes) for name, arch in extremes(space).items()}
     ends = [(name, f"{cost.macs / 1e6:,.2f}", f"{cost.params / 1e6:,.3f}") for name, cost in costs.items()]
     ends.append(("supernet", "-", f"{result.params / 1e6:,.3f}"))

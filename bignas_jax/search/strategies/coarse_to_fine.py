@@ -39,7 +39,7 @@ class CoarseToFine:
         self._parts = [
             (name, genes)
             for name, genes in space.groups.items()
-            if any(len(space.choices[gene][1]) > 1 for gene in genes)
+            if any(len(space.choices[gene]) > 1 for gene in genes)
         ]
         left = max(0, num_evaluations - len(self._grid))
         # Two rounds over the parts, where there is enough to spend.
@@ -79,10 +79,11 @@ class CoarseToFine:
         """
         space = self._problem.space
         values = list(space.indices(arch))
-        open_genes = [gene for gene in genes if len(space.choices[gene][1]) > 1]
+        active = space.active(values)
+        open_genes = [gene for gene in genes if len(space.choices[gene]) > 1 and active[gene]]
         moved = self._rng.permutation(open_genes)[: self._rng.integers(1, len(open_genes) + 1)]
         for gene in moved:
-            others = [i for i in range(len(space.choices[gene][1])) if i != values[gene]]
+            others = [i for i in range(len(space.choices[gene])) if i != values[gene]]
             values[gene] = others[self._rng.integers(len(others))]
         mutant = self._problem.shrink(space.at(values), budget, self._rng, keep=genes)
         if self._rng.random() < 0.5:
@@ -96,23 +97,17 @@ class CoarseToFine:
 def skeletons(problem: Problem) -> list[Architecture]:
     """The grid: every resolution with each level of depth, width, kernel size and expansion for all stages alike."""
     space = problem.space
-    kinds = [_kind(label) for label, _ in space.choices]
     found: dict[Architecture, None] = {}
     names = ("width", "depth", "kernel_size", "expand_ratio")
-    for resolution in range(len(space.resolution)):
+    for resolution in range(len(space.resolutions)):
         for levels in itertools.product(LEVELS, repeat=len(names)):
             level = dict(zip(names, levels, strict=True))
             indices = [
-                resolution if kind == "resolution" else round(level[kind] * (len(values) - 1))
-                for kind, (_, values) in zip(kinds, space.choices, strict=True)
+                resolution if choice.kind == "resolution" else round(level[choice.kind] * (len(choice) - 1))
+                for choice in space.choices
             ]
             found[space.at(indices)] = None
     return list(found)
-
-
-def _kind(label: str) -> str:
-    """'stage mb2 kernel_size' -> 'kernel_size'; stem and head count as width."""
-    return label.rsplit(" ", 1)[-1]
 
 
 def _thinned(problem: Problem, grid: list[Architecture], count: int) -> list[Architecture]:

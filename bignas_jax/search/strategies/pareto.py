@@ -30,7 +30,7 @@ class Pareto:
     def __init__(self, problem: Problem, seed: int, population: int, mutation_probability: float):
         self._problem = problem
         self._rng = np.random.default_rng(seed)
-        tops = np.array([len(values) - 1 for _, values in problem.space.choices])
+        tops = np.array([len(choice) - 1 for choice in problem.space.choices])
         self._algorithm = NSGA2(
             pop_size=population,
             sampling=self._spread(population, tops),

@@ -3,11 +3,11 @@
 import numpy as np
 
 from bignas_jax.spaces.architecture import Architecture
-from bignas_jax.spaces.mobilenet import SearchSpace
+from bignas_jax.spaces.space import Space
 from bignas_jax.step.recipe import Recipe
 
 
-def members(space: SearchSpace, recipe: Recipe, step: int) -> tuple[Architecture, ...]:
+def members(space: Space, recipe: Recipe, step: int) -> tuple[Architecture, ...]:
     """The architectures of a step: biggest, `num_random` drawn from (seed, step) alone, smallest.
 
     In a space of one architecture that one alone: trained on the labels, as an ordinary network.
@@ -18,7 +18,7 @@ def members(space: SearchSpace, recipe: Recipe, step: int) -> tuple[Architecture
     return (space.biggest, *(space.sample(rng) for _ in range(recipe.num_random)), space.smallest)
 
 
-def member_names(space: SearchSpace, recipe: Recipe) -> tuple[str, ...]:
+def member_names(space: Space, recipe: Recipe) -> tuple[str, ...]:
     if space.size == 1:
         return ("child",)
     return ("biggest", *(f"random{n + 1}" for n in range(recipe.num_random)), "smallest")

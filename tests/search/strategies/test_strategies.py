@@ -122,8 +122,8 @@ def test_skeletons_are_alike_in_all_stages():
     for arch in found:
         genes = SPACE.indices(arch)
         for kind in ("depth", "kernel_size", "expand_ratio"):
-            levels = {gene / (len(values) - 1) for gene, (label, values) in zip(genes, SPACE.choices, strict=True)
-                      if label.endswith(kind) and len(values) > 1}
+            levels = {gene / (len(choice) - 1) for gene, choice in zip(genes, SPACE.choices, strict=True)
+                      if choice.kind == kind and len(choice) > 1}
             assert len(levels) <= 1, (arch, kind)
 
 

@@ -1,0 +1,27 @@
+"""The families of networks by name."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from bignas_jax.plugins import find
+from bignas_jax.spaces.mobilenet import SearchSpace
+from bignas_jax.spaces.space import Space, plain_mapping
+
+DEFAULT = "mobilenet"
+FAMILIES: dict[str, type[Space]] = {DEFAULT: SearchSpace}
+
+
+def space_of(config: Any) -> Space:
+    """The space of a config's `space` part, or of `Space.to_dict`.
+
+    Args:
+      config: `family`, a name in FAMILIES or `package.module:Class`, MobileNet's if it is not given; and the family's
+        fields.
+    Raises:
+      ValueError: there is no such family; a field is missing, unknown or malformed.
+    """
+    values = plain_mapping(config)
+    if not isinstance(values, Mapping):
+        raise ValueError(f"space: found {values!r}, expected a mapping")
+    family = find(str(values.get("family", DEFAULT)), FAMILIES, "config.space.family")
+    return family.from_config({name: value for name, value in values.items() if name != "family"})
