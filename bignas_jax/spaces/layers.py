@@ -9,6 +9,8 @@ import math
 from collections.abc import Iterable
 
 Path = tuple[str | int, ...]
+# Forms of a kernel: [k, k, in, out]; [k, k, channels]; [in, out] on every position; [in, out] on the means.
+FORMS = ("dense", "depthwise", "pointwise", "linear")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,14 +35,14 @@ class Dim:
 
 @dataclasses.dataclass(frozen=True)
 class Conv:
-    """A convolution, or a product where `kernel_size` is 1, and what follows it directly.
+    """A convolution or a matrix product, and what follows it directly.
 
     Attributes:
+      form: of its kernel, one of FORMS.
       name: of its module in the layer's module; the batch norm behind it is called `<name>_norm`.
       into, out: names of the layer's dimensions that are its input and output channels; '' for fixed channels.
       in_width, out_width: channels. kernel_size, stride: of both sides.
       side: of its square output, in pixels.
-      depthwise: each channel is convolved alone; `in_width` and `out_width` are equal.
       bias: whether it has one. norm: whether batch norm follows.
       activation: behind the norm; a name in `kernels.activation.FUNCTIONS`.
       squeeze: channels that squeeze-and-excitation behind the activation reduces to; 0 means that there is none.
@@ -52,13 +54,24 @@ class Conv:
     side: int
     kernel_size: int = 1
     stride: int = 1
-    depthwise: bool = False
+    form: str = "pointwise"
     bias: bool = False
     norm: bool = True
     activation: str = "identity"
     squeeze: int = 0
     into: str = ""
     out: str = ""
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether each channel is convolved alone; `in_width` and `out_width` are equal then."""
+        return self.form == "depthwise"
+
+    @property
+    def kernel_shape(self) -> tuple[int, ...]:
+        """Of its kernel in the supernet's layout."""
+        sides, channels = (self.kernel_size, self.kernel_size), (self.in_width, self.out_width)
+        return {"dense": (*sides, *channels), "depthwise": (*sides, self.out_width)}.get(self.form, channels)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,9 +182,7 @@ class Layer:
 
 
 def _conv_weights(path: Path, conv: Conv) -> list[Weight]:
-    sides = (conv.kernel_size, conv.kernel_size) if conv.depthwise or conv.kernel_size > 1 else ()
-    channels = (conv.out_width,) if conv.depthwise else (conv.in_width, conv.out_width)
-    found = [Weight((*path, "kernel"), sides + channels)]
+    found = [Weight((*path, "kernel"), conv.kernel_shape)]
     if conv.bias:
         found.append(Weight((*path, "bias"), (conv.out_width,)))
     if conv.norm:

@@ -274,7 +274,7 @@ class SearchSpace(Space):
           ValueError: `arch` has another number of stages than the space, or a stage has more blocks.
         """
         side = after_stride(arch.resolution, self.stem_stride)
-        stem = Conv("conv", 3, arch.width[0], side, 3, self.stem_stride, activation=self.activation, out="out")
+        stem = Conv("conv", 3, arch.width[0], side, 3, self.stem_stride, "dense", activation=self.activation, out="out")
         found = [Layer("stem", ("stem",), (stem,), arch.resolution, (Dim("out", arch.width[0]),))]
         for block in blocks(self, arch):
             found.append(self._block(block, side))
@@ -293,7 +293,7 @@ class SearchSpace(Space):
             raise ValueError(f"architecture: found more than {stage.depth[-1]} blocks in stage {stage.name}")
         into, mid, out = block.in_width, block.mid_width, block.out_width
         convs = (
-            Conv("depthwise", mid, mid, out_side, block.kernel_size, block.stride, depthwise=True,
+            Conv("depthwise", mid, mid, out_side, block.kernel_size, block.stride, "depthwise",
                  activation=self.activation, squeeze=block.se_width, into="mid", out="mid"),
             Conv("project", mid, out, out_side, into="mid", out="out"),
         )  # fmt: skip
@@ -329,7 +329,7 @@ def _natural_key(name: str) -> list:
 
 
 def _classifier(width: int, num_classes: int) -> Layer:
-    linear = Conv("conv", width, num_classes, 1, bias=True, norm=False)
+    linear = Conv("conv", width, num_classes, 1, form="linear", bias=True, norm=False)
     return Layer("classifier", ("classifier",), (linear,), 1)
 
 

@@ -23,5 +23,5 @@ def space_of(config: Any) -> Space:
     values = plain_mapping(config)
     if not isinstance(values, Mapping):
         raise ValueError(f"space: found {values!r}, expected a mapping")
-    family = find(str(values.get("family", DEFAULT)), FAMILIES, "config.space.family")
+    family = find(str(values.get("family", DEFAULT)), FAMILIES, "space.family")
     return family.from_config({name: value for name, value in values.items() if name != "family"})

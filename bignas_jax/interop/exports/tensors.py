@@ -52,7 +52,7 @@ def tensors(child: Child) -> dict[str, np.ndarray]:
             label, weights = layer.conv_label(conv), own[conv.name]
             if conv.norm:
                 found |= _normed(child, label, weights, own[f"{conv.name}_norm"], layer.statistics_name(conv), conv)
-            elif conv.bias:
+            elif conv.form == "linear":
                 found |= {f"{label}.weight": weights["kernel"].T, f"{label}.bias": weights["bias"]}
             else:
                 found[f"{label}.weight"] = _weight(weights["kernel"])

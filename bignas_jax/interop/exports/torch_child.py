@@ -63,7 +63,7 @@ class MBConv(nn.Module):
         super().__init__()
         self.parts = []
         for conv in layer["convs"]:
-            groups = conv["out_width"] if conv["depthwise"] else 1
+            groups = conv["out_width"] if conv["form"] == "depthwise" else 1
             sizes = conv["in_width"], conv["out_width"], conv["kernel_size"], conv["stride"], groups
             setattr(self, conv["name"], ConvNorm(*sizes, folded=folded))
             self.parts.append((conv["name"], ACTIVATIONS[conv["activation"]](), conv["squeeze"]))

@@ -111,9 +111,9 @@ def _conv(name: str, path: Path, conv: Conv) -> Iterator[Parameter]:
     sides = (conv.kernel_size, conv.kernel_size)
     if conv.depthwise:
         yield Parameter(f"{name}.conv.conv.weight", (conv.out_width, 1, *sides), kernel, _depthwise)
-    elif conv.kernel_size > 1:
+    elif conv.form == "dense":
         yield Parameter(f"{name}.conv.conv.weight", (conv.out_width, conv.in_width, *sides), kernel, _dense)
-    elif conv.bias:
+    elif conv.form == "linear":
         yield Parameter(f"{name}.linear.linear.weight", (conv.out_width, conv.in_width), kernel, _matrix)
         yield Parameter(f"{name}.linear.linear.bias", (conv.out_width,), (*path, "bias"), _same)
     else:
