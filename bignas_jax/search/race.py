@@ -94,10 +94,6 @@ class Race:
             )
         return {p.arch: self.evaluations[p.arch].top1 for p in proposals}
 
-    def complete(self) -> dict[Architecture, float]:
-        """Top-1 of the architectures that were scored on all images."""
-        return {arch: e.top1 for arch, e in self.evaluations.items() if e.complete}
-
     def rivals(self, arch: Architecture) -> list[Evaluation | None]:
         """The best complete evaluation of each group that `arch` is in; None for a group that has none yet.
 

@@ -70,12 +70,12 @@ def library() -> str | None:
     return path.name
 
 
-def call(target: str, results, *arguments: jax.Array, in_place: dict[int, int] | None = None, **attributes):
+def call(target: str, results, *arguments: jax.Array, **attributes):
     """A call of one of TARGETS.
 
     Args:
-      results: jax.ShapeDtypeStruct, one or a tuple. in_place: argument to result that may take its memory.
+      results: jax.ShapeDtypeStruct, one or a tuple.
       attributes: Python ints and bools, as the kernel declares them.
     """
-    function = jax.ffi.ffi_call(f"bignas_{target}", results, input_output_aliases=in_place, vmap_method="sequential")
+    function = jax.ffi.ffi_call(f"bignas_{target}", results, vmap_method="sequential")
     return function(*arguments, **attributes)
