@@ -5,7 +5,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from bignas_jax.config.fields import _tupled, base, flat
+from bignas_jax.config.fields import base, flat
+from bignas_jax.config.options import plain
 from bignas_jax.errors import ConfigError
 
 
@@ -38,7 +39,7 @@ def from_json(text: str) -> ConfigDict:
         raise ConfigError(f"config: not valid JSON ({error}), expected what to_json wrote") from error
     if not isinstance(values, dict):
         raise ConfigError(f"config: found JSON of type {type(values).__name__}, expected an object")
-    return ConfigDict(_tupled(values)).lock()
+    return ConfigDict(plain(values)).lock()
 
 
 def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
