@@ -10,7 +10,7 @@ import enum
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar, get_type_hints
+from typing import Any, ClassVar, Self
 
 from bignas_jax.errors import ConfigError
 
@@ -166,6 +166,50 @@ class Group:
             field, value = option.metadata.get("field"), getattr(self, option.name)
             if field is not None and not field.holds(value):
                 raise ConfigError(f"config.{self.prefix}{option.name}: found {value!r}, expected {field.expected}")
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        """The group from its part of a config. Lists become tuples, and integers floats where a field is a number.
+
+        Args:
+          values: a mapping or a ConfigDict; fields that it lacks have their defaults.
+        Raises:
+          ConfigError: a field is missing, unknown, or cannot have its value.
+        """
+        found, left = {}, dict(values.items())
+        for name, field, inner, default in _members(cls):
+            if name in left:
+                value = left.pop(name)
+                found[name] = field.canonical(value) if field else inner.of(value) if inner else plain(value)
+            elif default is dataclasses.MISSING:
+                others = "a group of fields" if inner else "the choices of a search space"
+                expected = field.expected if field else others
+                raise ConfigError(f"config.{cls.prefix}{name}: found nothing, expected {expected}")
+        for name in left:
+            raise ConfigError(f"config.{cls.prefix}{name}: found an unknown field")
+        return cls(**found)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The group as its part of a config: nested dictionaries, sorted by name as a ConfigDict's are."""
+        values = {option.name: getattr(self, option.name) for option in dataclasses.fields(self)}
+        return {
+            name: value.to_dict() if isinstance(value, Group) else plain(value)
+            for name, value in sorted(values.items())
+        }
+
+
+def _members(group: type[Group]) -> Iterator[tuple[str, Field | None, type[Group] | None, Any]]:
+    """Name, field, type and default of each option of a group: it is a field, a group itself (type), or the space."""
+    for option in dataclasses.fields(group):
+        inner = option.type if isinstance(option.type, type) and issubclass(option.type, Group) else None
+        yield option.name, option.metadata.get("field"), inner, option.default
+
+
+def plain(value: Any) -> Any:
+    """A config or a part of it as dictionaries, sorted by name; lists become tuples."""
+    if isinstance(value, Mapping) or hasattr(value, "items"):
+        return {name: plain(v) for name, v in sorted(value.items(), key=lambda item: str(item[0]))}
+    return tuple(plain(v) for v in value) if isinstance(value, list | tuple) else value
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -333,64 +377,10 @@ class Options(Group):
     remat: bool = _switch(False)
     space: Mapping[str, Any]
 
-    @classmethod
-    def of(cls, config: Mapping[str, Any]) -> "Options":
-        """The options of a config that `validate` accepts; a ConfigDict is one.
-
-        Raises:
-          ConfigError: a field is missing, unknown, or cannot have its value.
-        """
-        return make(cls, config)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Nested dictionaries as the config's own `to_dict` gives them: sorted by name."""
-        return to_dict(self)
-
-
-def _groups(group: type) -> Iterator[tuple[str, Field | None, type | None, Any]]:
-    """Name, field, group and default of each option of a group: a field, a group within it, or the space."""
-    types = get_type_hints(group)
-    for option in dataclasses.fields(group):
-        inner = types[option.name]
-        inner = inner if isinstance(inner, type) and issubclass(inner, Group) else None
-        yield option.name, option.metadata.get("field"), inner, option.default
-
-
-def make(group: type, values: Mapping[str, Any]) -> Any:
-    """A group from a part of a config. Lists become tuples, and integers floats where a field's type asks for that.
-
-    Raises:
-      ConfigError: a field is missing, unknown, or cannot have its value.
-    """
-    found, left = {}, dict(values.items())
-    for name, field, inner, default in _groups(group):
-        if name in left:
-            value = left.pop(name)
-            found[name] = field.canonical(value) if field else make(inner, value) if inner else plain(value)
-        elif default is dataclasses.MISSING:
-            expected = field.expected if field else "a group of fields" if inner else "the choices of a search space"
-            raise ConfigError(f"config.{group.prefix}{name}: found nothing, expected {expected}")
-    for name in left:
-        raise ConfigError(f"config.{group.prefix}{name}: found an unknown field")
-    return group(**found)
-
-
-def plain(value: Any) -> Any:
-    """A config or a part of it as dictionaries, sorted by name; lists become tuples."""
-    if isinstance(value, Mapping) or hasattr(value, "items"):
-        return {name: plain(v) for name, v in sorted(value.items(), key=lambda item: str(item[0]))}
-    return tuple(plain(v) for v in value) if isinstance(value, list | tuple) else value
-
-
-def to_dict(group: Group) -> dict[str, Any]:
-    """A group as a part of a config: nested dictionaries, sorted by name."""
-    values = ((option.name, getattr(group, option.name)) for option in dataclasses.fields(group))
-    return {name: to_dict(value) if isinstance(value, Group) else plain(value) for name, value in sorted(values)}
-
 
 def declared(group: type = Options, prefix: str = "") -> Iterator[tuple[str, Field, Any]]:
     """Every field by dotted name, with what it may hold and its default (dataclasses.MISSING: none), but the space."""
-    for name, field, inner, default in _groups(group):
+    for name, field, inner, default in _members(group):
         if inner is not None:
             yield from declared(inner, f"{prefix}{name}.")
         elif field is not None:

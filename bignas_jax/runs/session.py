@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from bignas_jax.config.files import to_json
+from bignas_jax.config.options import Data
 from bignas_jax.data import DataError, Dataset, Loader, open_dataset, prefetch
 from bignas_jax.errors import ConfigError
 from bignas_jax.evaluation import Evaluator, Score
@@ -53,7 +54,7 @@ class Session:
             "evaluation.batch_size": config.evaluation.batch_size,
         }
         mesh = make_mesh(config.num_devices, batches | ({"batch_size": config.batch_size} if training else {}))
-        dataset = open_dataset(config.data, seed=config.seed)
+        dataset = open_dataset(Data.of(config.data), seed=config.seed)
         if dataset.num_classes != config.model.num_classes:
             raise ConfigError(
                 f"config.model.num_classes: found {config.model.num_classes}, "
@@ -144,7 +145,7 @@ def class_names(workdir: str | pathlib.Path, config: ConfigDict, like: Session) 
     if all(config.data[field] == like.config.data[field] for field in ("source", "root", "train_split")):
         return like.dataset.class_names
     try:
-        return open_dataset(config.data).class_names
+        return open_dataset(Data.of(config.data)).class_names
     except DataError:
         return None
 

@@ -23,8 +23,6 @@ from bignas_jax.config.options import (
     Sandwich,
     Search,
     declared,
-    make,
-    to_dict,
 )
 from bignas_jax.errors import ConfigError
 from bignas_jax.spaces.mobilenet import SearchSpace
@@ -134,7 +132,7 @@ def test_groups_are_values():
         (lambda: Search(cost="flops"), "config.search.cost: found 'flops', expected one of macs, params, latency_ms"),
         (lambda: Model(num_classes=True), "config.model.num_classes: found True, expected an integer >= 2"),
         (
-            lambda: dataclasses.replace(make(Augment, digits.get_config().data.augment), policy="auto"),
+            lambda: dataclasses.replace(Augment.of(digits.get_config().data.augment), policy="auto"),
             "config.data.augment.policy: found 'auto', expected one of none, imagenet, cifar10, svhn, rand",
         ),
     ],
@@ -173,7 +171,7 @@ def test_unknown_fields_are_refused():
 
 def test_a_group_alone_is_made_from_its_part():
     part = digits.get_config().data
-    assert to_dict(make(Data, part)) == part.to_dict()
+    assert Data.of(part).to_dict() == part.to_dict()
 
 
 def test_each_kind_of_cost_has_its_budgets():
