@@ -6,7 +6,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from bignas_jax.config.fields import base, flat
-from bignas_jax.config.options import plain
+from bignas_jax.config.options import Options, plain
 from bignas_jax.errors import ConfigError
 
 
@@ -22,8 +22,8 @@ def with_defaults(config: ConfigDict) -> ConfigDict:
     return ConfigDict(values)
 
 
-def to_json(config: ConfigDict) -> str:
-    """The config as indented JSON; `from_json` gives it back."""
+def to_json(config: ConfigDict | Options) -> str:
+    """The config as indented JSON, also that of options; `from_json` gives it back."""
     return json.dumps(config.to_dict(), indent=2) + "\n"
 
 

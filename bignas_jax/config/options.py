@@ -319,7 +319,7 @@ class Search(Group, part="search"):
 
     def limits(self) -> dict[str, tuple[float, ...]]:
         """The limits of the budgets by kind of cost; position n of each is the n-th budget, one value holds for all."""
-        return {cost: getattr(self, f"max_{cost}") for cost in map(str, Costs)}
+        return {cost.value: getattr(self, f"max_{cost}") for cost in Costs}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
