@@ -16,7 +16,7 @@ CLASSES = {"coarse_to_fine": CoarseToFine, "evolution": Evolution, "pareto": Par
 
 @pytest.mark.parametrize("name", Strategies)
 def test_every_name_of_the_options_has_its_strategy(name):
-    made = make_strategy(Search(strategy=name.value), problem())
+    made = make_strategy(Search(strategy=name.value), problem(0.5))
     assert type(made) is CLASSES[name]
 
 
@@ -24,7 +24,7 @@ def test_an_unknown_strategy_is_refused():
     options = Search()
     object.__setattr__(options, "strategy", "grid")  # as if the options knew a name that nothing here acts on
     with pytest.raises(ConfigError, match="config.search.strategy: found 'grid', expected one of coarse_to_fine, evol"):
-        make_strategy(options, problem())
+        make_strategy(options, problem(0.5))
 
 
 @pytest.mark.parametrize(
