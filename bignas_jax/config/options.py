@@ -16,12 +16,16 @@ from bignas_jax.errors import ConfigError
 
 
 class Crops(enum.StrEnum):
+    """How a training image is cut out."""
+
     RESIZED = "resized"
     PADDED = "padded"
     NONE = "none"
 
 
 class Policies(enum.StrEnum):
+    """Policies of colours and shapes that training images are changed by."""
+
     NONE = "none"
     IMAGENET = "imagenet"
     CIFAR10 = "cifar10"
@@ -30,21 +34,29 @@ class Policies(enum.StrEnum):
 
 
 class OnCorrupt(enum.StrEnum):
+    """What happens at an image that cannot be decoded."""
+
     ERROR = "error"
     SKIP = "skip"
 
 
 class Optimizers(enum.StrEnum):
+    """Rules of an update."""
+
     SGD = "sgd"
     RMSPROP = "rmsprop"
 
 
 class Schedules(enum.StrEnum):
+    """Ways in which the learning rate falls."""
+
     EXPONENTIAL = "exponential"
     COSINE = "cosine"
 
 
 class Strategies(enum.StrEnum):
+    """Ways to choose the architectures that a search scores."""
+
     COARSE_TO_FINE = "coarse_to_fine"
     EVOLUTION = "evolution"
     PARETO = "pareto"
@@ -52,6 +64,8 @@ class Strategies(enum.StrEnum):
 
 
 class Costs(enum.StrEnum):
+    """Kinds of cost that a search may limit, and draw its front over."""
+
     MACS = "macs"
     PARAMS = "params"
     LATENCY_MS = "latency_ms"
@@ -214,6 +228,8 @@ def plain(value: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Model(Group, part="model"):
+    """The supernet: its classes, its regularisation and its arithmetic."""
+
     num_classes: int = _integer(2)
     dropout: float = _rate(0.0)
     drop_connect: float = _rate(0.0)
@@ -223,6 +239,8 @@ class Model(Group, part="model"):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Augment(Group, part="data.augment"):
+    """How training images are changed."""
+
     crop: str = _one_of(*Crops)
     crop_scale: tuple[float, ...] = _numbers(
         2, lambda v: 0 < v[0] <= v[1] <= 1, "two numbers > 0 and <= 1, ascending"
@@ -242,6 +260,8 @@ class Augment(Group, part="data.augment"):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Data(Group, part="data"):
+    """The images: where they lie, how they are prepared and read."""
+
     source: str = _text(
         ok=lambda v: bool(re.fullmatch(r"\w+", v)),
         expected="folder, digits, or the name of a torchvision data set such as cifar10",
@@ -261,12 +281,16 @@ class Data(Group, part="data"):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sandwich(Group, part="sandwich"):
+    """The members of a step and their loss."""
+
     num_random: int = _integer(0, 2)
     label_smoothing: float = _rate(0.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Optimizer(Group, part="optimizer"):
+    """The update of a step, and the learning rate over the run."""
+
     name: str = _one_of(*Optimizers, default="sgd")
     learning_rate: float = _positive(0.1)
     schedule: str = _one_of(*Schedules, default="cosine")
@@ -286,18 +310,24 @@ class Optimizer(Group, part="optimizer"):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Calibration(Group, part="calibration"):
+    """The training images that set the batch-norm statistics of a child."""
+
     num_images: int = _integer(1, 4096)
     batch_size: int = _integer(1, 256)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation(Group, part="evaluation"):
+    """How, and how often in training, children are scored."""
+
     batch_size: int = _integer(1, 256)
     every_epochs: float = _positive(1.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Search(Group, part="search"):
+    """A search: its strategy, its budgets, and how candidates are scored."""
+
     strategy: str = _one_of(*Strategies, default="coarse_to_fine")
     seed: int = _integer(0, 0)
     num_evaluations: int = _integer(1, 300)
@@ -324,18 +354,24 @@ class Search(Group, part="search"):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Checkpoint(Group, part="checkpoint"):
+    """How often the train state is saved, and how many checkpoints are kept."""
+
     every_steps: int = _integer(1, 1000)
     keep: int = _integer(1, 3)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Log(Group, part="log"):
+    """What is logged of a run."""
+
     every_steps: int = _integer(1, 50)
     images: int = _integer(0, 16)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Distributed(Group, part="distributed"):
+    """The processes of a run on several hosts."""
+
     coordinator: str = _text(
         "", lambda v: not v or bool(re.fullmatch(r".+:\d+", v)), "host:port, or nothing for one process"
     )
