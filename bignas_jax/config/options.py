@@ -291,9 +291,9 @@ class Sandwich(Group, part="sandwich"):
 class Optimizer(Group, part="optimizer"):
     """The update of a step, and the learning rate over the run."""
 
-    name: str = _one_of(*Optimizers, default="sgd")
+    name: str = _one_of(*Optimizers, default=Optimizers.SGD.value)
     learning_rate: float = _positive(0.1)
-    schedule: str = _one_of(*Schedules, default="cosine")
+    schedule: str = _one_of(*Schedules, default=Schedules.COSINE.value)
     decay_rate: float = _number(lambda v: 0 < v <= 1, "> 0 and <= 1", 0.97)
     decay_epochs: float = _positive(2.4)
     staircase: bool = _switch(True)
@@ -328,14 +328,14 @@ class Evaluation(Group, part="evaluation"):
 class Search(Group, part="search"):
     """A search: its strategy, its budgets, and how candidates are scored."""
 
-    strategy: str = _one_of(*Strategies, default="coarse_to_fine")
+    strategy: str = _one_of(*Strategies, default=Strategies.COARSE_TO_FINE.value)
     seed: int = _integer(0, 0)
     num_evaluations: int = _integer(1, 300)
     max_macs: tuple[float, ...] = _budgets("multiply-adds")
     max_params: tuple[float, ...] = _budgets("parameters")
     max_latency_ms: tuple[float, ...] = _budgets("milliseconds")
     max_resolution: int = _integer(0, 0)
-    cost: str = _one_of(*Costs, default="macs")
+    cost: str = _one_of(*Costs, default=Costs.MACS.value)
     population: int = _integer(2, 32)
     mutation_probability: float = _fraction(0.1)
     first_part: float = _number(lambda v: 0 < v <= 1, "> 0 and <= 1, of the held-out images", 0.25)
