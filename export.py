@@ -42,7 +42,7 @@ def main() -> int:
     from bignas_jax.interop.exports import export
 
     def work() -> None:
-        how = export.Options(options.format, options.fold, options.batch, options.images)
+        how = export.Form(options.format, options.fold, options.batch, options.images)
         rows = []
         for row in export.export_run(config, options.workdir, options.arch, how, options.checkpoint, options.out):
             rows.append(row)

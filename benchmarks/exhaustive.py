@@ -8,6 +8,7 @@ which a strategy's winner is short of the best within the budget. Minutes on 2 C
 """
 
 import argparse
+import dataclasses
 import pathlib
 import sys
 import tempfile
@@ -23,6 +24,7 @@ from ml_collections import ConfigDict  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from bignas_jax.config.fields import canonical, validate  # noqa: E402
+from bignas_jax.config.options import Search, Strategies  # noqa: E402
 from bignas_jax.programs.kept import use_compilation_cache  # noqa: E402
 from bignas_jax.search import held_out as images  # noqa: E402
 from bignas_jax.search import run  # noqa: E402
@@ -36,7 +38,6 @@ from bignas_jax.training import loop as training  # noqa: E402
 from configs import digits  # noqa: E402
 
 SHARE = 0.15  # of all architectures that a search may score, MAX and MIN among them
-STRATEGIES = ("coarse_to_fine", "evolution", "pareto", "random")
 
 
 def get_config() -> ConfigDict:
@@ -83,17 +84,18 @@ def score_all(session, weights) -> Recorded:
     return Recorded(held_out.sizes, rows)
 
 
-def search_once(config, problem, recorded: Recorded, strategy: str, seed: int, screen: bool) -> Race:
+def search_once(options: Search, problem, recorded: Recorded, strategy: Strategies, seed: int, screen: bool) -> Race:
     """One search on the recorded outcomes."""
-    config = ConfigDict(config.to_dict())
-    config.search.strategy, config.search.seed, config.search.predictor = strategy, seed, screen
-    config.search.num_evaluations = int(SHARE * problem.space.size) - 2
+    evaluations = int(SHARE * problem.space.size) - 2
+    options = dataclasses.replace(
+        options, strategy=strategy.value, seed=seed, predictor=screen, num_evaluations=evaluations
+    )
     with tempfile.TemporaryDirectory() as folder:
         journal = Journal(pathlib.Path(folder) / "evaluations.jsonl", {})
-        searching = make_strategy(config, problem)
-        race = Race(problem, recorded, journal, config.search.confidence, searching.front)
-        screening = Screening(problem, config.search.predictor_pool, config.search.predictor_min_tau, seed)
-        run.explore(config, problem, searching, race, screening, problem.space.biggest, progress=False)
+        searching = make_strategy(options, problem)
+        race = Race(problem, recorded, journal, options.confidence, searching.front)
+        screening = Screening(problem, options.predictor_pool, options.predictor_min_tau, seed)
+        run.explore(options, problem, searching, race, screening, problem.space.biggest, progress=False)
         journal.close()
     return race
 
@@ -132,13 +134,13 @@ def main() -> None:
         print(f"  {budget.name}: {len(within)} architectures, the best {100 * max(within):.2f}%")
     print(f"{'strategy':30} mean regret %  worst regret %  evaluations of all %  images of all %")
     seeds = range(1 if arguments.quick else 10)
-    for strategy in STRATEGIES:
-        for screen in (False, True) if strategy != "random" else (False,):
-            races = [search_once(config, problem, recorded, strategy, seed, screen) for seed in seeds]
+    for strategy in Strategies:
+        for screen in (False, True) if strategy != Strategies.RANDOM else (False,):
+            races = [search_once(session.options.search, problem, recorded, strategy, seed, screen) for seed in seeds]
             found = 100 * np.array([regrets(race, problem, truth) for race in races])
             share = max(len(race.evaluations) for race in races) / len(truth)
             seen = np.mean([sum(e.images for e in race.evaluations.values()) for race in races])
-            name = strategy + (" with predictor" if screen else "")
+            name = strategy.value + (" with predictor" if screen else "")
             print(
                 f"{name:30} {found.mean():13.3f}  {found.max():14.3f}  {100 * share:20.1f}  "
                 f"{100 * seen / (recorded.sizes.held_out * len(truth)):15.1f}"

@@ -58,7 +58,7 @@ def write(child: Child, folder: pathlib.Path) -> None:
     about = {"name": "child", "architecture": child.arch.to_dict(), "macs": 0, "params": 0, "step": 0}
     names = [str(number) for number in range(child.num_classes)]
     specification = {"size": {"side": child.arch.resolution}, "class_names": names}
-    export.write_child(child, folder, about, specification, export.Options())
+    export.write_child(child, folder, about, specification, export.Form())
 
 
 def load_module(folder: pathlib.Path):

@@ -38,6 +38,7 @@ from sklearn.datasets import load_sample_images  # noqa: E402
 from torchvision import transforms  # noqa: E402
 from torchvision.datasets import ImageFolder  # noqa: E402
 
+from bignas_jax.config.options import Data  # noqa: E402
 from bignas_jax.data import Loader, open_dataset  # noqa: E402
 from configs import bignas  # noqa: E402
 
@@ -65,9 +66,10 @@ def write_photographs(root: pathlib.Path, count: int, seed: int = 0) -> None:
 
 def ours(root: pathlib.Path, policy: str, batch_size: int, workers: int = 0) -> Iterator[dict]:
     """Training batches of this project, without end."""
-    data = bignas.get_config().data
-    data.update(root=str(root), image_size=SIZE, eval_resize=256, holdout=0)
-    data.augment.policy = policy
+    recipe = bignas.get_config().data
+    recipe.update(root=str(root), image_size=SIZE, eval_resize=256, holdout=0)
+    recipe.augment.policy = policy
+    data = Data.of(recipe)
     loader = Loader(open_dataset(data), "train", batch_size=batch_size, train=True, num_workers=workers)
     return loader.epochs()
 

@@ -38,6 +38,7 @@ import numpy as np  # noqa: E402
 from flax import nnx  # noqa: E402
 from report import Result, write  # noqa: E402
 
+from bignas_jax.config.options import Options  # noqa: E402
 from bignas_jax.nets.supernet import Supernet  # noqa: E402
 from bignas_jax.programs.devices import batch_sharding, make_mesh  # noqa: E402
 from bignas_jax.programs.kept import use_compilation_cache  # noqa: E402
@@ -87,11 +88,12 @@ def compiled_step(synchronised: bool):
     config = digits.get_config()
     space = SearchSpace.from_config(config.space)
     config.model.sync_batch_norm = synchronised
+    options = Options.of(config)
     graphdef, params = build(space, config.model.num_classes)
     mesh = make_mesh(8, {})
-    rate = schedule(config.optimizer, 100, 1)
-    recipe = Recipe.from_config(config)
-    sandwich = Sandwich(space, graphdef, recipe, optimizer(config.optimizer, rate), mesh, rate)
+    rate = schedule(options.optimizer, 100, 1)
+    recipe = Recipe.of(options)
+    sandwich = Sandwich(space, graphdef, recipe, optimizer(options.optimizer, rate), mesh, rate)
     state = sandwich.init(params)
     side = config.data.image_size
     images = {"image": np.zeros((16, side, side, 3), np.uint8), "label": np.zeros(16, np.int32)}

@@ -50,7 +50,7 @@ WORKERS = 2
 def state_dict_of(session, params) -> dict[str, np.ndarray]:
     """The supernet's weights under PyTorch's names: each conversion is a permutation, undone on numbered entries."""
     found = {}
-    for parameter in _parameters(session.space, session.config.model.num_classes):
+    for parameter in _parameters(session.space, session.options.model.num_classes):
         value = params
         for part in parameter.path:
             value = value[part]
@@ -65,11 +65,11 @@ class Files(torch.utils.data.Dataset):
     """Images of a split as torchvision's ImageFolder gives them."""
 
     def __init__(self, session, split: str, limit: int = 0):
-        batch_size = limit or session.config.evaluation.batch_size
+        batch_size = limit or session.options.evaluation.batch_size
         loader = session.loader(split, batch_size, limit=limit)
         self.source, _ = session.dataset.select("train" if split == "calibration" else split)
         self.indices = np.asarray(loader.order(0))
-        data = session.config.data
+        data = session.options.data
         self.transform = transforms.Compose([
             transforms.Resize(data.eval_resize), transforms.CenterCrop(data.image_size), transforms.ToTensor(),
             transforms.Normalize(data.mean, data.std),
@@ -95,7 +95,7 @@ class Peer:
         self.held_out = Files(session, "holdout")
 
     def top1(self, arch) -> float:
-        child = Child(self.session.space, arch, self.session.config.model.num_classes)
+        child = Child(self.session.space, arch, self.session.options.model.num_classes)
         missing = {n: a.numpy() for n, a in child.state_dict().items() if "running" in n}
         child = load_slice(child, missing | self.state).to(memory_format=torch.channels_last)
         with torch.inference_mode():
@@ -104,7 +104,7 @@ class Peer:
                 child(self._resized(image, arch))
             child.statistics("stored")
             right = 0
-            for image, label in self._batches(self.held_out, self.session.config.evaluation.batch_size):
+            for image, label in self._batches(self.held_out, self.session.options.evaluation.batch_size):
                 right += int((child(self._resized(image, arch)).argmax(1) == label).sum())
         return right / len(self.held_out)
 

@@ -36,6 +36,7 @@ import torch  # noqa: E402
 from peer import Peer, PeerStep, agreement, noise, torch_device  # noqa: E402
 from report import Result, write  # noqa: E402
 
+from bignas_jax.config.options import Options  # noqa: E402
 from bignas_jax.programs.buckets import Bucket, shared  # noqa: E402
 from bignas_jax.programs.devices import SPLIT, make_mesh  # noqa: E402
 from bignas_jax.programs.kept import use_compilation_cache  # noqa: E402
@@ -86,11 +87,12 @@ class Ours:
 
     def __init__(self, config, space, dtype, params, images, labels, remat=False):
         self.space = space
-        self.recipe = dataclasses.replace(Recipe.from_config(config), remat=remat)
+        options = Options.of(config)
+        self.recipe = dataclasses.replace(Recipe.of(options), remat=remat)
         graphdef = build(space, config.model.num_classes, dtype=dtype)[0]
         mesh = make_mesh(1, {})
-        rate = schedule(config.optimizer, 1000, config.epochs)
-        self.sandwich = Sandwich(space, graphdef, self.recipe, optimizer(config.optimizer, rate), mesh, rate)
+        rate = schedule(options.optimizer, 1000, options.epochs)
+        self.sandwich = Sandwich(space, graphdef, self.recipe, optimizer(options.optimizer, rate), mesh, rate)
         self.state = self.sandwich.init(params)
         sharding = jax.sharding.NamedSharding(mesh, SPLIT)
         self.batch = jax.device_put({"image": images, "label": labels.astype(np.int32)}, sharding)

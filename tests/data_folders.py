@@ -1,8 +1,9 @@
-"""Small image folders and configs for the tests of data."""
+"""Small image folders and options for the tests of data."""
 
 import numpy as np
-from ml_collections import ConfigDict
 from PIL import Image
+
+from bignas_jax.config.options import Augment, Data
 
 CLASSES = ("ant", "bee", "cat")
 
@@ -27,8 +28,8 @@ def make_folder(root, train: int, val: int, size=(40, 30)):
     return root
 
 
-def data_config(root, **changes) -> ConfigDict:
-    """The `data` part of a config, for the folder `root`; `augment` may be given in part."""
+def data_options(root, **changes) -> Data:
+    """The `data` options, for the folder `root`; `augment` may be given in part."""
     augment = dict(
         crop="resized",
         crop_scale=(0.08, 1.0),
@@ -40,21 +41,18 @@ def data_config(root, **changes) -> ConfigDict:
         rand_magnitude=9,
         color_jitter=(0.0, 0.0, 0.0, 0.0),
     )
-    augment |= changes.pop("augment", {})
-    return ConfigDict(
-        dict(
-            source="folder",
-            root=str(root),
-            train_split="train",
-            val_split="val",
-            image_size=16,
-            eval_resize=20,
-            mean=(0.5, 0.5, 0.5),
-            std=(0.25, 0.25, 0.25),
-            num_workers=0,
-            holdout=0,
-            on_corrupt="error",
-            augment=augment,
-        )
-        | changes
+    values = dict(
+        source="folder",
+        root=str(root),
+        train_split="train",
+        val_split="val",
+        image_size=16,
+        eval_resize=20,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.25, 0.25, 0.25),
+        num_workers=0,
+        holdout=0,
+        on_corrupt="error",
+        augment=Augment(**augment | changes.pop("augment", {})),
     )
+    return Data(**values | changes)

@@ -3,13 +3,14 @@
 import numpy as np
 import torch
 import torch.nn.functional as F
-from ml_collections import ConfigDict
 from tiny import CLASSES
+
+from bignas_jax.config.options import Optimizer
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 SIDE, BATCH, STEPS = 24, 16, 3
 RATE = 0.05
-SGD = ConfigDict(dict(name="sgd", momentum=0.9, nesterov=True, weight_decay=0.01, clip_norm=0.5))
+SGD = Optimizer(name="sgd", momentum=0.9, nesterov=True, weight_decay=0.01, clip_norm=0.5)
 
 
 def batches(seed=0):

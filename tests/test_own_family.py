@@ -212,7 +212,7 @@ def test_it_is_searched_and_exported(trained):
     found = run.search(config, workdir)
     assert len(found["evaluations"]) >= 8 and found["budgets"]
     winner = workdir / found["budgets"][0]["file"]
-    options = export.Options(formats=("onnx", "torch", "safetensors"), images=16)
+    options = export.Form(formats=("onnx", "torch", "safetensors"), images=16)
     (row,) = export.export_run(config, workdir, [str(winner)], options)
     export.check([row])
     assert {file["format"] for file in row["files"]} == {"onnx", "torch", "safetensors"}
@@ -225,7 +225,7 @@ def test_a_kind_without_a_form_in_a_format_is_named(monkeypatch, trained):
     monkeypatch.delattr(PlainBlock, "torch_source")
     for name, words in (("onnx", "write_onnx"), ("torch", "torch_source")):
         with pytest.raises(ExportError, match=f"have no .* form, expected .*{words}"):
-            list(export.export_run(config, workdir, ["min"], export.Options(formats=(name,), images=8),
+            list(export.export_run(config, workdir, ["min"], export.Form(formats=(name,), images=8),
                                    out=workdir / "other"))  # fmt: skip
 
 

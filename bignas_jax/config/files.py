@@ -5,7 +5,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from bignas_jax.config.fields import _tupled, base, flat
+from bignas_jax.config.fields import base, flat
+from bignas_jax.config.options import Options, plain
 from bignas_jax.errors import ConfigError
 
 
@@ -21,8 +22,8 @@ def with_defaults(config: ConfigDict) -> ConfigDict:
     return ConfigDict(values)
 
 
-def to_json(config: ConfigDict) -> str:
-    """The config as indented JSON; `from_json` gives it back."""
+def to_json(config: ConfigDict | Options) -> str:
+    """The config as indented JSON, also that of options; `from_json` gives it back."""
     return json.dumps(config.to_dict(), indent=2) + "\n"
 
 
@@ -38,7 +39,7 @@ def from_json(text: str) -> ConfigDict:
         raise ConfigError(f"config: not valid JSON ({error}), expected what to_json wrote") from error
     if not isinstance(values, dict):
         raise ConfigError(f"config: found JSON of type {type(values).__name__}, expected an object")
-    return ConfigDict(_tupled(values)).lock()
+    return ConfigDict(plain(values)).lock()
 
 
 def differences(old: ConfigDict, new: ConfigDict) -> list[str]:

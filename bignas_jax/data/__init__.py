@@ -1,6 +1,6 @@
 """Images from disk to device batches. torch and torchvision are used here alone; JAX sees NumPy batches.
 
-dataset = open_dataset(config.data, seed=config.seed)
+dataset = open_dataset(options.data, seed=options.seed)
 loader = Loader(dataset, "train", batch_size=256, train=True)
 for batch in prefetch(loader.epochs(start_step=0), mesh):
     ...

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bignas_jax.config.options import Data
 from bignas_jax.data.folder import open_folder
 from bignas_jax.data.packaged import TORCHVISION, open_digits, open_torchvision, stratified
 from bignas_jax.data.sources import Source
@@ -48,8 +49,8 @@ class Dataset:
         return self.train, np.flatnonzero(keep)
 
 
-def open_dataset(config, seed: int = 0) -> Dataset:
-    """The data set that `config` (the `data` part of a config) names; `seed` is what its loaders draw from.
+def open_dataset(options: Data, seed: int = 0) -> Dataset:
+    """The data set that the `data` options name; `seed` is what its loaders draw from.
 
     The images held out depend on neither: every run of a data set holds out the same ones, drawn from all
     classes in proportion.
@@ -57,50 +58,32 @@ def open_dataset(config, seed: int = 0) -> Dataset:
     Raises:
         DataError: what is wrong with the data or its settings, and what to do.
     """
-    if config.source not in SOURCES:
-        raise DataError(f"config.data.source is {config.source!r}: expected one of {', '.join(SOURCES)}")
-    if config.on_corrupt not in ("error", "skip"):
-        raise DataError(f"config.data.on_corrupt is {config.on_corrupt!r}: expected 'error' or 'skip'")
-    if config.num_workers < 0:
+    if options.source not in SOURCES:
+        raise DataError(f"config.data.source is {options.source!r}: expected one of {', '.join(SOURCES)}")
+    evaluation = Evaluation(options.image_size, options.eval_resize)
+    augmentation = Augmentation(options.image_size, options.augment)
+    class_names, train, val = _open_source(options)
+    if not 0 <= options.holdout < len(train):
         raise DataError(
-            f"config.data.num_workers is {config.num_workers}: expected 0 (in this process) or more"
-        )
-    evaluation = Evaluation(config.image_size, config.eval_resize)
-    augment = config.augment
-    augmentation = Augmentation(
-        image_size=config.image_size,
-        crop=augment.crop,
-        crop_scale=tuple(augment.crop_scale),
-        crop_ratio=tuple(augment.crop_ratio),
-        padding=augment.padding,
-        flip=augment.flip,
-        policy=augment.policy,
-        rand_ops=augment.rand_ops,
-        rand_magnitude=augment.rand_magnitude,
-        color_jitter=tuple(augment.color_jitter),
-    )
-    class_names, train, val = _open_source(config)
-    if not 0 <= config.holdout < len(train):
-        raise DataError(
-            f"config.data.holdout is {config.holdout} of {len(train)} training images: expected 0 to "
+            f"config.data.holdout is {options.holdout} of {len(train)} training images: expected 0 to "
             f"{len(train) - 1}, with enough left to train on"
         )
     return Dataset(
         class_names,
         train,
         val,
-        stratified(train.labels, config.holdout),
+        stratified(train.labels, options.holdout),
         evaluation,
         augmentation,
-        config.on_corrupt,
-        config.num_workers,
+        options.on_corrupt,
+        options.num_workers,
         seed,
     )
 
 
-def _open_source(config) -> tuple[tuple[str, ...], Source, Source]:
-    if config.source == "folder":
-        return open_folder(config.root, config.train_split, config.val_split)
-    if config.source == "digits":
+def _open_source(options: Data) -> tuple[tuple[str, ...], Source, Source]:
+    if options.source == "folder":
+        return open_folder(options.root, options.train_split, options.val_split)
+    if options.source == "digits":
         return open_digits()
-    return open_torchvision(config.source, config.root)
+    return open_torchvision(options.source, options.root)

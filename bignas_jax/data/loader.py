@@ -13,6 +13,7 @@ from multiprocessing import resource_tracker
 import numpy as np
 import torch
 
+from bignas_jax.config.options import OnCorrupt
 from bignas_jax.data import draws
 from bignas_jax.data.dataset import Dataset
 from bignas_jax.data.reader import Reader, Slice, as_it_is, start_worker
@@ -129,14 +130,14 @@ class Loader:
         return Batches(self._reader(), _Steps(self, 0, self.steps_per_epoch), self._num_workers)
 
     def _reader(self) -> Reader:
-        replaces = self._full and self._dataset.on_corrupt == "skip"
+        replaces = self._full and self._dataset.on_corrupt == OnCorrupt.SKIP
         return Reader(
             source=self._source,
             evaluation=self._dataset.evaluation,
             augmentation=self._dataset.augmentation if self._train else None,
             seed=self._seed,
             replacements=torch.from_numpy(self._indices) if replaces else None,
-            skip_corrupt=self._dataset.on_corrupt == "skip",
+            skip_corrupt=self._dataset.on_corrupt == OnCorrupt.SKIP,
             cancelled=torch.zeros(1, dtype=torch.uint8),
         )
 

@@ -6,6 +6,7 @@ searched with).
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,11 +17,9 @@ from torch.nn.functional import interpolate
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from bignas_jax.config.options import Augment, Crops, Policies
 from bignas_jax.data.decode import Reduction
 from bignas_jax.errors import DataError
-
-CROPS = ("resized", "padded", "none")
-POLICIES = ("none", "imagenet", "cifar10", "svhn", "rand")
 
 _TRIES = 10  # of random resized crop, as torchvision has it
 _FLIP, _JITTER, _CROP = 0, 1, 9  # columns of the draws of an image
@@ -55,55 +54,38 @@ class Evaluation:
 class Augmentation:
     """Crop, flip, policy and colour jitter, in this order, by the draws that a caller passes in.
 
-    `crop`: 'resized' (Szegedy et al. 2015, section 6), 'padded' (He et al. 2016, section 4.2: zeros on each
-    side, then a crop of the size before) or 'none'. `policy`: AutoAugment's for ImageNet, CIFAR-10 or SVHN
-    (Cubuk et al. 2019) or 'rand' (RandAugment, Cubuk et al. 2020). `color_jitter`: brightness, contrast,
+    Crops: 'resized' (Szegedy et al. 2015, section 6), 'padded' (He et al. 2016, section 4.2: zeros on each
+    side, then a crop of the size before) or 'none'. Policies: AutoAugment's for ImageNet, CIFAR-10 or SVHN
+    (Cubuk et al. 2019) or 'rand' (RandAugment, Cubuk et al. 2020). Colour jitter: brightness, contrast,
     saturation and hue, in random order.
+
+    Args:
+        image_size: the side of its images. how: the `data.augment` options.
+    Raises:
+        DataError: the padding is wider than the image, or a crop or policy is none of those above.
     """
 
     image_size: int
-    crop: str
-    crop_scale: tuple[float, float]
-    crop_ratio: tuple[float, float]
-    padding: int
-    flip: float
-    policy: str
-    rand_ops: int
-    rand_magnitude: int
-    color_jitter: tuple[float, float, float, float]
+    how: Augment
 
     def __post_init__(self):
-        for field, value, known in (("crop", self.crop, CROPS), ("policy", self.policy, POLICIES)):
+        how = self.how
+        for field, value, known in (("crop", how.crop, _CROPS), ("policy", how.policy, _POLICIES)):
             if value not in known:
-                raise DataError(
-                    f"config.data.augment.{field} is {value!r}: expected one of {', '.join(known)}"
-                )
-        for field, (low, high) in (("crop_scale", self.crop_scale), ("crop_ratio", self.crop_ratio)):
-            if not 0 < low <= high:
-                raise DataError(f"config.data.augment.{field} is ({low}, {high}): expected 0 < low <= high")
-        if not 0 <= self.flip <= 1:
-            raise DataError(f"config.data.augment.flip is {self.flip}: expected a probability")
-        if self.crop == "padded" and not 0 <= self.padding <= self.image_size:
+                raise DataError(f"config.data.augment.{field} is {value!r}: expected one of {', '.join(known)}")
+        if how.crop == Crops.PADDED and how.padding > self.image_size:
             raise DataError(
-                f"config.data.augment.padding is {self.padding}: expected 0 to image_size, {self.image_size}"
-            )
-        if min(self.color_jitter) < 0 or self.color_jitter[3] > 0.5:
-            raise DataError(
-                f"config.data.augment.color_jitter is {self.color_jitter}: expected four numbers of at "
-                "least 0, the last (hue) at most 0.5"
+                f"config.data.augment.padding is {how.padding}: expected 0 to image_size, {self.image_size}"
             )
 
     @cached_property
-    def _policy(self):
-        grey = [128, 128, 128]
-        if self.policy == "rand":
-            return v2.RandAugment(self.rand_ops, self.rand_magnitude, fill=grey)
-        return v2.AutoAugment(v2.AutoAugmentPolicy(self.policy), fill=grey)
+    def _policy(self) -> torch.nn.Module | None:
+        return _POLICIES[self.how.policy](self.how)
 
     @property
     def uses_torch_generator(self) -> bool:
         """Whether images draw from torch's default generator, which `__call__` then seeds for each."""
-        return self.policy != "none"
+        return self.how.policy != Policies.NONE
 
     def reduction(self, draws: list[float]) -> Reduction | None:
         """How much smaller an image may be decoded for a crop of these draws, by its height and width: 1, 2, 4 or 8.
@@ -111,11 +93,11 @@ class Augmentation:
         The crop keeps twice the pixels of its result along both sides, so that moving its edges to whole pixels moves
         the result's by a quarter of a pixel at most. None where images are to be decoded in full, whatever their size.
         """
-        if self.crop != "resized":
+        if self.how.crop != Crops.RESIZED:
             return None
 
         def choose(height: int, width: int) -> int:
-            box = resized_crop_box(height, width, self.crop_scale, self.crop_ratio, draws[_CROP:])
+            box = resized_crop_box(height, width, self.how.crop_scale, self.how.crop_ratio, draws[_CROP:])
             return next((factor for factor in (8, 4, 2) if min(box[2:]) >= 2 * factor * self.image_size), 1)
 
         return choose
@@ -126,40 +108,63 @@ class Augmentation:
         """`draws`: NUM_DRAWS numbers in [0, 1); `torch_seed`: 64 bits for policies, which draw from torch;
         `full_size`: height and width before a reduction.
         """
-        if self.crop == "resized":
-            image = self._resized_crop(image, draws, full_size or image.shape[:2])
-        else:
-            if image.shape[:2] != (self.image_size, self.image_size):
-                image = Evaluation(self.image_size, self.image_size)(image)
-            if self.crop == "padded":
-                down, right = (
-                    int(draw * (2 * self.padding + 1)) - self.padding for draw in draws[_CROP : _CROP + 2]
-                )
-                image = shifted(image, down, right)
-        if draws[_FLIP] < self.flip:
+        image = _CROPS[self.how.crop](self, image, draws, full_size or image.shape[:2])
+        if draws[_FLIP] < self.how.flip:
             image = _flipped(image)
-        if self.policy != "none" or any(self.color_jitter):
+        if self._policy is not None or any(self.how.color_jitter):
             image = self._recolor(Image.fromarray(np.ascontiguousarray(image)), draws, torch_seed)
         return image
 
     def _resized_crop(self, image: np.ndarray, draws: list[float], full_size: tuple[int, int]) -> np.ndarray:
-        top, left, height, width = resized_crop_box(*full_size, self.crop_scale, self.crop_ratio, draws[_CROP:])
+        box = resized_crop_box(*full_size, self.how.crop_scale, self.how.crop_ratio, draws[_CROP:])
+        top, left, height, width = box
         factor = round(full_size[0] / image.shape[0])
         bottom, right = round((top + height) / factor), round((left + width) / factor)
         top, left = round(top / factor), round(left / factor)
         return _resize(image[top:bottom, left:right], self.image_size, self.image_size)
 
+    def _padded_crop(self, image: np.ndarray, draws: list[float], full_size: tuple[int, int]) -> np.ndarray:
+        padding = self.how.padding
+        down, right = (int(draw * (2 * padding + 1)) - padding for draw in draws[_CROP : _CROP + 2])
+        return shifted(self._whole(image, draws, full_size), down, right)
+
+    def _whole(self, image: np.ndarray, draws: list[float], full_size: tuple[int, int]) -> np.ndarray:
+        if image.shape[:2] == (self.image_size, self.image_size):
+            return image
+        return Evaluation(self.image_size, self.image_size)(image)
+
     def _recolor(self, image: Image.Image, draws: list[float], torch_seed: int) -> np.ndarray:
-        if self.policy != "none":
+        if self._policy is not None:
             # Not torch.manual_seed, which also asks for CUDA's generators and takes a hundred times as long.
             torch.default_generator.manual_seed(torch_seed)
             image = self._policy(image)
         ranks = draws[_JITTER + 4 : _JITTER + 8]
         for which in sorted(range(4), key=ranks.__getitem__):
-            strength = self.color_jitter[which]
+            strength = self.how.color_jitter[which]
             if strength:
                 image = _adjust(image, which, strength, draws[_JITTER + which])
         return np.asarray(image)
+
+
+_CROPS = {
+    Crops.RESIZED: Augmentation._resized_crop,
+    Crops.PADDED: Augmentation._padded_crop,
+    Crops.NONE: Augmentation._whole,
+}
+_GREY = [128, 128, 128]
+
+
+def _auto_augment(policy: v2.AutoAugmentPolicy) -> Callable[[Augment], torch.nn.Module]:
+    return lambda how: v2.AutoAugment(policy, fill=_GREY)
+
+
+_POLICIES: dict[str, Callable[[Augment], torch.nn.Module | None]] = {
+    Policies.NONE: lambda how: None,
+    Policies.IMAGENET: _auto_augment(v2.AutoAugmentPolicy.IMAGENET),
+    Policies.CIFAR10: _auto_augment(v2.AutoAugmentPolicy.CIFAR10),
+    Policies.SVHN: _auto_augment(v2.AutoAugmentPolicy.SVHN),
+    Policies.RAND: lambda how: v2.RandAugment(how.rand_ops, how.rand_magnitude, fill=_GREY),
+}
 
 
 def _adjust(image: Image.Image, which: int, strength: float, draw: float) -> Image.Image:

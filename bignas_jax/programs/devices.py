@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from bignas_jax.config.options import Distributed
 from bignas_jax.errors import ConfigError
 
 AXIS = "data"
@@ -14,14 +15,10 @@ REPLICATED = PartitionSpec()
 SPLIT = PartitionSpec(AXIS)
 
 
-def connect(coordinator: str, num_processes: int, process_id: int) -> None:
-    """Joins the processes of a run, before anything else touches JAX. Does nothing for one process.
-
-    Args:
-      coordinator: host:port of process 0, the same in all processes.
-    """
-    if num_processes > 1:
-        jax.distributed.initialize(coordinator, num_processes, process_id)
+def connect(options: Distributed) -> None:
+    """Joins the processes of a run, before anything else touches JAX. Does nothing for one process."""
+    if options.num_processes > 1:
+        jax.distributed.initialize(options.coordinator, options.num_processes, options.process_id)
 
 
 def make_mesh(num_devices: int, batch_sizes: dict[str, int]) -> Mesh:

@@ -7,6 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from bignas_jax.config.options import Options
 from bignas_jax.errors import ConfigError
 from bignas_jax.evaluation import Score
 from bignas_jax.programs.buckets import Bucket
@@ -40,7 +41,7 @@ def assess(
     known = {arch: name for name, arch in extremes(session.space).items()}
     labels = list(names) or [known.get(arch, f"arch{n + 1}") for n, arch in enumerate(archs)]
     scores = session.evaluate(weights, archs, split, statistics)
-    classes = session.config.model.num_classes
+    classes = session.options.model.num_classes
     return [
         _row(label, arch, count(session.space, arch, classes), scores[arch])
         for label, arch in zip(labels, archs, strict=True)
@@ -89,7 +90,7 @@ def evaluate_run(
     check_run(config, workdir, NETWORK_FIELDS + (HELD_OUT_FIELDS if split == "holdout" else ()))
     checkpoints = Checkpoints(workdir, read_only=True)
     try:
-        session = Session.open(config)
+        session = Session.open(Options.of(config))
         session.check_evaluation(split)
         found = read_architectures(session.space, names)
         weights, step = checkpoints.weights(session.shapes, session.mesh, checkpoint)

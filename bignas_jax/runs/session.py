@@ -1,4 +1,4 @@
-"""What training, evaluation and search build alike from a config: space, data, devices, supernet, evaluator."""
+"""What training, evaluation and search build alike from options: space, data, devices, supernet, evaluator."""
 
 import dataclasses
 import json
@@ -10,9 +10,9 @@ from typing import Any
 import jax
 from flax import nnx
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from bignas_jax.config.files import to_json
+from bignas_jax.config.options import Data, Options
 from bignas_jax.data import DataError, Dataset, Loader, open_dataset, prefetch
 from bignas_jax.errors import ConfigError
 from bignas_jax.evaluation import Evaluator, Score
@@ -28,9 +28,9 @@ CLASSES = "classes.json"
 
 @dataclasses.dataclass(frozen=True)
 class Session:
-    """The parts of a run that follow from its config alone."""
+    """The parts of a run that follow from its options alone."""
 
-    config: ConfigDict
+    options: Options
     space: Space
     dataset: Dataset
     mesh: Mesh
@@ -39,34 +39,34 @@ class Session:
     evaluator: Evaluator
 
     @classmethod
-    def open(cls, config: ConfigDict, training: bool = False) -> "Session":
-        """Checks the data and the devices against the config, and builds what is static.
+    def open(cls, options: Options, training: bool = False) -> "Session":
+        """Checks the data and the devices against the options, and builds what is static.
 
         Args:
-          training: whether `config.batch_size` matters.
+          training: whether `batch_size` matters.
         Raises:
-          ValueError: the data cannot be used, its classes are not those of the config, or a batch does not divide
-            over the devices; one line.
+          ValueError: the data cannot be used, its classes are not as many as the options say, or a batch does not
+            divide over the devices; one line.
         """
-        space = space_of(config.space)
+        space = space_of(options.space)
         batches = {
-            "calibration.batch_size": config.calibration.batch_size,
-            "evaluation.batch_size": config.evaluation.batch_size,
+            "calibration.batch_size": options.calibration.batch_size,
+            "evaluation.batch_size": options.evaluation.batch_size,
         }
-        mesh = make_mesh(config.num_devices, batches | ({"batch_size": config.batch_size} if training else {}))
-        dataset = open_dataset(config.data, seed=config.seed)
-        if dataset.num_classes != config.model.num_classes:
+        mesh = make_mesh(options.num_devices, batches | ({"batch_size": options.batch_size} if training else {}))
+        dataset = open_dataset(options.data, seed=options.seed)
+        if dataset.num_classes != options.model.num_classes:
             raise ConfigError(
-                f"config.model.num_classes: found {config.model.num_classes}, "
+                f"config.model.num_classes: found {options.model.num_classes}, "
                 f"expected {dataset.num_classes}, the classes of the data"
             )
 
         def make():
-            return Supernet(space, config.model.num_classes, dtype=config.model.dtype, rngs=nnx.Rngs(0))
+            return Supernet(space, options.model.num_classes, dtype=options.model.dtype, rngs=nnx.Rngs(0))
 
         graphdef, state = nnx.split(nnx.eval_shape(make))
-        evaluator = Evaluator(space, graphdef, mesh, config.data.mean, config.data.std, to_json(config))
-        return cls(config, space, dataset, mesh, graphdef, nnx.to_pure_dict(state), evaluator)
+        evaluator = Evaluator(space, graphdef, mesh, options.data.mean, options.data.std, to_json(options))
+        return cls(options, space, dataset, mesh, graphdef, nnx.to_pure_dict(state), evaluator)
 
     def note_class_names(self, workdir: str | pathlib.Path) -> None:
         """Writes the names of the classes, in the order of the logits, into the run's folder."""
@@ -90,20 +90,20 @@ class Session:
         """Refuses, before work starts, splits with too few images to calibrate with or to evaluate on."""
         self._calibration_loader()
         for split in splits:
-            self.loader(split, self.config.evaluation.batch_size)
+            self.loader(split, self.options.evaluation.batch_size)
 
     def _calibration_loader(self) -> Loader:
-        config = self.config.calibration
-        return self.loader("calibration", config.batch_size, limit=config.num_images)
+        options = self.options.calibration
+        return self.loader("calibration", options.batch_size, limit=options.num_images)
 
     def compile_evaluation(self, buckets: Iterable[Bucket], progress: bool = True, calibrate: bool = True) -> None:
-        config = self.config
+        options = self.options
         self.evaluator.compile(
             self.shapes,
             buckets,
-            config.data.image_size,
-            config.calibration.batch_size if calibrate else 0,
-            config.evaluation.batch_size,
+            options.data.image_size,
+            options.calibration.batch_size if calibrate else 0,
+            options.evaluation.batch_size,
             progress,
         )
 
@@ -123,7 +123,7 @@ class Session:
         """
         if statistics is None:
             statistics = self._calibrate(weights, archs)
-        with prefetch(self.loader(split, self.config.evaluation.batch_size).once(), self.mesh) as batches:
+        with prefetch(self.loader(split, self.options.evaluation.batch_size).once(), self.mesh) as batches:
             return self.evaluator.score(weights, archs, statistics, _tell_skipped(batches, split))
 
     def _calibrate(self, weights: Any, archs: dict[Architecture, Bucket]) -> dict[Architecture, Any]:
@@ -132,20 +132,20 @@ class Session:
             return self.evaluator.calibrate(weights, archs, batches, calibration.steps_per_epoch)
 
 
-def class_names(workdir: str | pathlib.Path, config: ConfigDict, like: Session) -> tuple[str, ...] | None:
+def class_names(workdir: str | pathlib.Path, data: Data, like: Session) -> tuple[str, ...] | None:
     """The class names of another run, in the order of its logits; None where they are not known.
 
     Args:
-      config: of that run, whose data is looked at if the folder does not say (as one from before it did).
+      data: of that run; looked at if the folder does not say (as one from before it did).
       like: a session whose data may be the same.
     """
     path = pathlib.Path(workdir) / CLASSES
     if path.is_file():
         return tuple(json.loads(path.read_text()))
-    if all(config.data[field] == like.config.data[field] for field in ("source", "root", "train_split")):
+    if all(getattr(data, name) == getattr(like.options.data, name) for name in ("source", "root", "train_split")):
         return like.dataset.class_names
     try:
-        return open_dataset(config.data).class_names
+        return open_dataset(data).class_names
     except DataError:
         return None
 

@@ -42,31 +42,31 @@ class Sizes:
 
 
 def plan(session: Session) -> Sizes:
-    """How many images a search uses, from the config.
+    """How many images a search uses, by the options.
 
     Raises:
       DataError: there are no held-out images, or too few to calibrate with; one line.
     """
-    config = session.config
-    wanted, name = config.calibration.num_images, "config.calibration.num_images"
-    if config.search.calibration_images:
-        wanted, name = config.search.calibration_images, "config.search.calibration_images"
+    options = session.options
+    wanted, name = options.calibration.num_images, "config.calibration.num_images"
+    if options.search.calibration_images:
+        wanted, name = options.search.calibration_images, "config.search.calibration_images"
     try:
-        calibration = session.loader("calibration", config.calibration.batch_size, limit=wanted).num_images
+        calibration = session.loader("calibration", options.calibration.batch_size, limit=wanted).num_images
     except DataError as error:
         raise DataError(str(error).replace("config.calibration.num_images", name)) from error
-    held_out = session.loader("holdout", config.evaluation.batch_size).num_images
+    held_out = session.loader("holdout", options.evaluation.batch_size).num_images
     return _sizes(session, calibration, held_out)
 
 
 def _sizes(session: Session, calibration: int, held_out: int) -> Sizes:
-    config, devices = session.config, session.mesh.size
-    first = max(1, round(config.search.first_part * held_out))
+    options, devices = session.options, session.mesh.size
+    first = max(1, round(options.search.first_part * held_out))
     # The first part fills its batches, so that little is spent on padding.
-    batches = math.ceil(first / config.evaluation.batch_size)
-    batch = max(math.ceil(first / batches), min(LEAST_BATCH, config.evaluation.batch_size))
+    batches = math.ceil(first / options.evaluation.batch_size)
+    batch = max(math.ceil(first / batches), min(LEAST_BATCH, options.evaluation.batch_size))
     batch = math.ceil(batch / devices) * devices
-    return Sizes(calibration, config.calibration.batch_size, held_out, first, batch)
+    return Sizes(calibration, options.calibration.batch_size, held_out, first, batch)
 
 
 class HeldOut:
@@ -76,7 +76,7 @@ class HeldOut:
 
     Args:
       session: with its evaluator. weights: of the supernet, on the mesh. sizes: from `plan`; corrupt images that the
-        config allows to skip are taken off (`self.sizes`, `self.skipped`).
+        options allow to skip are taken off (`self.sizes`, `self.skipped`).
       resident: keep the images on the devices; False keeps them in the host's memory and copies them to the devices
         for every candidate, with the same results.
 
@@ -113,7 +113,7 @@ class HeldOut:
         session.evaluator.compile(
             session.shapes,
             [shared(session.space, resolution) for resolution in resolutions],
-            session.config.data.image_size,
+            session.options.data.image_size,
             sizes.calibration_batch,
             sizes.batch,
             progress,
@@ -161,14 +161,14 @@ def _batches(arrays: dict[str, np.ndarray], order: np.ndarray, size: int) -> Ite
 
 def device_bytes(session: Session, sizes: Sizes) -> int:
     """What the images take on each device."""
-    side = session.config.data.image_size
+    side = session.options.data.image_size
     return math.ceil((sizes.calibration + sizes.held_out) * side * side * 3 / session.mesh.size)
 
 
 def allowed_bytes(session: Session) -> int | None:
-    """What images may take on each device: the config's limit, else half of what is free; None where unknown."""
-    if session.config.search.resident_gb:
-        return int(session.config.search.resident_gb * 1e9)
+    """What images may take on each device: the options' limit, else half of what is free; None where unknown."""
+    if session.options.search.resident_gb:
+        return int(session.options.search.resident_gb * 1e9)
     device = session.mesh.devices.flat[0]
     stats = device.memory_stats() if device.platform != "cpu" else None
     if stats and "bytes_limit" in stats:

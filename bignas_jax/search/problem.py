@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
+from bignas_jax.config.options import Costs, Search
 from bignas_jax.errors import ConfigError
 from bignas_jax.runs.session import Session
 from bignas_jax.search.latency import LatencyTable
@@ -16,7 +16,7 @@ from bignas_jax.spaces.architecture import Architecture
 from bignas_jax.spaces.cost import count
 from bignas_jax.spaces.space import Space
 
-COSTS = ("macs", "params", "latency_ms")
+COSTS = tuple(cost.value for cost in Costs)
 # Budgets where the user names none, in parts of what the biggest architecture costs.
 FRACTIONS = (0.3, 0.5, 0.7)
 TRIES = 50  # uniform draws before an architecture is made to fit by shrinking
@@ -161,17 +161,17 @@ def capped(space: Space, max_resolution: int) -> Space:
     return space.restricted(max_resolution=max_resolution)
 
 
-def budgets_of(config: ConfigDict, biggest: dict[str, Any], smallest: dict[str, Any]) -> tuple[Budget, ...]:
-    """The budgets of a config's `search` part: position n of each kind is budget n, a single value holds for all.
+def budgets_of(options: Search, biggest: dict[str, Any], smallest: dict[str, Any]) -> tuple[Budget, ...]:
+    """The budgets of a search: position n of each kind is budget n, a single value holds for all.
 
     Args:
       biggest, smallest: what these architectures cost, by kind. Where no budget is named, `FRACTIONS` of the biggest's
         cost stand in, as far as the smallest fits.
     """
-    cap = f"-r{config.max_resolution}" if config.max_resolution else ""
-    given = {kind: tuple(config[f"max_{kind}"]) for kind in COSTS}
+    cap = f"-r{options.max_resolution}" if options.max_resolution else ""
+    given = options.limits()
     if not any(given.values()):
-        kind = config.cost
+        kind = options.cost
         parts = [part for part in FRACTIONS if part * biggest[kind] >= smallest[kind]] or [1.0]
         return tuple(
             Budget(f"{_UNITS[kind][0]}-{100 * part:.0f}pct{cap}", **{kind: part * biggest[kind]}) for part in parts
@@ -187,7 +187,11 @@ def budgets_of(config: ConfigDict, biggest: dict[str, Any], smallest: dict[str, 
     return tuple(found.values())
 
 
-_UNITS = {"macs": ("macs", 1e6, "M"), "params": ("params", 1e6, "M"), "latency_ms": ("latency", 1, "ms")}
+_UNITS = {
+    Costs.MACS: ("macs", 1e6, "M"),
+    Costs.PARAMS: ("params", 1e6, "M"),
+    Costs.LATENCY_MS: ("latency", 1, "ms"),
+}
 
 
 def _short(limit: float, kind: str) -> str:
@@ -202,22 +206,22 @@ PREPARED_AT_A_TIME = 10
 def make_problem(
     session: Session, latency: LatencyTable | None = None, tick: Callable[[], None] = lambda: None
 ) -> Problem:
-    """What the config asks to be searched.
+    """What the options ask to be searched.
 
     Raises:
       ConfigError: a budget is below what the smallest architecture costs, or no resolution is below the cap.
     """
-    config = session.config.search
-    space = capped(session.space, config.max_resolution)
+    options = session.options.search
+    space = capped(session.space, options.max_resolution)
     arguments = dict(
-        num_classes=session.config.model.num_classes, latency=None if latency is None else latency.estimate
+        num_classes=session.options.model.num_classes, latency=None if latency is None else latency.estimate
     )
     if latency is not None:
         _time_blocks(latency, space, tick)
     costs = Problem(space, budgets=(), **arguments).costs
-    budgets = budgets_of(config, costs(space.biggest), costs(space.smallest))
-    named = any((config.max_macs, config.max_params, config.max_latency_ms))
-    return Problem(space, budgets=budgets, cost=config.cost, bounded=bool(named), **arguments)
+    budgets = budgets_of(options, costs(space.biggest), costs(space.smallest))
+    named = any(options.limits().values())
+    return Problem(space, budgets=budgets, cost=options.cost, bounded=bool(named), **arguments)
 
 
 def _time_blocks(latency: LatencyTable, space: Space, tick: Callable[[], None]) -> None:

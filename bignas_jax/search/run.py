@@ -14,6 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from bignas_jax.config.options import Costs, Options, Search
 from bignas_jax.errors import ConfigError, Stopped
 from bignas_jax.programs.buckets import Bucket
 from bignas_jax.programs.kept import use_compilation_cache
@@ -54,10 +55,11 @@ def search(config: ConfigDict, workdir: str | pathlib.Path, checkpoint: str = "n
       ValueError: no checkpoint, no held-out images, a budget that nothing fits; one line.
       Stopped: by SIGTERM or SIGINT.
     """
-    _check(config)
+    _check(Options.of(config))
     workdir = pathlib.Path(workdir)
     use_compilation_cache()
     session, weights, step = open_run(config, workdir, checkpoint)
+    options = session.options.search
     sizes = images.plan(session)
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(_locked(workdir / "search"))
@@ -74,13 +76,13 @@ def search(config: ConfigDict, workdir: str | pathlib.Path, checkpoint: str = "n
         journal = Journal(folder / "evaluations.jsonl", identity(session, held_out, weights, step))
         stack.callback(journal.close)
         _say_what_is_there(journal)
-        strategy = make_strategy(config, problem)
-        race = Race(problem, held_out, journal, config.search.confidence, strategy.front, tick)
+        strategy = make_strategy(options, problem)
+        race = Race(problem, held_out, journal, options.confidence, strategy.front, tick)
         scored = race.evaluations
         screening = Screening(
-            problem, config.search.predictor_pool, config.search.predictor_min_tau, config.search.seed
+            problem, options.predictor_pool, options.predictor_min_tau, options.seed
         )
-        explore(config, problem, strategy, race, screening, session.space.biggest)
+        explore(options, problem, strategy, race, screening, session.space.biggest)
         found = Found(race, winners_of(problem, race), screening, latency)
         final = _final(session, weights, journal, found, tick)
         result = result_of(session, str(workdir), step, held_out.sizes, problem, found, final)
@@ -88,13 +90,13 @@ def search(config: ConfigDict, workdir: str | pathlib.Path, checkpoint: str = "n
     return result
 
 
-def _check(config: ConfigDict) -> None:
-    if config.distributed.num_processes > 1:
+def _check(options: Options) -> None:
+    if options.distributed.num_processes > 1:
         raise ConfigError(
-            f"config.distributed.num_processes: found {config.distributed.num_processes}, expected 1: a search runs on "
-            "one host, on all of its devices"
+            f"config.distributed.num_processes: found {options.distributed.num_processes}, expected 1: a search runs "
+            "on one host, on all of its devices"
         )
-    if not config.data.holdout:
+    if not options.data.holdout:
         raise ConfigError(
             "config.data.holdout: found 0, expected some: architectures are chosen on images held out of the training "
             "set, never on the validation split; train with images held out"
@@ -112,7 +114,7 @@ def open_run(config: ConfigDict, workdir: pathlib.Path, checkpoint: str) -> tupl
     try:
         check_run(config, workdir, NETWORK_FIELDS + HELD_OUT_FIELDS)
         step = checkpoints.find(checkpoint)
-        session = Session.open(config)
+        session = Session.open(Options.of(config))
         session.check_evaluation("holdout", "val")
         weights, step = checkpoints.weights(session.shapes, session.mesh, step)
     finally:
@@ -138,33 +140,33 @@ def _locked(folder: pathlib.Path) -> Iterator[pathlib.Path]:
 
 def _latency_table(session: Session, folder: pathlib.Path) -> LatencyTable | None:
     """Measured where a budget or the front asks for it: it takes compiles."""
-    config = session.config
-    if config.search.cost != "latency_ms" and not config.search.max_latency_ms:
+    options = session.options
+    if options.search.cost != Costs.LATENCY_MS and not options.search.max_latency_ms:
         return None
     return LatencyTable(
         session.space,
-        config.model.num_classes,
-        config.model.dtype,
-        config.search.latency_batch_size,
+        options.model.num_classes,
+        options.model.dtype,
+        options.search.latency_batch_size,
         folder / "latency.jsonl",
     )
 
 
 def identity(session: Session, held_out: HeldOut, weights: Any, step: int) -> dict[str, Any]:
     """What an evaluation depends on: the weights, the images and how they are used; not the number of devices."""
-    config = session.config
-    data = {name: value for name, value in config.data.to_dict().items() if name not in ("augment", "num_workers")}
+    options = session.options
+    data = {name: value for name, value in options.data.to_dict().items() if name not in ("augment", "num_workers")}
     return {
         "version": 1,
         "step": step,
         "weights": _checksum(weights),
         "space": session.space.to_dict(),
-        "dtype": config.model.dtype,
-        "seed": config.seed,
+        "dtype": options.model.dtype,
+        "seed": options.seed,
         "data": data,
         "images": {name: n for name, n in dataclasses.asdict(held_out.sizes).items() if name != "batch"},
         "pixels": held_out.checksum,
-        "final": config.calibration.to_dict(),
+        "final": options.calibration.to_dict(),
     }
 
 
@@ -215,7 +217,7 @@ def _say_what_is_there(journal: Journal) -> None:
 
 
 def explore(
-    config: ConfigDict,
+    options: Search,
     problem: Problem,
     strategy: Strategy,
     race: Race,
@@ -223,30 +225,29 @@ def explore(
     biggest: Architecture,
     progress: bool = True,
 ) -> None:
-    """Asks the strategy and scores what it asks for, until `config.search.num_evaluations` are made or nothing is new.
+    """Asks the strategy and scores what it asks for, until `num_evaluations` are made or nothing is new.
 
     `biggest` (MAX of the whole space) and the extremes of the space searched come first, on top of that number.
     """
-    c = config.search
     # The space's own MAX is the reference, even where a cap keeps it out of the search.
     extremes = dict.fromkeys((biggest, problem.space.biggest, problem.space.smallest))
     strategy.tell(race.score([Proposal(arch, "extremes") for arch in extremes], always=True))
     start, idle = len(race.evaluations), 0
-    with tqdm(total=c.num_evaluations, desc="search", unit="arch", disable=not progress, file=sys.stderr) as bar:
-        while (left := c.num_evaluations - (len(race.evaluations) - start)) > 0 and idle < IDLE_ROUNDS:
-            count = min(left, round_size(config))
+    with tqdm(total=options.num_evaluations, desc="search", unit="arch", disable=not progress, file=sys.stderr) as bar:
+        while (left := options.num_evaluations - (len(race.evaluations) - start)) > 0 and idle < IDLE_ROUNDS:
+            count = min(left, round_size(options))
             asked = strategy.ask(count, screening.pool)
             known = [p for p in asked if p.arch in race.evaluations]
             new = screening.select([p for p in asked if p.arch not in race.evaluations], race, count)[:left]
             strategy.tell(race.score([*known, *new]))
             idle = 0 if new else idle + 1
-            if c.predictor and new and left > len(new):
+            if options.predictor and new and left > len(new):
                 screening.learn({arch: e.top1 for arch, e in race.evaluations.items() if arch in problem.space})
             bar.update(len(race.evaluations) - start - bar.n)
             bar.set_postfix_str(_standing(problem, race, screening))
     if left > 0 and progress:
-        made = c.num_evaluations - left
-        print(f"nothing new to try after {made} of {c.num_evaluations} evaluations", file=sys.stderr)
+        made = options.num_evaluations - left
+        print(f"nothing new to try after {made} of {options.num_evaluations} evaluations", file=sys.stderr)
 
 
 

@@ -1,13 +1,16 @@
 """Learning-rate schedules and the chain of optax transformations of one update."""
 
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from bignas_jax.config.options import Optimizer, Optimizers, Schedules
+from bignas_jax.errors import ConfigError
 
-def schedule(config: Any, steps_per_epoch: int, epochs: int) -> optax.Schedule:
+
+def schedule(options: Optimizer, steps_per_epoch: int, epochs: int) -> optax.Schedule:
     """Learning rate by step: linear warm-up from 0, then decay.
 
     'exponential' multiplies by `decay_rate` every `decay_epochs` epochs and stays at `end_factor` of the start once
@@ -16,28 +19,48 @@ def schedule(config: Any, steps_per_epoch: int, epochs: int) -> optax.Schedule:
     Hutter, 2017).
 
     Args:
-      config: the `optimizer` part of a config. steps_per_epoch, epochs: of the whole run.
+      options: name the schedule, its rate and its decay.
+      steps_per_epoch, epochs: of the whole run.
+    Raises:
+      ConfigError: there is no schedule of that name.
     """
-    warmup = round(config.warmup_epochs * steps_per_epoch)
-    rate = config.learning_rate
-    if config.schedule == "exponential":
-        period = max(1, round(config.decay_epochs * steps_per_epoch))
-
-        def decay(step):
-            periods = step // period if config.staircase else step / period
-            return rate * jnp.maximum(config.decay_rate**periods, config.end_factor)
-
-    else:
-        steps = max(1, steps_per_epoch * epochs - warmup)
-        cosine = optax.cosine_decay_schedule(rate, steps, config.end_factor)
-
-        def decay(step):
-            return cosine(step - warmup)
-
+    decay = _named(_SCHEDULES, options.schedule, "schedule")(options, steps_per_epoch, epochs)
+    warmup = _warmup(options, steps_per_epoch)
     if not warmup:
         return decay
+    rate = options.learning_rate
     # The first step already moves: it has rate / warmup, not 0.
     return lambda step: jnp.where(step < warmup, rate * (step + 1) / warmup, decay(step))
+
+
+def _warmup(options: Optimizer, steps_per_epoch: int) -> int:
+    return round(options.warmup_epochs * steps_per_epoch)
+
+
+def _exponential(options: Optimizer, steps_per_epoch: int, epochs: int) -> optax.Schedule:
+    period = max(1, round(options.decay_epochs * steps_per_epoch))
+
+    def decay(step):
+        periods = step // period if options.staircase else step / period
+        return options.learning_rate * jnp.maximum(options.decay_rate**periods, options.end_factor)
+
+    return decay
+
+
+def _cosine(options: Optimizer, steps_per_epoch: int, epochs: int) -> optax.Schedule:
+    warmup = _warmup(options, steps_per_epoch)
+    steps = max(1, steps_per_epoch * epochs - warmup)
+    cosine = optax.cosine_decay_schedule(options.learning_rate, steps, options.end_factor)
+    return lambda step: cosine(step - warmup)
+
+
+_SCHEDULES = {Schedules.EXPONENTIAL: _exponential, Schedules.COSINE: _cosine}
+
+
+def _named(makers: Mapping[str, Callable], name: str, field: str) -> Callable:
+    if name not in makers:
+        raise ConfigError(f"config.optimizer.{field}: found {name!r}, expected one of {', '.join(makers)}")
+    return makers[name]
 
 
 def decayed(params: dict) -> dict:
@@ -81,29 +104,35 @@ def momentum(decay: float, nesterov: bool) -> optax.GradientTransformationExtraA
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def optimizer(config: Any, learning_rate: optax.Schedule) -> optax.GradientTransformation:
+def optimizer(options: Optimizer, learning_rate: optax.Schedule) -> optax.GradientTransformation:
     """Clip, then L2 weight decay, then momentum, then the learning rate.
 
     The decay is added once to the summed gradients of the sandwich: as in the paper, where it regularises the
     biggest architecture's loss alone (Yu et al., 2020, section 3.1), it acts once a step, not once a member.
 
-    Args:
-      config: the `optimizer` part of a config.
+    Raises:
+      ConfigError: there is no optimizer of that name.
     """
     parts = []
-    if config.clip_norm:
-        parts.append(clip(config.clip_norm))
-    if config.weight_decay:
-        parts.append(optax.add_decayed_weights(config.weight_decay, mask=decayed))
-    if config.name == "sgd":
-        step = optax.scale_by_learning_rate(learning_rate)
-        # In a chain of their own, as in optax.sgd.
-        parts.append(optax.chain(momentum(config.momentum, config.nesterov), step) if config.momentum else step)
-    else:
-        parts.append(
-            optax.rmsprop(
-                learning_rate, config.rmsprop_decay, config.rmsprop_eps, momentum=config.momentum or None,
-                eps_in_sqrt=True, initial_scale=1.0,
-            )
-        )  # fmt: skip
+    if options.clip_norm:
+        parts.append(clip(options.clip_norm))
+    if options.weight_decay:
+        parts.append(optax.add_decayed_weights(options.weight_decay, mask=decayed))
+    parts.append(_named(_OPTIMIZERS, options.name, "name")(options, learning_rate))
     return optax.chain(*parts)
+
+
+def _sgd(options: Optimizer, learning_rate: optax.Schedule) -> optax.GradientTransformation:
+    step = optax.scale_by_learning_rate(learning_rate)
+    # In a chain of their own, as in optax.sgd.
+    return optax.chain(momentum(options.momentum, options.nesterov), step) if options.momentum else step
+
+
+def _rmsprop(options: Optimizer, learning_rate: optax.Schedule) -> optax.GradientTransformation:
+    return optax.rmsprop(
+        learning_rate, options.rmsprop_decay, options.rmsprop_eps, momentum=options.momentum or None,
+        eps_in_sqrt=True, initial_scale=1.0,
+    )  # fmt: skip
+
+
+_OPTIMIZERS = {Optimizers.SGD: _sgd, Optimizers.RMSPROP: _rmsprop}

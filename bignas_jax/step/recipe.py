@@ -1,12 +1,13 @@
 """The settings of a step."""
 
 import dataclasses
-from typing import Any
+
+from bignas_jax.config.options import Options
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """What a sandwich step needs of a config, as plain values."""
+    """What a sandwich step needs of the options, as plain values."""
 
     num_random: int = 2
     label_smoothing: float = 0.0
@@ -20,16 +21,16 @@ class Recipe:
     seed: int = 0
 
     @classmethod
-    def from_config(cls, config: Any) -> "Recipe":
+    def of(cls, options: Options) -> "Recipe":
         return cls(
-            num_random=config.sandwich.num_random,
-            label_smoothing=config.sandwich.label_smoothing,
-            dropout=config.model.dropout,
-            drop_connect=config.model.drop_connect,
-            sync_batch_norm=config.model.sync_batch_norm,
-            ema_decay=config.optimizer.ema_decay,
-            remat=config.remat,
-            mean=tuple(config.data.mean),
-            std=tuple(config.data.std),
-            seed=config.seed,
+            num_random=options.sandwich.num_random,
+            label_smoothing=options.sandwich.label_smoothing,
+            dropout=options.model.dropout,
+            drop_connect=options.model.drop_connect,
+            sync_batch_norm=options.model.sync_batch_norm,
+            ema_decay=options.optimizer.ema_decay,
+            remat=options.remat,
+            mean=options.data.mean,
+            std=options.data.std,
+            seed=options.seed,
         )

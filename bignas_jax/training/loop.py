@@ -13,6 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from bignas_jax.config.files import to_json
+from bignas_jax.config.options import Data, Distributed, Options
 from bignas_jax.data import DataError, Loader, prefetch
 from bignas_jax.data.prefetch import Prefetch
 from bignas_jax.errors import Stopped, TrainingError
@@ -56,19 +57,20 @@ def train(config: ConfigDict, workdir: str | pathlib.Path, progress: bool = True
       TrainingError: the loss was not finite in `config.max_nonfinite_steps` steps in a row.
       Stopped: by SIGTERM or SIGINT, after the state was saved.
     """
-    connect(**config.distributed)
+    connect(Distributed.of(config.distributed))
     use_compilation_cache()
     workdir = pathlib.Path(workdir)
     config = child_training.resolve(config, workdir)
-    session = Session.open(config, training=True)
-    loader = session.loader("train", config.batch_size, train=True)
-    session.check_evaluation("val", watched_split(config))
+    options = Options.of(config)
+    session = Session.open(options, training=True)
+    loader = session.loader("train", options.batch_size, train=True)
+    session.check_evaluation("val", watched_split(options.data))
     goes_on = begun(workdir)
     origin = None if goes_on else Origin.open(session)
-    claim(workdir, config, Plan.of(config, loader.steps_per_epoch).stop)
+    claim(workdir, config, Plan.of(options, loader.steps_per_epoch).stop)
     if jax.process_index() == 0 and not goes_on:
         session.note_class_names(workdir)
-    checkpoints = Checkpoints(workdir, config.checkpoint.keep)
+    checkpoints = Checkpoints(workdir, options.checkpoint.keep)
     run = Run(session, loader, workdir, checkpoints, origin, progress)
     try:
         state = run.start()
@@ -99,23 +101,23 @@ class Run:
         origin: Origin | None,
         progress: bool,
     ):
-        config = session.config
-        self.session, self.config, self.loader, self.workdir = session, config, loader, workdir
+        options = session.options
+        self.session, self.options, self.loader, self.workdir = session, options, loader, workdir
         self.checkpoints, self.origin, self.first = checkpoints, origin, jax.process_index() == 0
         self.progress = progress and self.first
-        self.plan = Plan.of(config, loader.steps_per_epoch)
-        schedule = optimizers.schedule(config.optimizer, loader.steps_per_epoch, config.epochs)
-        self.recipe = Recipe.from_config(config)
+        self.plan = Plan.of(options, loader.steps_per_epoch)
+        schedule = optimizers.schedule(options.optimizer, loader.steps_per_epoch, options.epochs)
+        self.recipe = Recipe.of(options)
         self.sandwich = Sandwich(
             session.space,
             session.graphdef,
             self.recipe,
-            optimizers.optimizer(config.optimizer, schedule),
+            optimizers.optimizer(options.optimizer, schedule),
             session.mesh,
             schedule,
-            identity=f"{to_json(config)} {loader.steps_per_epoch}",
+            identity=f"{to_json(options)} {loader.steps_per_epoch}",
         )
-        self.watch = Watch(config.max_nonfinite_steps)
+        self.watch = Watch(options.max_nonfinite_steps)
         self.corrupt = 0  # images replaced since this process began
         self.batches: Prefetch | None = None
 
@@ -127,10 +129,10 @@ class Run:
 
     def start(self) -> TrainState:
         """The state to go on from, with everything compiled that the rest of the run needs."""
-        config, session = self.config, self.session
-        identity, model = self.sandwich.identity, config.model
+        options, session = self.options, self.session
+        identity, model = self.sandwich.identity, options.model
         params = draw_weights(
-            session.space, model.num_classes, dtype=model.dtype, seed=config.seed, identity=identity
+            session.space, model.num_classes, dtype=model.dtype, seed=options.seed, identity=identity
         )
         newest = self.checkpoints.newest()
         if newest is None and self.origin is not None:
@@ -148,7 +150,7 @@ class Run:
         if step < self.plan.stop:
             # Its workers need seconds until their first batch: meanwhile programs are compiled.
             self.batches = prefetch(self.loader.epochs(step, self.plan.stop), session.mesh)
-            size, batch = config.data.image_size, config.batch_size
+            size, batch = options.data.image_size, options.batch_size
             self.sandwich.compile(
                 state,
                 {
@@ -162,7 +164,7 @@ class Run:
 
     def before(self, state: TrainState) -> list[dict[str, Any]]:
         """The row of the slice that the run begins or began with; none where there was no slice, or no classifier."""
-        if not self.config.init_from:
+        if not self.options.init_from:
             return []
         path = self.workdir / "evaluation_before.json"
         if int(state.step):
@@ -189,7 +191,7 @@ class Run:
                 try:
                     for batch in self.batches:
                         if step == 0:
-                            logs.images("images", _first_images(batch, self.config.log.images), step)
+                            logs.images("images", _first_images(batch, self.options.log.images), step)
                         state, metrics = self.sandwich(state, batch, step)
                         step += 1
                         self._after(state, step, batch, metrics, logs, signals)
@@ -234,7 +236,7 @@ class Run:
     def _log(self, logs: Logs, step: int, metrics: Any) -> None:
         metrics = jax.device_get(metrics)
         names = member_names(self.session.space, self.recipe)
-        rate = logs.images_per_second(step, self.config.batch_size)
+        rate = logs.images_per_second(step, self.options.batch_size)
         values = {f"loss/{name}": float(v) for name, v in zip(names, metrics["loss"], strict=True)}
         values |= {f"accuracy/{name}": float(v) for name, v in zip(names, metrics["accuracy"], strict=True)}
         values |= {
@@ -257,7 +259,7 @@ class Run:
 
     def _evaluate(self, state: TrainState, logs: Logs, step: int) -> float:
         """Accuracies of MAX and MIN on the held-out images (on the validation split if none are held out)."""
-        split = watched_split(self.config)
+        split = watched_split(self.options.data)
         found = self.session.evaluate(state.weights, _extremes(self.session), split)
         scores = {name: found[arch] for name, arch in extremes(self.session.space).items()}
         values = {"epoch": step / self.plan.steps_per_epoch}
@@ -279,9 +281,9 @@ class Run:
             logs.say(f"{self.corrupt} corrupt images replaced since the start (config.data.on_corrupt is skip)")
 
 
-def watched_split(config: ConfigDict) -> str:
+def watched_split(data: Data) -> str:
     """The images that MAX and MIN are scored on during training: the held-out ones, where there are some."""
-    return "holdout" if config.data.holdout else "val"
+    return "holdout" if data.holdout else "val"
 
 
 

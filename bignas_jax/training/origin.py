@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from bignas_jax.config import fields as configs
 from bignas_jax.config.files import load_run_config
+from bignas_jax.config.options import Data
 from bignas_jax.errors import CheckpointError, ConfigError
 from bignas_jax.nets.slicing import param_shapes, single, slice_params
 from bignas_jax.runs.checkpoint import Checkpoints
@@ -82,20 +83,20 @@ class Origin:
 
     @classmethod
     def open(cls, session: Session) -> "Origin | None":
-        """The origin that the session's config names, or None where training starts from scratch.
+        """The origin that the session's options name, or None where training starts from scratch.
 
         Raises:
           ConfigError: there is no such run or checkpoint.
         """
-        config = session.config
-        if not config.init_from or config.init_checkpoint == "none":
+        options = session.options
+        if not options.init_from or options.init_checkpoint == "none":
             return None
-        folder = pathlib.Path(config.init_from)
-        supernet = supernet_config(config.init_from)
+        folder = pathlib.Path(options.init_from)
+        supernet = supernet_config(options.init_from)
         if not begun(folder):
             raise ConfigError(f"config.init_from: found no checkpoint under {folder}, expected those of a trained run")
         with _checkpoints(folder) as checkpoints:
-            step = checkpoints.find(config.init_checkpoint)
+            step = checkpoints.find(options.init_checkpoint)
         same = _same_classes(session, folder, supernet)
         return cls(folder, step, space_of(supernet.space), supernet.model.num_classes, same)
 
@@ -130,7 +131,7 @@ def _checkpoints(folder: pathlib.Path) -> Iterator[Checkpoints]:
 
 def _same_classes(session: Session, folder: pathlib.Path, supernet: ConfigDict) -> bool:
     """Whether the supernet's classes are the child's: as many, and of the same names where these are known."""
-    if supernet.model.num_classes != session.config.model.num_classes:
+    if supernet.model.num_classes != session.options.model.num_classes:
         return False
-    names = class_names(folder, supernet, like=session)
+    names = class_names(folder, Data.of(supernet.data), like=session)
     return names in (None, session.dataset.class_names)

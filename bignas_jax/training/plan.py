@@ -4,7 +4,8 @@ import collections
 import dataclasses
 
 import jax
-from ml_collections import ConfigDict
+
+from bignas_jax.config.options import Options
 
 LAG = 2  # steps that may be under way before the host looks at their outcome
 
@@ -20,14 +21,14 @@ class Plan:
     log_every: int
 
     @classmethod
-    def of(cls, config: ConfigDict, steps_per_epoch: int) -> "Plan":
-        steps = config.epochs * steps_per_epoch
+    def of(cls, options: Options, steps_per_epoch: int) -> "Plan":
+        steps = options.epochs * steps_per_epoch
         return cls(
-            stop=min(steps, config.max_steps or steps),
+            stop=min(steps, options.max_steps or steps),
             steps_per_epoch=steps_per_epoch,
-            evaluate_every=max(1, round(config.evaluation.every_epochs * steps_per_epoch)),
-            save_every=config.checkpoint.every_steps,
-            log_every=config.log.every_steps,
+            evaluate_every=max(1, round(options.evaluation.every_epochs * steps_per_epoch)),
+            save_every=options.checkpoint.every_steps,
+            log_every=options.log.every_steps,
         )
 
     def evaluates(self, step: int) -> bool:

@@ -13,7 +13,7 @@ from paths import ROOT
 from tiny import CLASSES
 
 from benchmarks.peer import Peer, PeerStep, agreement, flatten, noise, to_ours, to_torch, torch_device
-from bignas_jax.config import base
+from bignas_jax.config.options import Optimizer
 from bignas_jax.nets.mode import Mode
 from bignas_jax.ops import prepare
 from bignas_jax.ops.losses import cross_entropy, smooth_labels
@@ -81,9 +81,8 @@ def test_bfloat16_is_held_against_the_noise_of_the_peer(tiny):
 
 
 def test_the_update_is_the_clip_and_sgd_of_our_optimizer(tiny):
-    config = base().optimizer
-    config.clip_norm, config.weight_decay, config.momentum, config.nesterov = 0.5, 0.1, 0.9, True
-    transform = optimizer(config, lambda step: 0.01)
+    options = Optimizer(clip_norm=0.5, weight_decay=0.1, momentum=0.9, nesterov=True)
+    transform = optimizer(options, lambda step: 0.01)
     params, state = tiny.params, transform.init(tiny.params)
     peer = PeerStep(Peer(tiny.space, params), MEAN, STD, clip_norm=0.5, learning_rate=0.01, weight_decay=0.1)
     rng = np.random.default_rng(0)

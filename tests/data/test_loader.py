@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data_folders import data_config, make_folder, picture
+from data_folders import data_options, make_folder, picture
 from paths import ROOT, TESTS
 from PIL import Image
 
@@ -32,7 +32,7 @@ def root(tmp_path_factory):
 
 
 def trainer(root, batch_size=8, seed=0, augment=EVERYTHING[0], **arguments) -> Loader:
-    dataset = open_dataset(data_config(root, holdout=3, augment=augment), seed=seed)
+    dataset = open_dataset(data_options(root, holdout=3, augment=augment), seed=seed)
     return Loader(dataset, "train", batch_size=batch_size, train=True, **arguments)
 
 
@@ -145,7 +145,7 @@ def test_workers_read_what_the_process_itself_reads(root):
 
 
 def test_once_reads_every_image_in_order_and_pads(root):
-    dataset = open_dataset(data_config(root))
+    dataset = open_dataset(data_options(root))
     loader = Loader(dataset, "val", batch_size=8)
     assert (loader.num_images, loader.steps_per_epoch) == (12, 2)
     batches = list(loader.once())
@@ -160,7 +160,7 @@ def test_once_reads_every_image_in_order_and_pads(root):
 
 @pytest.mark.parametrize("batch_size, count", [(8, 4), (20, 2), (6, 3)])
 def test_hosts_evaluate_every_image_once(root, batch_size, count):
-    dataset = open_dataset(data_config(root))
+    dataset = open_dataset(data_options(root))
     whole = list(Loader(dataset, "val", batch_size=batch_size).once())
     hosts = [dict(process_index=p, process_count=count) for p in range(count)]
     parts = [Loader(dataset, "val", batch_size=batch_size, **host) for host in hosts]
@@ -170,7 +170,7 @@ def test_hosts_evaluate_every_image_once(root, batch_size, count):
 
 
 def test_evaluation_workers_read_the_same_and_end(root):
-    dataset = open_dataset(data_config(root, num_workers=1))
+    dataset = open_dataset(data_options(root, num_workers=1))
     loader = Loader(dataset, "val", batch_size=4)
     expected = list(Loader(dataset, "val", batch_size=4, num_workers=0).once())
     assert_same(loader.once(), expected)
@@ -183,7 +183,7 @@ def test_evaluation_workers_read_the_same_and_end(root):
 
 
 def test_calibration_draws_full_batches_of_training_images(root):
-    dataset = open_dataset(data_config(root, holdout=3))
+    dataset = open_dataset(data_options(root, holdout=3))
     loader = Loader(dataset, "calibration", batch_size=8, limit=20, seed=4)
     batches = list(loader.once())
     assert (loader.num_images, loader.steps_per_epoch, len(batches)) == (16, 2, 2)
@@ -197,7 +197,7 @@ def test_calibration_draws_full_batches_of_training_images(root):
 
 
 def test_limit_of_evaluation_draws_from_all_classes(root):
-    loader = Loader(open_dataset(data_config(root)), "val", batch_size=4, limit=6)
+    loader = Loader(open_dataset(data_options(root)), "val", batch_size=4, limit=6)
     labels = np.concatenate([batch["label"] for batch in loader.once()])
     assert loader.num_images == 6 and len(set(loader.order(0))) == 6 and len(set(labels[:6])) > 1
 
@@ -215,13 +215,13 @@ def test_limit_of_evaluation_draws_from_all_classes(root):
 )
 def test_loaders_that_cannot_work_say_why(root, split, arguments, words):
     with pytest.raises(DataError) as error:
-        Loader(open_dataset(data_config(root, holdout=3)), split, **arguments)
+        Loader(open_dataset(data_options(root, holdout=3)), split, **arguments)
     assert all(word in str(error.value) for word in words) and "\n" not in str(error.value)
 
 
 def test_no_held_out_images(root):
     with pytest.raises(DataError, match="config.data.holdout"):
-        Loader(open_dataset(data_config(root)), "holdout", batch_size=8)
+        Loader(open_dataset(data_options(root)), "holdout", batch_size=8)
 
 
 @pytest.fixture
@@ -236,7 +236,7 @@ def damaged(tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_corrupt_image_ends_the_batches_with_its_name(damaged, workers):
-    dataset = open_dataset(data_config(damaged, num_workers=workers))
+    dataset = open_dataset(data_options(damaged, num_workers=workers))
     batches = Loader(dataset, "train", batch_size=4, train=True).epochs()
     with pytest.raises(DataError) as error:
         for _ in range(4):
@@ -248,7 +248,7 @@ def test_a_corrupt_image_ends_the_batches_with_its_name(damaged, workers):
 
 
 def test_skipped_training_images_are_replaced_and_counted(damaged):
-    dataset = open_dataset(data_config(damaged, on_corrupt="skip"))
+    dataset = open_dataset(data_options(damaged, on_corrupt="skip"))
     loader = Loader(dataset, "train", batch_size=4, train=True)
     batches = list(loader.epochs(0, 30))
     assert [sum(batch["skipped"] for batch in batches[i : i + 3]) for i in range(0, 30, 3)] == [1] * 10
@@ -263,13 +263,13 @@ def test_skipped_training_images_are_replaced_and_counted(damaged):
 
 
 def test_skipped_calibration_images_are_replaced(damaged):
-    loader = Loader(open_dataset(data_config(damaged, on_corrupt="skip")), "calibration", batch_size=12)
+    loader = Loader(open_dataset(data_options(damaged, on_corrupt="skip")), "calibration", batch_size=12)
     (batch,) = loader.once()
     assert batch["skipped"] == 1 and batch["weight"].all() and batch["image"].any(axis=(1, 2, 3)).all()
 
 
 def test_skipped_evaluation_images_weigh_nothing(damaged):
-    loader = Loader(open_dataset(data_config(damaged, on_corrupt="skip")), "val", batch_size=16)
+    loader = Loader(open_dataset(data_options(damaged, on_corrupt="skip")), "val", batch_size=16)
     (batch,) = loader.once()
     assert batch["skipped"] == 1 and batch["weight"].tolist() == [1] * 6 + [0] + [1] * 5 + [0] * 4
     assert not batch["image"][6].any()
@@ -278,7 +278,7 @@ def test_skipped_evaluation_images_weigh_nothing(damaged):
 def test_a_set_of_corrupt_images_does_not_read_for_ever(damaged):
     for path in (damaged / "train").glob("*/*"):
         path.write_bytes(b"")
-    loader = Loader(open_dataset(data_config(damaged, on_corrupt="skip")), "train", batch_size=4, train=True)
+    loader = Loader(open_dataset(data_options(damaged, on_corrupt="skip")), "train", batch_size=4, train=True)
     with pytest.raises(DataError, match="in a row are corrupt"):
         next(loader.epochs())
 
@@ -286,11 +286,11 @@ def test_a_set_of_corrupt_images_does_not_read_for_ever(damaged):
 SCRIPT = """
 import multiprocessing, os, signal, sys
 import jax  # and no guard: workers neither import JAX nor run this script
-from data_folders import data_config
+from data_folders import data_options
 from bignas_jax.data import Loader, open_dataset
 signal.signal(signal.SIGTERM, lambda *_: print("asked to end", flush=True))
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
-loader = Loader(open_dataset(data_config(sys.argv[1], num_workers=1)), "train", batch_size=8, train=True)
+loader = Loader(open_dataset(data_options(sys.argv[1], num_workers=1)), "train", batch_size=8, train=True)
 batches = loader.epochs()
 if sys.argv[2] == "reading":
     next(batches)

@@ -6,7 +6,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from data_folders import data_config, make_folder
+from data_folders import data_options, make_folder
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from bignas_jax.data import DataError, Loader, open_dataset, prefetch
@@ -96,7 +96,7 @@ def test_closing_ends_the_workers_of_a_loader_at_once(tmp_path, mesh):
     import multiprocessing
 
     devices = jax.device_count()
-    dataset = open_dataset(data_config(make_folder(tmp_path / "set", train=2 * devices, val=1)))
+    dataset = open_dataset(data_options(make_folder(tmp_path / "set", train=2 * devices, val=1)))
     here, loader = (Loader(dataset, "train", batch_size=devices, train=True, num_workers=n) for n in (0, 1))
     expected = list(here.epochs(5, 7))
     with prefetch(loader.epochs(5), mesh) as stream:

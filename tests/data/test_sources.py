@@ -10,7 +10,7 @@ from multiprocessing.reduction import ForkingPickler
 import numpy as np
 import pytest
 import torch
-from data_folders import data_config, make_folder, picture
+from data_folders import data_options, make_folder, picture
 from PIL import Image
 from sklearn.datasets import load_digits
 from torchvision.datasets import ImageFolder
@@ -19,7 +19,7 @@ from bignas_jax.data import DataError, open_dataset
 from bignas_jax.data.decode import read_image, read_reduced
 from bignas_jax.data.packaged import TORCHVISION, stratified
 from bignas_jax.data.sources import ArraySource, FileSource
-from bignas_jax.errors import CorruptImage
+from bignas_jax.errors import CorruptImage, UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")
 
@@ -42,7 +42,7 @@ def test_folder_finds_what_torchvision_finds(root):
     (root / "train" / "bee" / "notes.txt").write_text("not an image")
     (root / "train" / "ant" / "._0.jpg").write_bytes(b"a file of macOS's own")
     (root / "train" / ".cache").mkdir()
-    dataset = open_dataset(data_config(root, holdout=0))
+    dataset = open_dataset(data_options(root, holdout=0))
     shutil.rmtree(root / "train" / ".cache")
     (root / "train" / "ant" / "._0.jpg").unlink()
 
@@ -66,7 +66,7 @@ def test_folder_finds_what_torchvision_finds(root):
 def test_folder_errors_say_what_and_where(root, break_it, words):
     break_it(root)
     with pytest.raises(DataError) as error:
-        open_dataset(data_config(root))
+        open_dataset(data_options(root))
     message = one_line(error)
     assert all(word in message for word in words), message
 
@@ -75,27 +75,27 @@ def test_folder_errors_say_what_and_where(root, break_it, words):
     "field, value, words",
     [
         ("source", "imagenet", ["'imagenet'", "folder", "cifar10"]),
-        ("on_corrupt", "ignore", ["on_corrupt", "'skip'"]),
+        ("on_corrupt", "ignore", ["on_corrupt", "skip"]),
         ("num_workers", -1, ["num_workers", "-1"]),
         ("holdout", 18, ["holdout", "18"]),
         ("eval_resize", 8, ["eval_resize", "8"]),
         ("augment.crop", "random", ["augment.crop", "padded"]),
         ("augment.policy", "v0", ["augment.policy", "imagenet"]),
         ("augment.flip", 2.0, ["augment.flip"]),
+        ("augment", dict(crop="padded", padding=17), ["augment.padding", "17", "16"]),
         ("augment.crop_scale", (0.0, 1.0), ["augment.crop_scale"]),
         ("augment.color_jitter", (0.0, 0.0, 0.0, 0.6), ["augment.color_jitter"]),
     ],
 )
 def test_settings_that_cannot_work_are_named(root, field, value, words):
-    config = data_config(root)
-    config.update_from_flattened_dict({field: value})
-    with pytest.raises(DataError) as error:
-        open_dataset(config)
+    *group, name = field.split(".")
+    with pytest.raises(UserError) as error:
+        open_dataset(data_options(root, **({"augment": {name: value}} if group else {name: value})))
     assert all(word in one_line(error) for word in words), one_line(error)
 
 
 def test_holdout_is_stratified_and_the_same_for_every_seed(root):
-    first, second = (open_dataset(data_config(root, holdout=7), seed=seed) for seed in (0, 1))
+    first, second = (open_dataset(data_options(root, holdout=7), seed=seed) for seed in (0, 1))
     assert np.array_equal(first.holdout_indices, second.holdout_indices)
     _, train = first.select("train")
     assert sorted([*train, *first.holdout_indices]) == list(range(18))
@@ -114,7 +114,7 @@ def test_stratified_follows_the_sizes_of_classes():
 
 
 def test_digits_are_scikit_learns():
-    dataset = open_dataset(data_config("", source="digits", holdout=100))
+    dataset = open_dataset(data_options("", source="digits", holdout=100))
     assert dataset.class_names == tuple("0123456789") and dataset.num_classes == 10
     assert dataset.splits == {"train": 1338, "holdout": 100, "val": 359}
     images = [source.load(i) for source in (dataset.train, dataset.val) for i in range(len(source))]
@@ -148,7 +148,7 @@ def test_torchvision_array_set_on_disk(tmp_path):
             content = header + data.tobytes()
             (raw / f"{part}-{kind}-ubyte").write_bytes(content)
             (raw / f"{part}-{kind}-ubyte.gz").write_bytes(gzip.compress(content))
-    dataset = open_dataset(data_config(tmp_path, source="fashion_mnist", holdout=1))
+    dataset = open_dataset(data_options(tmp_path, source="fashion_mnist", holdout=1))
     assert dataset.num_classes == 10 and dataset.class_names[0] == "T-shirt/top"
     assert np.array_equal(dataset.val.load(2), np.repeat(pixels["t10k"][2][..., None], 3, axis=2))
     assert dataset.train.labels.tolist() == [0, 1, 2, 3, 4]
@@ -164,7 +164,7 @@ def test_torchvision_file_set_on_disk(tmp_path):
             for name in names:
                 (base / "images" / name).parent.mkdir(parents=True, exist_ok=True)
                 picture(len(name)).save(base / "images" / f"{name}.jpg")
-    dataset = open_dataset(data_config(tmp_path, source="food101"))
+    dataset = open_dataset(data_options(tmp_path, source="food101"))
     assert dataset.class_names == ("apple_pie", "tacos")
     assert dataset.train.name(3) == str(base / "images" / "tacos" / "1.jpg")
     assert dataset.train.labels.tolist() == [0, 0, 1, 1] and len(dataset.val) == 2
@@ -174,7 +174,7 @@ def test_torchvision_file_set_on_disk(tmp_path):
 @pytest.mark.parametrize("name", sorted(TORCHVISION))
 def test_torchvision_set_that_is_not_there(tmp_path, name):
     with pytest.raises(DataError) as error:
-        open_dataset(data_config(tmp_path, source=name))
+        open_dataset(data_options(tmp_path, source=name))
     message = one_line(error)
     assert TORCHVISION[name].layout in message and str(tmp_path) in message and "'folder'" in message
 
@@ -260,7 +260,7 @@ def test_unreadable_files_are_corrupt(tmp_path):
 
 
 def test_file_source_shares_its_memory_with_workers(root):
-    source = open_dataset(data_config(root)).train
+    source = open_dataset(data_options(root)).train
     (_, *parts) = source.__reduce__()[1]
     assert all(isinstance(part, torch.Tensor) for part in parts)
 

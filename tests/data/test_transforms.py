@@ -5,11 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from data_folders import data_config, make_folder, picture
+from data_folders import data_options, make_folder, picture
 from PIL import Image
 from torchvision.transforms import v2
 
-from bignas_jax.data import draws, open_dataset
+from bignas_jax.config.options import Crops, Policies
+from bignas_jax.data import DataError, draws, open_dataset
 from bignas_jax.data.transforms import NUM_DRAWS, Augmentation, Evaluation, resized_crop_box, shifted
 
 BICUBIC = v2.InterpolationMode.BICUBIC
@@ -22,7 +23,7 @@ def root(tmp_path_factory):
 
 def augmentation(root, **changes) -> Augmentation:
     off = dict(crop="none", flip=0.0)
-    return open_dataset(data_config(root, image_size=32, eval_resize=32, augment=off | changes)).augmentation
+    return open_dataset(data_options(root, image_size=32, eval_resize=32, augment=off | changes)).augmentation
 
 
 def pixels(seed=0, size=(32, 32)) -> np.ndarray:
@@ -221,3 +222,20 @@ def test_draws_are_splitmix64():
     expected = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431]
     expected.append(16408922859458223821)
     assert draws.bits(np.uint64(1234567), np.arange(5)).tolist() == expected
+
+
+@pytest.mark.parametrize("crop", Crops)
+@pytest.mark.parametrize("policy", Policies)
+def test_every_crop_and_policy_of_the_options_gives_an_image(root, crop, policy):
+    how = augmentation(root, crop=str(crop), policy=str(policy), flip=0.5)
+    image = how(pixels(size=(60, 50)), numbers(3), torch_seed=5)
+    assert image.shape == (32, 32, 3) and image.dtype == np.uint8
+    assert how.uses_torch_generator == (policy != "none")
+
+
+@pytest.mark.parametrize("field", ["crop", "policy"])
+def test_a_name_that_the_options_may_hold_and_nobody_acts_on_is_refused(root, field):
+    how = augmentation(root).how
+    object.__setattr__(how, field, "mosaic")
+    with pytest.raises(DataError, match=f"config.data.augment.{field} is 'mosaic': expected one of .*none"):
+        Augmentation(32, how)

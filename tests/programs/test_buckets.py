@@ -10,9 +10,9 @@ import jax.monitoring
 import numpy as np
 import pytest
 from flax import nnx
-from ml_collections import ConfigDict
 from tiny import CLASSES
 
+from bignas_jax.config.options import Optimizer
 from bignas_jax.evaluation import Evaluator
 from bignas_jax.kernels import native
 from bignas_jax.kernels.depthwise.choice import using
@@ -28,7 +28,7 @@ from bignas_jax.step.train_step import Sandwich
 
 SIDE, BATCH = 24, 8
 MEAN, STD = (0.5,) * 3, (0.25,) * 3
-SGD = ConfigDict(dict(name="sgd", momentum=0.9, nesterov=True, weight_decay=0.01, clip_norm=1.0))
+SGD = Optimizer(name="sgd", momentum=0.9, nesterov=True, weight_decay=0.01, clip_norm=1.0)
 
 
 def test_bucket_of_an_architecture(tiny):

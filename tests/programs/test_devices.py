@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from bignas_jax.config.options import Distributed
 from bignas_jax.programs.devices import batch_sharding, connect, make_mesh, replicate, shapes
 
 
@@ -37,5 +38,5 @@ def test_shapes_keep_shape_dtype_and_take_the_sharding():
 
 
 def test_one_process_connects_to_nobody():
-    connect("", 1, 0)
+    connect(Distributed())
     assert jax.process_count() == 1

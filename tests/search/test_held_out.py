@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from bignas_jax.config.options import Options
 from bignas_jax.data import DataError, Loader
 from bignas_jax.evaluation import score_of
 from bignas_jax.programs.buckets import shared
@@ -34,10 +35,14 @@ def config(devices: int = 2, **search) -> ConfigDict:
     return found
 
 
+def opened(config: ConfigDict) -> Session:
+    return Session.open(Options.of(config))
+
+
 @pytest.fixture(scope="module")
 def lab():
     """A session on two devices, weights that tell digits apart a little, and the images both ways."""
-    session = Session.open(config())
+    session = opened(config())
     _, params = build(session.space, 10, seed=1)
     # Fresh supernets end every block with a zero scale; a scale of one makes architectures differ.
     params = jax.tree.map_with_path(
@@ -61,16 +66,16 @@ def test_sizes(lab):
     sizes = lab[2][True].sizes
     assert (sizes.calibration, sizes.calibration_batch, sizes.held_out) == (96, 48, HELD_OUT)
     assert (sizes.first, sizes.batch) == (27, 48)
-    every = images.plan(Session.open(config(first_part=1.0, calibration_images=50)))
+    every = images.plan(opened(config(first_part=1.0, calibration_images=50)))
     assert (every.first, every.batch, every.calibration) == (HELD_OUT, 48, 48)
-    one = images.plan(Session.open(config(first_part=0.001)))
+    one = images.plan(opened(config(first_part=0.001)))
     assert (one.first, one.batch) == (1, 48)
     # The number of devices changes the batch alone.
-    eight = images.plan(Session.open(config(devices=8, first_part=0.6)))
+    eight = images.plan(opened(config(devices=8, first_part=0.6)))
     assert (eight.first, eight.batch) == (54, 56)
     large = config(first_part=0.8)
     large.evaluation.batch_size = 50
-    assert (images.plan(Session.open(large)).first, images.plan(Session.open(large)).batch) == (72, 48)
+    assert (images.plan(opened(large)).first, images.plan(opened(large)).batch) == (72, 48)
 
 
 def test_the_sum_of_both_parts_is_the_evaluation_of_the_split(lab):
@@ -147,7 +152,7 @@ def test_memory(lab):
     session = lab[0]
     assert images.device_bytes(session, images.plan(session)) == (96 + HELD_OUT) * 8 * 8 * 3 / 2
     assert images.allowed_bytes(session) > 1e6
-    limited = Session.open(config(resident_gb=1e-6))
+    limited = opened(config(resident_gb=1e-6))
     assert images.allowed_bytes(limited) == 1000
 
 
@@ -155,6 +160,6 @@ def test_too_few_images_are_refused():
     with pytest.raises(DataError, match="holdout split has no images: set config.data.holdout"):
         none = config()
         none.data.holdout = 0
-        images.plan(Session.open(none))
+        images.plan(opened(none))
     with pytest.raises(DataError, match="2000 images of the calibration .* lower config.search.calibration_images"):
-        images.plan(Session.open(config(calibration_images=2000)))
+        images.plan(opened(config(calibration_images=2000)))

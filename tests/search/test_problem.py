@@ -2,12 +2,11 @@
 
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 from tiny import tiny_space
 
-from bignas_jax.config import base
+from bignas_jax.config.options import Costs, Search
 from bignas_jax.errors import ConfigError
-from bignas_jax.search.problem import Budget, Problem, budgets_of, capped
+from bignas_jax.search.problem import COSTS, Budget, Problem, budgets_of, capped
 from bignas_jax.spaces.cost import count
 
 SPACE = tiny_space()
@@ -21,12 +20,6 @@ def problem(*budgets: Budget, **arguments) -> Problem:
 def middle(kind: str, part: float = 0.5) -> float:
     least, most = (getattr(count(SPACE, arch, 7), kind) for arch in (MIN, MAX))
     return least + part * (most - least)
-
-
-def settings(**values) -> ConfigDict:
-    config = base().search
-    config.update(values)
-    return config
 
 
 @pytest.mark.parametrize("kind", ["macs", "params"])
@@ -83,18 +76,18 @@ def test_a_budget_below_the_smallest_is_refused_with_what_that_costs():
 
 def test_budgets_of_a_config():
     biggest, smallest = {"macs": 1000.0, "params": 10.0}, {"macs": 200.0, "params": 1.0}
-    assert [b.macs for b in budgets_of(settings(), biggest, smallest)] == [300, 500, 700]
-    assert [b.name for b in budgets_of(settings(), biggest, smallest)] == ["macs-30pct", "macs-50pct", "macs-70pct"]
-    assert [b.limits() for b in budgets_of(settings(cost="params"), biggest, smallest)] == [
+    assert [b.macs for b in budgets_of(Search(), biggest, smallest)] == [300, 500, 700]
+    assert [b.name for b in budgets_of(Search(), biggest, smallest)] == ["macs-30pct", "macs-50pct", "macs-70pct"]
+    assert [b.limits() for b in budgets_of(Search(cost="params"), biggest, smallest)] == [
         {"params": 3.0}, {"params": 5.0}, {"params": 7.0}]
-    assert [b.macs for b in budgets_of(settings(), biggest, {"macs": 301.0})] == [500, 700]
-    assert [b.macs for b in budgets_of(settings(), biggest, {"macs": 800.0})] == [1000]
-    several = budgets_of(settings(max_macs=(3e8, 6e8), max_params=(5e6,)), biggest, smallest)
+    assert [b.macs for b in budgets_of(Search(), biggest, {"macs": 301.0})] == [500, 700]
+    assert [b.macs for b in budgets_of(Search(), biggest, {"macs": 800.0})] == [1000]
+    several = budgets_of(Search(max_macs=(3e8, 6e8), max_params=(5e6,)), biggest, smallest)
     assert several == (Budget("macs-300M-params-5M", macs=3e8, params=5e6),
                        Budget("macs-600M-params-5M", macs=6e8, params=5e6))
-    (timed,) = budgets_of(settings(max_latency_ms=(2.5,)), biggest, smallest)
+    (timed,) = budgets_of(Search(max_latency_ms=(2.5,)), biggest, smallest)
     assert timed == Budget("latency-2.5ms", latency_ms=2.5)
-    twice = budgets_of(settings(max_macs=(3e8, 3e8 + 1)), biggest, smallest)
+    twice = budgets_of(Search(max_macs=(3e8, 3e8 + 1)), biggest, smallest)
     assert len({b.name for b in twice}) == 2
 
 
@@ -105,3 +98,11 @@ def test_a_resolution_cap():
     assert not found.fits(MAX, found.budgets[0])
     with pytest.raises(ConfigError, match="^config.search.max_resolution: found 19, expected at least 20"):
         capped(SPACE, 19)
+
+
+def test_every_kind_of_cost_of_the_options_is_counted_and_may_be_a_budget():
+    costs = Problem(SPACE, 7, (), latency=lambda arch: 2.0).costs(MAX)
+    assert list(costs) == [cost.value for cost in Costs] == list(COSTS)
+    for cost in Costs:
+        (budget,) = budgets_of(Search(cost=cost.value, **{f"max_{cost}": (5e3,)}), costs, costs)
+        assert budget.limits() == {cost.value: 5e3}

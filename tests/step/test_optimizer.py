@@ -5,8 +5,9 @@ import numpy as np
 import optax
 import pytest
 import torch
-from ml_collections import ConfigDict
 
+from bignas_jax.config.options import Optimizer, Optimizers, Schedules
+from bignas_jax.errors import ConfigError
 from bignas_jax.step.optimizer import clip, decayed, momentum, optimizer, schedule
 
 BASE = dict(
@@ -17,7 +18,7 @@ STEPS_PER_EPOCH, EPOCHS = 5, 40
 
 
 def rates(**changes):
-    rate = schedule(ConfigDict(BASE | changes), STEPS_PER_EPOCH, EPOCHS)
+    rate = schedule(Optimizer(**BASE | changes), STEPS_PER_EPOCH, EPOCHS)
     return np.array([rate(step) for step in range(STEPS_PER_EPOCH * EPOCHS + 20)])
 
 
@@ -75,7 +76,7 @@ def gradients(step):
 
 
 def ours(steps=6, **changes):
-    transformation = optimizer(ConfigDict(BASE | changes), lambda step: 0.05 / (1 + step))
+    transformation = optimizer(Optimizer(**BASE | changes), lambda step: 0.05 / (1 + step))
     params = weights()
     state = transformation.init(params)
     for step in range(steps):
@@ -149,3 +150,24 @@ def test_momentum_is_that_of_optax_and_stays_where_it_is_told_to(nesterov):
         np.testing.assert_array_equal(state.trace["a"], expected_state.trace["a"])
     _, kept = ours.update({"a": jnp.full(3, jnp.nan)}, state, finite=jnp.bool_(False))
     np.testing.assert_array_equal(kept.trace["a"], state.trace["a"])
+
+
+@pytest.mark.parametrize("name", Optimizers)
+def test_every_optimizer_of_the_options_moves_the_weights(name):
+    moved = ours(steps=1, name=str(name))
+    assert not any(np.array_equal(moved[key], value) for key, value in weights().items())
+
+
+@pytest.mark.parametrize("name", Schedules)
+def test_every_schedule_of_the_options_decays(name):
+    assert rates(schedule=str(name))[-1] < rates(schedule=str(name))[5]
+
+
+@pytest.mark.parametrize("field, known", [("name", "sgd, rmsprop"), ("schedule", "exponential, cosine")])
+def test_an_unknown_name_is_refused_and_never_another_one(field, known):
+    with pytest.raises(ConfigError, match=f"config.optimizer.{field}: found 'adam', expected one of {known}"):
+        Optimizer(**{field: "adam"})
+    options = Optimizer()
+    object.__setattr__(options, field, "adam")  # as if the options knew a name that nothing here acts on
+    with pytest.raises(ValueError, match=f"config.optimizer.{field}: found 'adam', expected one of {known}"):
+        optimizer(options, schedule(options, 5, 1))

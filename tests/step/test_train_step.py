@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from sandwich_cases import BATCH, MEAN, RATE, SGD, STD, batches, torch_images
 from tiny import CLASSES, assert_close, flat, run_child
 
+from bignas_jax.config.options import Options
 from bignas_jax.programs.devices import make_mesh
 from bignas_jax.step.members.sandwich import member_names, members
 from bignas_jax.step.optimizer import optimizer
@@ -212,15 +213,16 @@ def test_regularisation_is_a_function_of_step_and_device(tiny, plain):
     assert len(np.unique(np.asarray(metrics)[:, 0])) == 8
 
 
-def test_recipe_reads_the_config():
+def test_recipe_reads_the_options():
     from configs import digits
 
     config = digits.get_config()
     config.seed, config.model.drop_connect, config.optimizer.ema_decay, config.remat = 5, 0.3, 0.99, True
     config.model.dropout, config.model.sync_batch_norm = 0.1, True
     config.sandwich.num_random, config.sandwich.label_smoothing = 3, 0.2
+    options = Options.of(config)
     expected = Recipe(3, 0.2, 0.1, 0.3, True, 0.99, True, config.data.mean, config.data.std, 5)
-    assert Recipe.from_config(config) == expected
+    assert Recipe.of(options) == expected
 
 
 def test_no_random_member(tiny):

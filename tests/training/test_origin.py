@@ -33,6 +33,7 @@ from tiny import CLASSES, assert_close, flat, graphdef
 
 from bignas_jax.config import fields as configs
 from bignas_jax.config.files import load_run_config, to_json
+from bignas_jax.config.options import Options
 from bignas_jax.config.recipes import load_config
 from bignas_jax.errors import ConfigError
 from bignas_jax.nets.slicing import single, slice_params
@@ -122,7 +123,7 @@ def lab(tmp_path_factory):
 
 def write_supernet(workdir, config):
     """What training leaves of a supernet for others to read. No scale is zero: every branch counts."""
-    session = Session.open(config)
+    session = Session.open(Options.of(config))
     claim(workdir, config, STEPS)
     session.note_class_names(workdir)
     rng = np.random.default_rng(5)
@@ -223,12 +224,12 @@ def test_the_folder_refuses_another_start(lab, whole):
 
 def opened(lab, **changes):
     """A session of a child's run and where its weights come from."""
-    session = Session.open(resolve(made(lab, **changes), lab.folder / "none"))
+    session = Session.open(Options.of(resolve(made(lab, **changes), lab.folder / "none")))
     return session, Origin.open(session)
 
 
 def fresh_weights(session):
-    return build(session.space, session.config.model.num_classes, seed=session.config.seed)[1]
+    return build(session.space, session.options.model.num_classes, seed=session.options.seed)[1]
 
 
 def test_the_first_weights_are_the_moving_average_s_slice(lab, whole):
@@ -266,9 +267,9 @@ def test_class_names_come_from_the_folder_then_from_the_data(lab):
     aside = noted.rename(lab.folder / "aside.json")
     try:
         assert Origin.open(elsewhere).keeps_classifier, "the same source and root: the same classes"
-        session.config.unlock().data.root = "another"
-        assert not Origin.open(elsewhere).keeps_classifier, "the supernet's data is looked at"
-        session.config.lock()
+        moved = dataclasses.replace(session.options, data=dataclasses.replace(session.options.data, root="another"))
+        another = dataclasses.replace(elsewhere, options=moved)
+        assert not Origin.open(another).keeps_classifier, "the supernet's data is looked at"
         unknown = load_run_config(folder / "config.json")
         unknown.data.source, unknown.data.root = "folder", "nowhere"
         (folder / "config.json").rename(lab.folder / "config.aside")

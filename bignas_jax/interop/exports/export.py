@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
+from bignas_jax.config.options import Data, OnCorrupt, Options
 from bignas_jax.data import DataError, prefetch
 from bignas_jax.errors import ConfigError, ExportError
 from bignas_jax.interop.exports import formats, run_back
@@ -33,7 +34,7 @@ _CHECK_BATCH = 16
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Form:
     """How children are written.
 
     Attributes:
@@ -73,7 +74,7 @@ def export_run(
     config: ConfigDict,
     workdir: str | pathlib.Path,
     names: Sequence[str],
-    options: Options,
+    form: Form,
     checkpoint: str = "newest",
     out: str | pathlib.Path = "",
 ) -> Iterable[dict[str, Any]]:
@@ -92,17 +93,17 @@ def export_run(
     session, weights, found, step = _open(config, workdir, names, checkpoint)
     for name, arch in found.items():
         _check_folder(out / name, arch)
-    comparison = real_images(session, options.images)
+    comparison = real_images(session, form.images)
     statistics = _calibrate(session, weights, found.values())
     for name, arch in found.items():
         expected = _logits(session, weights, statistics[arch], arch, comparison.cropped)
         child = take(session.space, weights, statistics[arch], arch)
         about = _about(session, name, arch, step)
-        specification = preprocessing(session.config, session.dataset.class_names, arch.resolution)
+        specification = preprocessing(session.options.data, session.dataset.class_names, arch.resolution)
         folder = out / name
-        files = write_child(child, folder, about, specification, options)
+        files = write_child(child, folder, about, specification, form)
         images = np.stack([preprocess(image, specification) for image in comparison.decoded])
-        found_logits = run_child(folder, images, options)
+        found_logits = run_child(folder, images, form)
         row = about | {
             "folder": str(folder),
             "files": [file | compare(found_logits[file["format"]], expected) for file in files],
@@ -116,11 +117,11 @@ def export_run(
 
 def _open(config: ConfigDict, workdir, names: Sequence[str], checkpoint: str):
     # What leaves is float32, whatever it was trained in; so are the logits that it is compared with.
-    config = ConfigDict(config.to_dict())
-    config.model.dtype = "float32"
+    options = Options.of(config)
+    options = dataclasses.replace(options, model=dataclasses.replace(options.model, dtype="float32"))
     checkpoints = Checkpoints(workdir, read_only=True)
     try:
-        session = Session.open(config)
+        session = Session.open(options)
         session.check_evaluation()
         found = read_architectures(session.space, names)
         weights, step = checkpoints.weights(session.shapes, session.mesh, checkpoint)
@@ -144,9 +145,9 @@ def _check_folder(folder: pathlib.Path, arch: Architecture) -> None:
 
 def _calibrate(session: Session, weights: Any, archs: Iterable[Architecture]) -> dict[Architecture, Any]:
     buckets = {arch: Bucket(arch, masked=False) for arch in archs}
-    config = session.config.calibration
-    session.evaluator.compile(session.shapes, buckets.values(), session.config.data.image_size, config.batch_size, 0)
-    loader = session.loader("calibration", config.batch_size, limit=config.num_images)
+    options = session.options.calibration
+    session.evaluator.compile(session.shapes, buckets.values(), session.options.data.image_size, options.batch_size, 0)
+    loader = session.loader("calibration", options.batch_size, limit=options.num_images)
     with prefetch(loader.once(), session.mesh) as batches:
         return session.evaluator.calibrate(weights, buckets, batches, loader.steps_per_epoch)
 
@@ -155,7 +156,7 @@ def real_images(session: Session, number: int) -> Comparison:
     """Up to `number` images, spread over the held-out ones, or over the validation split where none are held out.
 
     Raises:
-      DataError: an image is corrupt and the config does not say to skip such; there are no images.
+      DataError: an image is corrupt and the options do not say to skip such; there are no images.
     """
     dataset = session.dataset
     split = "holdout" if dataset.splits["holdout"] else "val"
@@ -166,7 +167,7 @@ def real_images(session: Session, number: int) -> Comparison:
         try:
             decoded.append(source.load(int(index)))
         except DataError as error:
-            if dataset.on_corrupt == "skip":
+            if dataset.on_corrupt == OnCorrupt.SKIP:
                 continue
             raise DataError(f"corrupt image {error}; mend it, or set config.data.on_corrupt=skip") from error
         labels.append(int(source.labels[index]))
@@ -178,11 +179,11 @@ def real_images(session: Session, number: int) -> Comparison:
 
 def _logits(session: Session, weights: Any, statistics: Any, arch: Architecture, images: np.ndarray) -> np.ndarray:
     """What the supernet itself, sliced to `arch`, makes of uint8 [N, S, S, 3]: the logits that evaluation scores."""
-    config = session.config.data
+    data = session.options.data
 
     @jax.jit
     def run(weights, statistics, images):
-        x = prepare(images, arch.resolution, config.mean, config.std)
+        x = prepare(images, arch.resolution, data.mean, data.std)
         net = nnx.merge(session.graphdef, weights)
         return net(x, arch, None, Mode(statistics=statistics))[0]
 
@@ -197,7 +198,7 @@ def _filled(images: np.ndarray, batch: int) -> np.ndarray:
 
 
 def _about(session: Session, name: str, arch: Architecture, step: int) -> dict[str, Any]:
-    cost = count(session.space, arch, session.config.model.num_classes)
+    cost = count(session.space, arch, session.options.model.num_classes)
     return {
         "name": name,
         "architecture": arch.to_dict(),
@@ -207,9 +208,8 @@ def _about(session: Session, name: str, arch: Architecture, step: int) -> dict[s
     }
 
 
-def preprocessing(config: ConfigDict, class_names: Sequence[str], resolution: int) -> dict[str, Any]:
+def preprocessing(data: Data, class_names: Sequence[str], resolution: int) -> dict[str, Any]:
     """What lies between an image file and the child's input, in the order of the keys; see preprocess.py."""
-    data = config.data
     return {
         "color": "RGB, uint8; grey images have three equal channels; the orientation in EXIF is not applied",
         "resize": {
@@ -240,7 +240,7 @@ def preprocessing(config: ConfigDict, class_names: Sequence[str], resolution: in
 
 
 def write_child(
-    child: Child, folder: pathlib.Path, about: Mapping[str, Any], specification: Mapping[str, Any], options: Options
+    child: Child, folder: pathlib.Path, about: Mapping[str, Any], specification: Mapping[str, Any], form: Form
 ) -> list[dict[str, Any]]:
     """Writes a child's files into `folder`.
 
@@ -253,15 +253,15 @@ def write_child(
     """
     folder.mkdir(parents=True, exist_ok=True)
     _remove_outdated(folder, about)
-    child = fold(child) if options.fold else child
+    child = fold(child) if form.fold else child
     (folder / "architecture.json").write_text(json.dumps(about["architecture"]) + "\n")
     (folder / "preprocessing.json").write_text(json.dumps(specification, indent=2) + "\n")
     shutil.copyfile(pathlib.Path(__file__).parent / "preprocess.py", folder / "preprocess.py")
     texts = dict(about) | {"preprocessing": specification, "class_names": specification["class_names"]}
     texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in texts.items()}
     files = []
-    for name in options.formats:
-        path = formats.WRITERS[name](child, folder, options.batch, texts)
+    for name in form.formats:
+        path = formats.WRITERS[name](child, folder, form.batch, texts)
         file = {"format": name, "file": path.name, "bytes": path.stat().st_size}
         files.append(file | ({"nodes": formats.onnx_nodes(path)} if name == "onnx" else {}))
     return files
@@ -282,11 +282,11 @@ def _remove_outdated(folder: pathlib.Path, about: Mapping[str, Any]) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def run_child(folder: pathlib.Path, images: np.ndarray, options: Options) -> dict[str, np.ndarray]:
+def run_child(folder: pathlib.Path, images: np.ndarray, form: Form) -> dict[str, np.ndarray]:
     """Logits [N, classes] of float32 images [N, 3, R, R] by format, from the files alone."""
-    batch = options.batch or _CHECK_BATCH
+    batch = form.batch or _CHECK_BATCH
     filled = _filled(images, batch)
-    return {name: run_back.RUNNERS[name](folder, filled, batch)[: len(images)] for name in options.formats}
+    return {name: run_back.RUNNERS[name](folder, filled, batch)[: len(images)] for name in form.formats}
 
 
 def compare(found: np.ndarray, expected: np.ndarray) -> dict[str, float]:

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from bignas_jax.config import fields as configs
 from bignas_jax.config.files import to_json
+from bignas_jax.config.options import Options
 from bignas_jax.config.recipes import ROOT, load_config
 from bignas_jax.errors import ConfigError, WeightsError
 from bignas_jax.interop.imports.bignas_names import Account, Shape, account, read_state_dict
@@ -58,15 +59,16 @@ def import_checkpoint(
       ConfigError: the folder holds something. WeightsError: the file cannot be read, or its tensors are not those
         of the config's space; `details` lists all of them.
     """
-    if config.arch:
+    options = Options.of(config)
+    if options.arch:
         raise ConfigError("config.arch: found an architecture, expected a supernet's config, such as configs/bignas.py")
-    workdir, space = pathlib.Path(workdir), space_of(config.space)
+    workdir, space = pathlib.Path(workdir), space_of(options.space)
     check_unused(workdir)
     found = read_checkpoint(file, weights)
     shapes = {name: tuple(tensor.shape) for name, tensor in found.tensors.items()}
-    held = account(space, config.model.num_classes, shapes)
+    held = account(space, options.model.num_classes, shapes)
     if not held.fits:
-        raise WeightsError(f"{file}: {_misfit(held, _hint(config, shapes, held))}", _details(held))
+        raise WeightsError(f"{file}: {_misfit(held, _hint(options, shapes, held))}", _details(held))
     used = {name: tensor for name, tensor in found.tensors.items() if name not in held.idle}
     arrays = to_float32(file, used)
     params, statistics = read_state_dict(space, arrays)
@@ -82,7 +84,7 @@ def import_checkpoint(
         ignored={**found.ignored, **idle},
         params=sum(array.size for array in arrays.values()) - stored,
     )
-    _write(config, workdir, result, params, statistics)
+    _write(options, workdir, result, params, statistics)
     return result
 
 
@@ -104,12 +106,12 @@ def check_unused(workdir: pathlib.Path) -> None:
         raise ConfigError(f"--workdir: {workdir} already holds {held}, expected a new or empty folder; name another")
 
 
-def _write(config: ConfigDict, workdir: pathlib.Path, result: Imported, params: Any, statistics: Any) -> None:
+def _write(options: Options, workdir: pathlib.Path, result: Imported, params: Any, statistics: Any) -> None:
     """The note first and the checkpoint last, so that an import that is broken off can be made again."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         _replace(workdir / NOTE, json.dumps(dataclasses.asdict(result), indent=2) + "\n")
-        _replace(workdir / "config.json", to_json(config))
+        _replace(workdir / "config.json", to_json(options))
     except OSError as error:
         raise ConfigError(f"--workdir: cannot write to {workdir} ({error.strerror}), expected a folder") from error
     checkpoints = Checkpoints(workdir)
@@ -168,11 +170,11 @@ def _shape(shape: Shape) -> str:
     return str(list(shape))
 
 
-def _hint(config: ConfigDict, shapes: Mapping[str, Shape], held: Account) -> str:
+def _hint(options: Options, shapes: Mapping[str, Shape], held: Account) -> str:
     """What to do about tensors that do not fit."""
-    classes = shapes.get(f"{CLASSIFIER}.bias", (config.model.num_classes,))[0]
+    classes = shapes.get(f"{CLASSIFIER}.bias", (options.model.num_classes,))[0]
     flag = f"--config.model.num_classes={classes}"
-    if account(space_of(config.space), classes, shapes).fits:
+    if account(space_of(options.space), classes, shapes).fits:
         return f"the classifier has {classes} classes: {flag}"
     for path in sorted((ROOT / "configs").glob("[!_]*.py")):
         try:
@@ -183,7 +185,7 @@ def _hint(config: ConfigDict, shapes: Mapping[str, Shape], held: Account) -> str
         if account(space_of(recipe.space), classes, shapes).fits:
             wanted = "" if recipe.model.num_classes == classes else f" {flag}"
             return f"the tensors are those of --config configs/{path.name}{wanted}"
-    if len(held.missing) == len(account(space_of(config.space), classes, {}).missing):
+    if len(held.missing) == len(account(space_of(options.space), classes, {}).missing):
         return "none of its names is known: expected a whole supernet of PyTorch-BigNAS, AttentiveNAS or AlphaNet"
     return "set config.space to the choices that it was trained with"
 
@@ -192,8 +194,9 @@ def table(result: Imported, config: ConfigDict) -> str:
     """What was used and ignored, and the two ends of the space, as text."""
     body = [(f"used: {kind}", f"{number:,}") for kind, number in result.tensors.items()]
     body += [(f"ignored: {kind}", f"{number:,}") for kind, number in result.ignored.items()]
-    space = space_of(config.space)
-    costs = {name: count(space, arch, config.model.num_classes) for name, arch in extremes(space).items()}
+    options = Options.of(config)
+    space = space_of(options.space)
+    costs = {name: count(space, arch, options.model.num_classes) for name, arch in extremes(space).items()}
     ends = [(name, f"{cost.macs / 1e6:,.2f}", f"{cost.params / 1e6:,.3f}") for name, cost in costs.items()]
     ends.append(("supernet", "-", f"{result.params / 1e6:,.3f}"))
     parts = [aligned(("tensors", "number"), body)]

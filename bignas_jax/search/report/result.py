@@ -43,7 +43,7 @@ def result_of(
     Keys: run, config, space, evaluations, budgets (each with its winner's number), front (numbers), final (the
     validation figures), predictor, latency.
     """
-    config, device = session.config, session.mesh.devices.flat[0]
+    options, device = session.options, session.mesh.devices.flat[0]
     val = next(iter(final.values()))["images"]
     extremes = {session.space.biggest: "MAX", session.space.smallest: "MIN"}
     rows = [(name, e.arch) for name, e in found.winners.items()] + [(name, arch) for arch, name in extremes.items()]
@@ -51,9 +51,9 @@ def result_of(
         "run": {
             "workdir": workdir,
             "step": step,
-            "strategy": config.search.strategy,
+            "strategy": options.search.strategy,
             "cost": problem.cost,
-            "seed": config.search.seed,
+            "seed": options.search.seed,
             "seconds": round(found.race.seconds, 1),
             "screened_rounds": found.screening.rounds,
             "device": f"{device.device_kind} x {session.mesh.size}",
@@ -64,7 +64,7 @@ def result_of(
                 "val": val,
             },
         },
-        "config": config.to_dict(),
+        "config": options.to_dict(),
         "space": session.space.to_dict(),
         "evaluations": [
             _row(problem, e) for e in sorted(found.race.evaluations.values(), key=lambda e: e.number)
@@ -75,7 +75,7 @@ def result_of(
                 "limits": {
                     **dict.fromkeys(("macs", "params", "latency_ms")),
                     **budget.limits(),
-                    "resolution": config.search.max_resolution or None,
+                    "resolution": options.search.max_resolution or None,
                 },
                 "winner": found.winners[budget.name].number,
                 "file": f"children/{budget.name}/architecture.json",

@@ -1,7 +1,7 @@
 """The strategies by name."""
 
-from ml_collections import ConfigDict
-
+from bignas_jax.config.options import Search, Strategies
+from bignas_jax.errors import ConfigError
 from bignas_jax.search.problem import Problem
 from bignas_jax.search.strategies.coarse_to_fine import CoarseToFine
 from bignas_jax.search.strategies.evolution import Evolution
@@ -12,25 +12,30 @@ from bignas_jax.search.strategies.strategy import Strategy
 LEAST_GENERATION, LEAST_ROUND = 14, 6
 
 
-def make_strategy(config: ConfigDict, problem: Problem) -> Strategy:
-    """The strategy that `config.search` names."""
-    c = config.search
+def make_strategy(options: Search, problem: Problem) -> Strategy:
+    """The strategy that the options name.
+
+    Raises:
+      ConfigError: there is none of that name.
+    """
+    o = options
     makers = {
-        "coarse_to_fine": lambda: CoarseToFine(problem, c.seed, c.num_evaluations),
-        "evolution": lambda: Evolution(problem, c.seed, c.population, c.mutation_probability),
-        "pareto": lambda: Pareto(problem, c.seed, round_size(config), c.mutation_probability),
-        "random": lambda: RandomSearch(problem, c.seed),
+        Strategies.COARSE_TO_FINE: lambda: CoarseToFine(problem, o.seed, o.num_evaluations),
+        Strategies.EVOLUTION: lambda: Evolution(problem, o.seed, o.population, o.mutation_probability),
+        Strategies.PARETO: lambda: Pareto(problem, o.seed, round_size(o), o.mutation_probability),
+        Strategies.RANDOM: lambda: RandomSearch(problem, o.seed),
     }
-    return makers[c.strategy]()
+    if o.strategy not in makers:
+        raise ConfigError(f"config.search.strategy: found {o.strategy!r}, expected one of {', '.join(makers)}")
+    return makers[o.strategy]()
 
 
-def round_size(config: ConfigDict) -> int:
+def round_size(options: Search) -> int:
     """Architectures that are scored between two answers to the strategy.
 
     For NSGA-II a generation, small enough that there are eight of them; half a population for the others, and small
     enough that there are ten rounds.
     """
-    c = config.search
-    if c.strategy == "pareto":
-        return min(c.population, max(LEAST_GENERATION, c.num_evaluations // 8))
-    return max(2, min(c.population // 2, max(LEAST_ROUND, c.num_evaluations // 10)))
+    if options.strategy == Strategies.PARETO:
+        return min(options.population, max(LEAST_GENERATION, options.num_evaluations // 8))
+    return max(2, min(options.population // 2, max(LEAST_ROUND, options.num_evaluations // 10)))

@@ -148,7 +148,7 @@ def test_files_of_other_weights_do_not_stay(tiny, tmp_path):
 
     def write(step, *names):
         about = {"name": "MIN", "architecture": child.arch.to_dict(), "macs": 1, "params": 1, "step": step}
-        export.write_child(child, tmp_path, about, {"class_names": []}, export.Options(formats=names))
+        export.write_child(child, tmp_path, about, {"class_names": []}, export.Form(formats=names))
         (tmp_path / "export.json").write_text(json.dumps(about))
         return {path.name for path in tmp_path.glob("child.*")}
 

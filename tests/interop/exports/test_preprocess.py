@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bignas_jax.config.options import Data
 from bignas_jax.data.decode import read_image
 from bignas_jax.data.transforms import Evaluation
 from bignas_jax.interop.exports.export import preprocessing
@@ -19,7 +20,8 @@ SHAPES = [(60, 81), (97, 40), (36, 36), (33, 51), (16, 20), (200, 333)]
 def specification(image_size, eval_resize, resolution):
     config = digits.get_config()
     config.data.update(image_size=image_size, eval_resize=eval_resize, mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
-    return preprocessing(config, ("cat", "dog"), resolution), config.data
+    data = Data.of(config.data)
+    return preprocessing(data, ("cat", "dog"), resolution), data
 
 
 def image_of(shape):

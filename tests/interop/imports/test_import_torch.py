@@ -20,6 +20,7 @@ from bignas_jax.cli import importing
 from bignas_jax.cli.importing import following
 from bignas_jax.config import fields as config_lib
 from bignas_jax.config.files import from_json
+from bignas_jax.config.options import Options
 from bignas_jax.config.recipes import load_config
 from bignas_jax.errors import CheckpointError
 from bignas_jax.interop.imports.bignas_names import account, expected_shapes, read_state_dict
@@ -168,7 +169,7 @@ def test_everything_in_the_file_arrives_or_is_counted(lab, imported):
 
 def scores_in_torch(config, arch, statistics):
     """Top-1 and loss on the validation split, in plain PyTorch; 'calibrate' from the batches that eval.py uses."""
-    session = Session.open(config)
+    session = Session.open(Options.of(config))
     child = load_slice(Child(session.space, arch, 10), tensors_of(config))
 
     def logits(batch):

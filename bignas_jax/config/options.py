@@ -1,0 +1,423 @@
+"""The options of a run: one frozen dataclass for each group of fields, made once from the config.
+
+Each field stands here alone, with its default, its type, the values it may hold and the words for them; the checks of a
+config, its defaults, `--help` and the messages are derived from it. A field without a default has to be given by the
+recipe. Names that a config chooses by are named here, and the code that acts on them uses these names.
+"""
+
+import dataclasses
+import enum
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar, Self
+
+from bignas_jax.errors import ConfigError
+
+
+class Crops(enum.StrEnum):
+    """How a training image is cut out."""
+
+    RESIZED = "resized"
+    PADDED = "padded"
+    NONE = "none"
+
+
+class Policies(enum.StrEnum):
+    """Policies of colours and shapes that training images are changed by."""
+
+    NONE = "none"
+    IMAGENET = "imagenet"
+    CIFAR10 = "cifar10"
+    SVHN = "svhn"
+    RAND = "rand"
+
+
+class OnCorrupt(enum.StrEnum):
+    """What happens at an image that cannot be decoded."""
+
+    ERROR = "error"
+    SKIP = "skip"
+
+
+class Optimizers(enum.StrEnum):
+    """Rules of an update."""
+
+    SGD = "sgd"
+    RMSPROP = "rmsprop"
+
+
+class Schedules(enum.StrEnum):
+    """Ways in which the learning rate falls."""
+
+    EXPONENTIAL = "exponential"
+    COSINE = "cosine"
+
+
+class Strategies(enum.StrEnum):
+    """Ways to choose the architectures that a search scores."""
+
+    COARSE_TO_FINE = "coarse_to_fine"
+    EVOLUTION = "evolution"
+    PARETO = "pareto"
+    RANDOM = "random"
+
+
+class Costs(enum.StrEnum):
+    """Kinds of cost that a search may limit, and draw its front over."""
+
+    MACS = "macs"
+    PARAMS = "params"
+    LATENCY_MS = "latency_ms"
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """What a field may hold.
+
+    Attributes:
+      kind: its type; a tuple is one of numbers, a float may be given as an integer.
+      ok: a further condition on its value.
+      expected: both in words, for messages and `--help`.
+    """
+
+    kind: type
+    ok: Callable[[Any], bool]
+    expected: str
+
+    def holds(self, value: Any) -> bool:
+        return _has_type(self.kind, value) and self.ok(value)
+
+    def canonical(self, value: Any) -> Any:
+        """The value with integers as floats and lists as tuples, where the field's type asks for that."""
+        if not _has_type(self.kind, value):
+            return value
+        if self.kind is tuple:
+            return tuple(float(v) for v in value)
+        return float(value) if self.kind is float else value
+
+
+def _has_type(kind: type, value: Any) -> bool:
+    if kind is tuple:
+        return isinstance(value, tuple | list) and all(_has_type(float, v) for v in value)
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+
+def _option(kind: type, ok: Callable[[Any], bool], expected: str, default: Any = dataclasses.MISSING) -> Any:
+    """A field of a group; without a default the recipe has to give it."""
+    return dataclasses.field(default=default, metadata={"field": Field(kind, ok, expected)})
+
+
+def _integer(least: int, default: Any = dataclasses.MISSING) -> Any:
+    return _option(int, lambda v: v >= least, f"an integer >= {least}", default)
+
+
+def _number(ok: Callable[[float], bool], expected: str, default: Any = dataclasses.MISSING) -> Any:
+    return _option(float, ok, f"a number {expected}", default)
+
+
+def _positive(default: Any = dataclasses.MISSING) -> Any:
+    return _number(lambda v: v > 0, "> 0", default)
+
+
+def _not_negative(default: Any = dataclasses.MISSING) -> Any:
+    return _number(lambda v: v >= 0, ">= 0", default)
+
+
+def _fraction(default: Any = dataclasses.MISSING) -> Any:
+    return _number(lambda v: 0 <= v <= 1, "from 0 to 1", default)
+
+
+def _rate(default: Any = dataclasses.MISSING) -> Any:
+    return _number(lambda v: 0 <= v < 1, ">= 0 and < 1", default)
+
+
+def _numbers(length: int, ok: Callable[[tuple], bool], expected: str, default: Any = dataclasses.MISSING) -> Any:
+    return _option(tuple, lambda v: len(v) == length and ok(v), expected, default)
+
+
+def _budgets(unit: str) -> Any:
+    expected = f"{unit}: a number > 0, several as (300e6, 600e6), or () for none"
+    return _option(tuple, lambda v: all(x > 0 for x in v), expected, ())
+
+
+def _switch(default: Any = dataclasses.MISSING) -> Any:
+    return _option(bool, lambda v: True, "True or False", default)
+
+
+def _one_of(*names: str, default: Any = dataclasses.MISSING) -> Any:
+    return _option(str, lambda v: v in names, "one of " + ", ".join(names), default)
+
+
+def _text(default: Any = dataclasses.MISSING, ok: Callable[[str], bool] = lambda v: True,
+          expected: str = "a string") -> Any:
+    return _option(str, ok, expected, default)
+
+
+def _name() -> Any:
+    return _text(ok=bool, expected="a string that is not empty")
+
+
+class Group:
+    """Options that belong together. Each field is checked when the group is made.
+
+    Attributes:
+      prefix: what stands before the names of its fields in a config, with the dot.
+
+    Raises:
+      ConfigError: a field cannot have its value; the message names the field.
+    """
+
+    prefix: ClassVar[str] = ""
+
+    def __init_subclass__(cls, part: str = ""):
+        cls.prefix = f"{part}." if part else ""
+
+    def __post_init__(self):
+        for option in dataclasses.fields(self):
+            field, value = option.metadata.get("field"), getattr(self, option.name)
+            if field is not None and not field.holds(value):
+                raise ConfigError(f"config.{self.prefix}{option.name}: found {value!r}, expected {field.expected}")
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        """The group from its part of a config. Lists become tuples, and integers floats where a field is a number.
+
+        Args:
+          values: a mapping or a ConfigDict; fields that it lacks have their defaults.
+        Raises:
+          ConfigError: a field is missing, unknown, or cannot have its value.
+        """
+        found, left = {}, dict(values.items())
+        for name, field, inner, default in _members(cls):
+            if name in left:
+                value = left.pop(name)
+                found[name] = field.canonical(value) if field else inner.of(value) if inner else plain(value)
+            elif default is dataclasses.MISSING:
+                others = "a group of fields" if inner else "the choices of a search space"
+                expected = field.expected if field else others
+                raise ConfigError(f"config.{cls.prefix}{name}: found nothing, expected {expected}")
+        for name in left:
+            raise ConfigError(f"config.{cls.prefix}{name}: found an unknown field")
+        return cls(**found)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The group as its part of a config: nested dictionaries, sorted by name as a ConfigDict's are."""
+        values = {option.name: getattr(self, option.name) for option in dataclasses.fields(self)}
+        return {
+            name: value.to_dict() if isinstance(value, Group) else plain(value)
+            for name, value in sorted(values.items())
+        }
+
+
+def _members(group: type[Group]) -> Iterator[tuple[str, Field | None, type[Group] | None, Any]]:
+    """Name, field, type and default of each option of a group: it is a field, a group itself (type), or the space."""
+    for option in dataclasses.fields(group):
+        inner = option.type if isinstance(option.type, type) and issubclass(option.type, Group) else None
+        yield option.name, option.metadata.get("field"), inner, option.default
+
+
+def plain(value: Any) -> Any:
+    """A config or a part of it as dictionaries, sorted by name; lists become tuples."""
+    if isinstance(value, Mapping) or hasattr(value, "items"):
+        return {name: plain(v) for name, v in sorted(value.items(), key=lambda item: str(item[0]))}
+    return tuple(plain(v) for v in value) if isinstance(value, list | tuple) else value
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model(Group, part="model"):
+    """The supernet: its classes, its regularisation and its arithmetic."""
+
+    num_classes: int = _integer(2)
+    dropout: float = _rate(0.0)
+    drop_connect: float = _rate(0.0)
+    dtype: str = _one_of("float32", "bfloat16", default="float32")
+    sync_batch_norm: bool = _switch(False)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Augment(Group, part="data.augment"):
+    """How training images are changed."""
+
+    crop: str = _one_of(*Crops)
+    crop_scale: tuple[float, ...] = _numbers(
+        2, lambda v: 0 < v[0] <= v[1] <= 1, "two numbers > 0 and <= 1, ascending"
+    )
+    crop_ratio: tuple[float, ...] = _numbers(2, lambda v: 0 < v[0] <= v[1], "two numbers > 0, ascending")
+    padding: int = _integer(0)
+    flip: float = _fraction()
+    policy: str = _one_of(*Policies)
+    rand_ops: int = _integer(0)
+    rand_magnitude: int = _option(int, lambda v: 0 <= v <= 30, "an integer from 0 to 30")
+    color_jitter: tuple[float, ...] = _numbers(
+        4,
+        lambda v: min(v) >= 0 and v[3] <= 0.5,
+        "four numbers >= 0 (brightness, contrast, saturation, hue <= 0.5)",
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Data(Group, part="data"):
+    """The images: where they lie, how they are prepared and read."""
+
+    source: str = _text(
+        ok=lambda v: bool(re.fullmatch(r"\w+", v)),
+        expected="folder, digits, or the name of a torchvision data set such as cifar10",
+    )
+    root: str = _text()
+    train_split: str = _name()
+    val_split: str = _name()
+    image_size: int = _integer(1)
+    eval_resize: int = _integer(1)
+    mean: tuple[float, ...] = _numbers(3, lambda v: all(0 <= x <= 1 for x in v), "three numbers from 0 to 1")
+    std: tuple[float, ...] = _numbers(3, lambda v: all(x > 0 for x in v), "three numbers > 0")
+    num_workers: int = _integer(0)
+    holdout: int = _integer(0)
+    on_corrupt: str = _one_of(*OnCorrupt)
+    augment: Augment
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sandwich(Group, part="sandwich"):
+    """The members of a step and their loss."""
+
+    num_random: int = _integer(0, 2)
+    label_smoothing: float = _rate(0.0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Optimizer(Group, part="optimizer"):
+    """The update of a step, and the learning rate over the run."""
+
+    name: str = _one_of(*Optimizers, default=Optimizers.SGD.value)
+    learning_rate: float = _positive(0.1)
+    schedule: str = _one_of(*Schedules, default=Schedules.COSINE.value)
+    decay_rate: float = _number(lambda v: 0 < v <= 1, "> 0 and <= 1", 0.97)
+    decay_epochs: float = _positive(2.4)
+    staircase: bool = _switch(True)
+    end_factor: float = _fraction(0.0)
+    warmup_epochs: float = _not_negative(0.0)
+    momentum: float = _rate(0.9)
+    nesterov: bool = _switch(True)
+    rmsprop_decay: float = _number(lambda v: 0 < v < 1, "> 0 and < 1", 0.9)
+    rmsprop_eps: float = _positive(1e-3)
+    weight_decay: float = _not_negative(1e-5)
+    clip_norm: float = _not_negative(0.0)
+    ema_decay: float = _rate(0.0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Calibration(Group, part="calibration"):
+    """The training images that set the batch-norm statistics of a child."""
+
+    num_images: int = _integer(1, 4096)
+    batch_size: int = _integer(1, 256)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation(Group, part="evaluation"):
+    """How, and how often in training, children are scored."""
+
+    batch_size: int = _integer(1, 256)
+    every_epochs: float = _positive(1.0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Search(Group, part="search"):
+    """A search: its strategy, its budgets, and how candidates are scored."""
+
+    strategy: str = _one_of(*Strategies, default=Strategies.COARSE_TO_FINE.value)
+    seed: int = _integer(0, 0)
+    num_evaluations: int = _integer(1, 300)
+    max_macs: tuple[float, ...] = _budgets("multiply-adds")
+    max_params: tuple[float, ...] = _budgets("parameters")
+    max_latency_ms: tuple[float, ...] = _budgets("milliseconds")
+    max_resolution: int = _integer(0, 0)
+    cost: str = _one_of(*Costs, default=Costs.MACS.value)
+    population: int = _integer(2, 32)
+    mutation_probability: float = _fraction(0.1)
+    first_part: float = _number(lambda v: 0 < v <= 1, "> 0 and <= 1, of the held-out images", 0.25)
+    confidence: float = _not_negative(2.0)
+    calibration_images: int = _integer(0, 0)
+    predictor: bool = _switch(False)
+    predictor_pool: int = _integer(2, 4)
+    predictor_min_tau: float = _fraction(0.3)
+    latency_batch_size: int = _integer(1, 1)
+    resident_gb: float = _not_negative(0.0)
+
+    def limits(self) -> dict[str, tuple[float, ...]]:
+        """The limits of the budgets by kind of cost; position n of each is the n-th budget, one value holds for all."""
+        return {cost.value: getattr(self, f"max_{cost}") for cost in Costs}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Checkpoint(Group, part="checkpoint"):
+    """How often the train state is saved, and how many checkpoints are kept."""
+
+    every_steps: int = _integer(1, 1000)
+    keep: int = _integer(1, 3)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Log(Group, part="log"):
+    """What is logged of a run."""
+
+    every_steps: int = _integer(1, 50)
+    images: int = _integer(0, 16)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Distributed(Group, part="distributed"):
+    """The processes of a run on several hosts."""
+
+    coordinator: str = _text(
+        "", lambda v: not v or bool(re.fullmatch(r".+:\d+", v)), "host:port, or nothing for one process"
+    )
+    num_processes: int = _integer(1, 1)
+    process_id: int = _integer(0, 0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(Group):
+    """All options of a run.
+
+    Attributes:
+      space: the choices of the search space, as `registry.space_of` reads them: plain dictionaries and tuples.
+    """
+
+    seed: int = _option(int, lambda v: 0 <= v < 2**32, "an integer >= 0 and < 2**32", 0)
+    batch_size: int = _integer(1, 128)
+    epochs: int = _integer(1, 10)
+    arch: str = _text("", expected="max, min, a JSON file or JSON to train one child, or nothing for a supernet")
+    init_from: str = _text("", expected="the folder of a run, whose slice is the child's start, or nothing")
+    init_checkpoint: str = _text(
+        "newest",
+        lambda v: bool(re.fullmatch(r"newest|best|none|\d+", v)),
+        "newest, best, a step, or none (the space of init_from with fresh weights)",
+    )
+    model: Model
+    data: Data
+    sandwich: Sandwich = Sandwich()
+    optimizer: Optimizer = Optimizer()
+    calibration: Calibration = Calibration()
+    evaluation: Evaluation = Evaluation()
+    search: Search = Search()
+    checkpoint: Checkpoint = Checkpoint()
+    log: Log = Log()
+    max_nonfinite_steps: int = _integer(1, 20)
+    distributed: Distributed = Distributed()
+    num_devices: int = _integer(0, 0)
+    max_steps: int = _integer(0, 0)
+    remat: bool = _switch(False)
+    space: Mapping[str, Any]
+
+
+def declared(group: type = Options, prefix: str = "") -> Iterator[tuple[str, Field, Any]]:
+    """Every field by dotted name, with what it may hold and its default (dataclasses.MISSING: none), but the space."""
+    for name, field, inner, default in _members(group):
+        if inner is not None:
+            yield from declared(inner, f"{prefix}{name}.")
+        elif field is not None:
+            yield prefix + name, field, default
