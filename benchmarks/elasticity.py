@@ -44,10 +44,11 @@ from bignas_jax.spaces.architecture import Architecture  # noqa: E402
 from bignas_jax.spaces.cost import count  # noqa: E402
 from bignas_jax.spaces.mobilenet import SearchSpace  # noqa: E402
 from bignas_jax.step import train_step as sandwich  # noqa: E402
-from bignas_jax.step.members.sandwich import members  # noqa: E402
+from bignas_jax.step.members.protocol import Member, Part, Target  # noqa: E402
+from bignas_jax.step.members.registry import make_members  # noqa: E402
 from bignas_jax.step.recipe import Recipe  # noqa: E402
 from bignas_jax.step.state import TrainState  # noqa: E402
-from bignas_jax.step.train_step import Sandwich  # noqa: E402
+from bignas_jax.step.train_step import TrainStep  # noqa: E402
 from configs import attentive_nas, bignas, digits  # noqa: E402
 
 CLASSES = 1000
@@ -74,7 +75,7 @@ def macs_ratio(space: SearchSpace, steps: int) -> float:
     """Multiply-adds that the executables of so many steps run, over those of exact slicing."""
     run = exact = 0
     for step in range(steps):
-        first, *drawn, last = members(space, Recipe(), step)
+        first, *drawn, last = make_members(space, Recipe()).architectures(step)
         buckets = [Bucket(first, False), *(shared(space, arch.resolution) for arch in drawn), Bucket(last, False)]
         for arch, bucket in zip((first, *drawn, last), buckets, strict=True):
             run += bucket.executed(space, arch, CLASSES)
@@ -83,14 +84,14 @@ def macs_ratio(space: SearchSpace, steps: int) -> float:
 
 
 def num_executables(space: SearchSpace) -> int:
-    """How many programs `Sandwich.compile` asks for; none is traced here."""
+    """How many programs `TrainStep.compile` asks for; none is traced here."""
     graphdef, state = nnx.split(nnx.eval_shape(lambda: Supernet(space, CLASSES, rngs=nnx.Rngs(0))))
     params, zero = nnx.to_pure_dict(state), np.int32(0)
     optimizer = optax.sgd(0.1, momentum=0.9)
     state = TrainState(params, jax.eval_shape(optimizer.init, params), None, zero, zero, zero)
     side = space.resolution[-1]
     batch = {"image": np.zeros((8, side, side, 3), np.uint8), "label": np.zeros(8, np.int32)}
-    made = Sandwich(space, graphdef, Recipe(), optimizer, make_mesh(1, {}))
+    made = TrainStep(space, graphdef, Recipe(), optimizer, make_mesh(1, {}))
     with mock.patch.object(sandwich, "compile_ahead", lambda jobs, *_: dict.fromkeys(jobs)):
         made.compile(state, batch, progress=False)
     return len(made.executables)
@@ -107,7 +108,7 @@ def compiles_after_warmup(space: SearchSpace, steps: int) -> int:
     """What JAX compiles in `steps` sandwich steps after the first one, all with random members of their own."""
     mesh = make_mesh(0, {})
     graphdef, params = build(space, 10)
-    made = Sandwich(space, graphdef, Recipe(num_random=4), optax.sgd(0.01), mesh)
+    made = TrainStep(space, graphdef, Recipe(num_random=4), optax.sgd(0.01), mesh)
     state, batch = made.init(jax.device_get(params)), some_batch(mesh, 4 * mesh.size, space.resolution[-1])
     made.compile(state, batch, progress=False)
     state, _ = made(state, batch, 0)
@@ -138,27 +139,31 @@ class Timed:
         self.space = space
         resolution, mesh = archs[0].resolution, make_mesh(1, {})
         graphdef, params = build(space, CLASSES, dtype=dtype)
-        self.made = Sandwich(space, graphdef, Recipe(), optax.sgd(0.01), mesh)
+        self.made = TrainStep(space, graphdef, Recipe(), optax.sgd(0.01), mesh)
         self.params = replicate(mesh, jax.device_get(params))
         self.batch = some_batch(mesh, batch, resolution)
-        uniform = np.full((batch, CLASSES), 1 / CLASSES, np.float32)
-        self.targets = jax.device_put(uniform, batch_sharding(mesh))
+        self.teacher = jax.device_put(np.zeros((batch, CLASSES), np.float32), batch_sharding(mesh))
         self.total = jax.tree.map(lambda a: np.zeros((1, *a.shape), np.float32), params)
         self.total = jax.device_put(self.total, batch_sharding(mesh))
         buckets = [shared(space, resolution), *(Bucket(arch, masked=False) for arch in archs)]
-        jobs = {bucket: lambda bucket=bucket: self._lower(bucket) for bucket in buckets}
+        parts = [Part(bucket, Target.TEACHER) for bucket in buckets]
+        jobs = {part: lambda part=part: self._lower(part) for part in parts}
         self.made.executables = compile_ahead(jobs, "compile members")
 
-    def _lower(self, bucket: Bucket):
+    def _lower(self, part: Part):
+        bucket = part.bucket
         whole, split = (jax.sharding.NamedSharding(self.made.mesh, REPLICATED), batch_sharding(self.made.mesh))
         sampled = shapes(sizes(self.space, bucket.arch, bucket.arch), whole) if bucket.masked else None
-        given = shapes((self.batch["image"], self.batch["label"], self.targets), split)
-        program = self.made._student(bucket)
-        return program.lower(shapes(self.params, whole), *given, sampled, shapes(self.total, split))
+        image, label, teacher = shapes((self.batch["image"], self.batch["label"], self.teacher), split)
+        program = self.made._gradient(part)
+        params, total = shapes(self.params, whole), shapes(self.total, split)
+        return program.lower(params, image, label, None, teacher, sampled, total)
 
     def seconds(self, arch: Architecture, sliced: bool) -> float:
         start = time.perf_counter()
-        self.total, _ = self.made.study(self.params, self.batch, arch, self.targets, self.total, sliced=sliced)
+        bucket = Bucket(arch, masked=False) if sliced else shared(self.space, arch.resolution)
+        member = Member(arch, Part(bucket, Target.TEACHER))
+        self.total, *_ = self.made.learn(self.params, self.batch, member, 0, self.teacher, self.total)
         jax.block_until_ready(self.total)
         return time.perf_counter() - start
 

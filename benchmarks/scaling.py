@@ -45,10 +45,10 @@ from bignas_jax.programs.kept import use_compilation_cache  # noqa: E402
 from bignas_jax.programs.weights import build  # noqa: E402
 from bignas_jax.spaces import cost  # noqa: E402
 from bignas_jax.spaces.mobilenet import SearchSpace  # noqa: E402
-from bignas_jax.step.members.sandwich import member_names  # noqa: E402
+from bignas_jax.step.members.registry import make_members  # noqa: E402
 from bignas_jax.step.optimizer import optimizer, schedule  # noqa: E402
 from bignas_jax.step.recipe import Recipe  # noqa: E402
-from bignas_jax.step.train_step import Sandwich  # noqa: E402
+from bignas_jax.step.train_step import TrainStep  # noqa: E402
 from configs import bignas, digits  # noqa: E402
 
 COLLECTIVE = re.compile(r"= (\(?[^=]*?\)?) (all-reduce|all-gather|reduce-scatter|ragged-all-to-all|all-to-all|"
@@ -93,16 +93,16 @@ def compiled_step(synchronised: bool):
     mesh = make_mesh(8, {})
     rate = schedule(options.optimizer, 100, 1)
     recipe = Recipe.of(options)
-    sandwich = Sandwich(space, graphdef, recipe, optimizer(options.optimizer, rate), mesh, rate)
+    sandwich = TrainStep(space, graphdef, recipe, optimizer(options.optimizer, rate), mesh, rate)
     state = sandwich.init(params)
     side = config.data.image_size
     images = {"image": np.zeros((16, side, side, 3), np.uint8), "label": np.zeros(16, np.int32)}
     batch = jax.device_put(images, batch_sharding(mesh))
     sandwich.compile(state, batch, progress=False)
-    return sandwich, sum(p.size for p in jax.tree.leaves(params)), len(member_names(space, recipe))
+    return sandwich, sum(p.size for p in jax.tree.leaves(params)), len(make_members(space, recipe).names)
 
 
-def sent(sandwich: Sandwich) -> list[tuple[str, int]]:
+def sent(sandwich: TrainStep) -> list[tuple[str, int]]:
     """The collectives of one step: shared executables once each, though a step may run one twice or not at all."""
     return [c for executable in sandwich.executables.values() for c in collectives(executable.as_text())]
 

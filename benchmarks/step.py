@@ -37,16 +37,16 @@ from peer import Peer, PeerStep, agreement, noise, torch_device  # noqa: E402
 from report import Result, write  # noqa: E402
 
 from bignas_jax.config.options import Options  # noqa: E402
-from bignas_jax.programs.buckets import Bucket, shared  # noqa: E402
 from bignas_jax.programs.devices import SPLIT, make_mesh  # noqa: E402
 from bignas_jax.programs.kept import use_compilation_cache  # noqa: E402
 from bignas_jax.programs.weights import build  # noqa: E402
 from bignas_jax.spaces import cost  # noqa: E402
 from bignas_jax.spaces.mobilenet import SearchSpace  # noqa: E402
-from bignas_jax.step.members.sandwich import member_names, members  # noqa: E402
+from bignas_jax.step.members.protocol import Part  # noqa: E402
+from bignas_jax.step.members.registry import make_members  # noqa: E402
 from bignas_jax.step.optimizer import optimizer, schedule  # noqa: E402
 from bignas_jax.step.recipe import Recipe  # noqa: E402
-from bignas_jax.step.train_step import Sandwich  # noqa: E402
+from bignas_jax.step.train_step import TrainStep  # noqa: E402
 from configs import bignas, digits  # noqa: E402
 
 TARGET = {"cpu": 1.3, "gpu": 2.0}
@@ -92,7 +92,7 @@ class Ours:
         graphdef = build(space, config.model.num_classes, dtype=dtype)[0]
         mesh = make_mesh(1, {})
         rate = schedule(options.optimizer, 1000, options.epochs)
-        self.sandwich = Sandwich(space, graphdef, self.recipe, optimizer(options.optimizer, rate), mesh, rate)
+        self.sandwich = TrainStep(space, graphdef, self.recipe, optimizer(options.optimizer, rate), mesh, rate)
         self.state = self.sandwich.init(params)
         sharding = jax.sharding.NamedSharding(mesh, SPLIT)
         self.batch = jax.device_put({"image": images, "label": labels.astype(np.int32)}, sharding)
@@ -106,17 +106,14 @@ class Ours:
         for key, executable in self.sandwich.executables.items():
             plan = executable.memory_analysis()
             parts = plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
-            name = key if isinstance(key, str) else f"{key.arch.resolution} px {'masked' if key.masked else 'sliced'}"
-            peak[name] = parts + plan.temp_size_in_bytes
+            peak[_program_name(key)] = parts + plan.temp_size_in_bytes
         return peak
 
     def member(self, arch, targets=None, total=None):
-        """Gradient of one member and the soft predictions (the biggest's, where `targets` is None), waited for."""
-        if targets is None:
-            total, _, targets = self.sandwich.teach(self.state.params, self.batch, 0)
-        else:
-            total, _ = self.sandwich.study(self.state.params, self.batch, arch, targets, total)
-        return jax.block_until_ready((total, targets))
+        """Gradient of one member and the predictions (the biggest's, where `targets` is None), waited for."""
+        member = self.sandwich.members.member(arch)
+        total, _, own = self.sandwich.learn(self.state.params, self.batch, member, 0, targets, total)
+        return jax.block_until_ready((total, own if targets is None else targets))
 
     def step(self, number: int, archs) -> None:
         del archs  # drawn again, from the number
@@ -229,7 +226,8 @@ def check_exactly(config, space, params, images, labels) -> None:
     with jax.default_matmul_precision("highest"):
         ours = Ours(*arguments)
     for pointwise in FORMS["eager"]:
-        check(ours, Theirs(*arguments, "eager", pointwise), members(space, ours.recipe, 0), "float32")
+        archs = make_members(space, ours.recipe).architectures(0)
+        check(ours, Theirs(*arguments, "eager", pointwise), archs, "float32")
 
 
 def prepare_compile(architectures: int) -> None:
@@ -258,8 +256,8 @@ def time_members(side, archs, names, times: dict[str, list[float]]) -> None:
 
 def compare(sides: dict[str, object], space, recipe, steps: int) -> dict[str, dict[str, float]]:
     """Median seconds of the step and of each member by side; the sides take turns, on the same architectures."""
-    names = member_names(space, recipe)
-    drawn = [members(space, recipe, number) for number in range(steps)]
+    names = make_members(space, recipe).names
+    drawn = [make_members(space, recipe).architectures(number) for number in range(steps)]
     whole = {name: getattr(side, "whole", True) for name, side in sides.items()}
     for name, side in sides.items():
         if isinstance(side, Theirs) and whole[name]:
@@ -304,10 +302,9 @@ def rates(ours: Ours, space, classes: int, batch: int, steps: int, seconds_a_ste
     """Of the timed steps: useful arithmetic, and memory traffic as XLA counts it (its limits are in TRAFFIC)."""
     executables, macs, traffic = ours.sandwich.executables, 0, 0
     for number in range(steps):
-        archs = members(space, ours.recipe, number)
-        macs += sum(cost.count(space, arch, classes).macs for arch in archs)
-        keys = ["teacher", *(shared(space, arch.resolution) for arch in archs[1:-1]), "update"]
-        keys.append(Bucket(archs[-1], masked=False))
+        members = ours.sandwich.members.choose(number, None)
+        macs += sum(cost.count(space, member.arch, classes).macs for member in members)
+        keys = [*(member.part for member in members), "update"]
         traffic += sum(executables[key].cost_analysis().get("bytes accessed", 0) for key in keys)
     # A multiply-add is two operations; the gradient takes two products for the forward pass's one.
     operations = 2 * 3 * batch * macs / steps / seconds_a_step
@@ -315,6 +312,12 @@ def rates(ours: Ours, space, classes: int, batch: int, steps: int, seconds_a_ste
         Result("step: rate of arithmetic", operations / 1e12, "TFLOP/s"),
         Result(TRAFFIC, traffic / steps / seconds_a_step / 1e9, "GB/s"),
     ]
+
+
+def _program_name(key: Part | str) -> str:
+    if isinstance(key, str) or key.first:
+        return key if isinstance(key, str) else "the biggest"
+    return f"{key.bucket.arch.resolution} px {'masked' if key.bucket.masked else 'sliced'}"
 
 
 def memory_results(ours: Ours, remat: Ours | None) -> list[Result]:
@@ -325,7 +328,7 @@ def memory_results(ours: Ours, remat: Ours | None) -> list[Result]:
         print(f"memory of {name}: {size / 1e9:.3f} GB, with remat {less[name] / 1e9:.3f} GB")
     if remat is not None:
         masked = max((name for name in peaks if name.endswith("masked")), key=peaks.get)
-        for title, name in (("the biggest", "teacher"), ("a random member", masked)):
+        for title, name in (("the biggest", "the biggest"), ("a random member", masked)):
             results.append(figure(f"rematerialisation: memory of {title}", less[name] / peaks[name], "x"))
     used = jax.devices()[0].memory_stats() if jax.default_backend() != "cpu" else None
     if used:
@@ -348,7 +351,7 @@ def main() -> None:
     if args.dtype == "bfloat16":
         check_exactly(config, space, *given)
     ours = Ours(config, space, args.dtype, *given)
-    sides, first = {"ours": ours}, members(space, ours.recipe, 0)
+    sides, first = {"ours": ours}, make_members(space, ours.recipe).architectures(0)
     for form in args.peer.split(","):
         if form == "compile":
             prepare_compile(2)

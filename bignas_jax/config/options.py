@@ -63,6 +63,19 @@ class Strategies(enum.StrEnum):
     RANDOM = "random"
 
 
+class MemberSamplers(enum.StrEnum):
+    """Rules by which the members of a step are chosen."""
+
+    SANDWICH = "sandwich"
+    SINGLE = "single"
+
+
+class Losses(enum.StrEnum):
+    """What the members of a step learn."""
+
+    SOFT_CROSS_ENTROPY = "soft_cross_entropy"
+
+
 class Costs(enum.StrEnum):
     """Kinds of cost that a search may limit, and draw its front over."""
 
@@ -116,6 +129,12 @@ def _integer(least: int, default: Any = dataclasses.MISSING) -> Any:
 
 def _number(ok: Callable[[float], bool], expected: str, default: Any = dataclasses.MISSING) -> Any:
     return _option(float, ok, f"a number {expected}", default)
+
+
+def _plugged(*names: str, default: Any = dataclasses.MISSING) -> Any:
+    """A name, or a class of the user's own."""
+    words = f"one of {', '.join(names)}, or a class of your own as package.module:Class"
+    return _option(str, lambda v: v in names or bool(re.fullmatch(r"[\w.]+:\w+", v)), words, default)
 
 
 def _positive(default: Any = dataclasses.MISSING) -> Any:
@@ -285,6 +304,8 @@ class Sandwich(Group, part="sandwich"):
 
     num_random: int = _integer(0, 2)
     label_smoothing: float = _rate(0.0)
+    members: str = _plugged(*MemberSamplers, default=MemberSamplers.SANDWICH.value)
+    loss: str = _plugged(*Losses, default=Losses.SOFT_CROSS_ENTROPY.value)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -328,7 +349,7 @@ class Evaluation(Group, part="evaluation"):
 class Search(Group, part="search"):
     """A search: its strategy, its budgets, and how candidates are scored."""
 
-    strategy: str = _one_of(*Strategies, default=Strategies.COARSE_TO_FINE.value)
+    strategy: str = _plugged(*Strategies, default=Strategies.COARSE_TO_FINE.value)
     seed: int = _integer(0, 0)
     num_evaluations: int = _integer(1, 300)
     max_macs: tuple[float, ...] = _budgets("multiply-adds")

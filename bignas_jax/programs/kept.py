@@ -1,15 +1,18 @@
 """Compiled programs, kept from run to run under a name that costs no trace.
 
 JAX's own cache finds a program by its text, for which it must be traced and lowered first: two thirds of the warm
-start of a full-size run. Here a program is found by what its text follows from: the run's config, this package's
-sources, the versions of the libraries, JAX's settings, and the devices. Under another name it is found by its text as
-well, so that a change of the sources that leaves a program as it was costs a trace, no compile.
+start of a full-size run. Here a program is found by what its text follows from: the specs that it is made of (space,
+members, loss, step, mesh), the sources of this package and of the user's own classes, the versions of the libraries,
+JAX's settings, and the devices. A program with another name is found by its text as well, so that a change of the
+sources that leaves a program as it was costs a trace, no compile.
 """
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import importlib.metadata
+import json
 import os
 import pathlib
 import pickle
@@ -18,7 +21,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -133,6 +136,30 @@ def load_or_compile(
     """The program of this identity and key: one that is kept, else what `lower` gives, compiled."""
     program = Program(identity, key)
     return program.load() or program.compile(lower())
+
+
+def identity_of(*specs: Any) -> str:
+    """A text that is equal for equal specs, and for no others.
+
+    Args:
+      specs: frozen dataclasses, numbers, strings, None, and tuples, lists and dictionaries of these.
+    Raises:
+      TypeError: a spec is something else, whose text might hold an address.
+    """
+
+    def plain(value: Any) -> Any:
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            fields = {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+            return [type(value).__qualname__, fields]
+        if isinstance(value, Mapping):
+            return {str(name): plain(v) for name, v in value.items()}
+        if isinstance(value, tuple | list):
+            return [plain(v) for v in value]
+        if value is None or isinstance(value, str | int | float):
+            return value
+        raise TypeError(f"identity: found {value!r}, expected plain values and frozen dataclasses")
+
+    return json.dumps(plain(specs), sort_keys=True)
 
 
 def surroundings() -> tuple[str, ...]:

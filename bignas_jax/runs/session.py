@@ -11,14 +11,16 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh
 
-from bignas_jax.config.files import to_json
 from bignas_jax.config.options import Data, Options
 from bignas_jax.data import DataError, Dataset, Loader, open_dataset, prefetch
 from bignas_jax.errors import ConfigError
 from bignas_jax.evaluation import Evaluator, Score
+from bignas_jax.nets.kinds import module_of
 from bignas_jax.nets.supernet import Supernet
+from bignas_jax.plugins import source
 from bignas_jax.programs.buckets import Bucket
 from bignas_jax.programs.devices import make_mesh
+from bignas_jax.programs.kept import identity_of
 from bignas_jax.spaces.architecture import Architecture
 from bignas_jax.spaces.registry import space_of
 from bignas_jax.spaces.space import Space
@@ -37,6 +39,7 @@ class Session:
     graphdef: nnx.GraphDef
     shapes: Any  # of the parameters
     evaluator: Evaluator
+    network: str  # what the programs of the supernet depend on, see `network_identity`
 
     @classmethod
     def open(cls, options: Options, training: bool = False) -> "Session":
@@ -65,8 +68,10 @@ class Session:
             return Supernet(space, options.model.num_classes, dtype=options.model.dtype, rngs=nnx.Rngs(0))
 
         graphdef, state = nnx.split(nnx.eval_shape(make))
-        evaluator = Evaluator(space, graphdef, mesh, options.data.mean, options.data.std, to_json(options))
-        return cls(options, space, dataset, mesh, graphdef, nnx.to_pure_dict(state), evaluator)
+        network = network_identity(space, options, mesh)
+        mean, std = options.data.mean, options.data.std
+        evaluator = Evaluator(space, graphdef, mesh, mean, std, identity_of(network, mean, std))
+        return cls(options, space, dataset, mesh, graphdef, nnx.to_pure_dict(state), evaluator, network)
 
     def note_class_names(self, workdir: str | pathlib.Path) -> None:
         """Writes the names of the classes, in the order of the logits, into the run's folder."""
@@ -130,6 +135,15 @@ class Session:
         calibration = self._calibration_loader()
         with prefetch(calibration.once(), self.mesh) as batches:
             return self.evaluator.calibrate(weights, archs, batches, calibration.steps_per_epoch)
+
+
+def network_identity(space: Space, options: Options, mesh: Mesh) -> str:
+    """What every program of a supernet depends on: its space, classes, dtype, devices, and the user's own modules."""
+    layout = space.layout(space.biggest, options.model.num_classes)
+    plugged = dict.fromkeys([type(space), *map(module_of, layout)])
+    return identity_of(
+        space.to_dict(), options.model.num_classes, options.model.dtype, mesh.size, [source(part) for part in plugged]
+    )
 
 
 def class_names(workdir: str | pathlib.Path, data: Data, like: Session) -> tuple[str, ...] | None:

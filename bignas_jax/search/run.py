@@ -31,7 +31,7 @@ from bignas_jax.search.problem import Problem, make_problem
 from bignas_jax.search.race import Evaluation, Race
 from bignas_jax.search.report.result import Found, result_of, write
 from bignas_jax.search.screening import Screening
-from bignas_jax.search.strategies.registry import make_strategy, round_size
+from bignas_jax.search.strategies.registry import make_strategy, round_size, strategy_maker
 from bignas_jax.search.strategies.strategy import Proposal, Strategy
 from bignas_jax.spaces.architecture import Architecture
 
@@ -91,6 +91,7 @@ def search(config: ConfigDict, workdir: str | pathlib.Path, checkpoint: str = "n
 
 
 def _check(options: Options) -> None:
+    strategy_maker(options.search.strategy)
     if options.distributed.num_processes > 1:
         raise ConfigError(
             f"config.distributed.num_processes: found {options.distributed.num_processes}, expected 1: a search runs "

@@ -7,7 +7,11 @@ from bignas_jax.config.options import Options
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """What a sandwich step needs of the options, as plain values."""
+    """What a step needs of the options, as plain values.
+
+    Attributes:
+      members, loss: names, or `package.module:Class`. mean, std: of images scaled to 0..1, three numbers each.
+    """
 
     num_random: int = 2
     label_smoothing: float = 0.0
@@ -19,10 +23,14 @@ class Recipe:
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
     seed: int = 0
+    members: str = "sandwich"
+    loss: str = "soft_cross_entropy"
 
     @classmethod
     def of(cls, options: Options) -> "Recipe":
         return cls(
+            members=options.sandwich.members,
+            loss=options.sandwich.loss,
             num_random=options.sandwich.num_random,
             label_smoothing=options.sandwich.label_smoothing,
             dropout=options.model.dropout,

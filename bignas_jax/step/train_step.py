@@ -1,12 +1,11 @@
-"""The sandwich step (Yu et al., 2020, section 3.1): biggest, n random and smallest architecture, one update.
-
-Where a space leaves no choice, the step has one member: a child is trained as an ordinary network.
+"""A train step: the gradients of its members on one batch, summed, and one update.
 
 Each member's gradient is an executable of its own, compiled for its bucket; every device adds its members'
 gradients up for itself. One last executable reduces the sum over the devices, once, and updates.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -23,26 +22,32 @@ from bignas_jax.nets.sizes import sizes
 from bignas_jax.nets.slicing import num_classes_of
 from bignas_jax.nets.supernet import Supernet
 from bignas_jax.ops import prepare
-from bignas_jax.ops.losses import cross_entropy, smooth_labels
+from bignas_jax.ops.losses import cross_entropy
 from bignas_jax.programs.buckets import Bucket, shared
 from bignas_jax.programs.compile import compile_ahead
 from bignas_jax.programs.devices import AXIS, REPLICATED, SPLIT, batch_sharding, over_devices, replicate, shapes
 from bignas_jax.spaces.architecture import Architecture
 from bignas_jax.spaces.space import Space
-from bignas_jax.step.members.sandwich import member_names, members
+from bignas_jax.step.losses import loss_class
+from bignas_jax.step.members.protocol import Member, Part, Target
+from bignas_jax.step.members.registry import make_members
 from bignas_jax.step.optimizer import KeptTrace
 from bignas_jax.step.recipe import Recipe
 from bignas_jax.step.state import TrainState
 
 
-class Sandwich:
-    """The executables of a sandwich step, and the step itself.
+class TrainStep:
+    """The executables of a step, and the step itself.
 
     Args:
-      space: the search space. graphdef: of its supernet. recipe: losses and regularisation.
+      space: the search space. graphdef: of its supernet. recipe: members, loss and regularisation.
       optimizer: optax transformation of the summed gradient. schedule: its learning rate by update, to report.
       mesh: devices, as `devices.make_mesh` gives them.
-      identity: all that determines these arguments, and the shapes to compile for; see `buckets.compile_ahead`.
+      identity: all that determines these arguments, and the shapes to compile for; see `compile.compile_ahead`.
+    Attributes:
+      members: the sampler. loss: the loss.
+    Raises:
+      ConfigError: the recipe names members or a loss that are not there.
     """
 
     def __init__(
@@ -57,6 +62,7 @@ class Sandwich:
     ):
         self.space, self.graphdef, self.recipe, self.optimizer, self.mesh = space, graphdef, recipe, optimizer, mesh
         self.schedule, self.identity = schedule, identity
+        self.members, self.loss = make_members(space, recipe), loss_class(recipe.loss)(recipe)
         self.executables: dict[Any, Any] = {}
 
     def init(self, params: Any) -> TrainState:
@@ -77,58 +83,89 @@ class Sandwich:
         params = shapes(state.params, whole)
         image, label = shapes(batch["image"], split), shapes(batch["label"], split)
         step = shapes(np.int32(0), whole)
-        classes = num_classes_of(params)
-        targets = jax.ShapeDtypeStruct((image.shape[0], classes), np.float32, sharding=split)
-        totals = self._shape_of_totals(params)
+        teacher = jax.ShapeDtypeStruct((image.shape[0], num_classes_of(params)), np.float32, sharding=split)
+        total, metrics = self._shape_of_totals(params)
 
-        def lower_student(bucket: Bucket):
-            sampled = None
-            if bucket.masked:
-                sampled = shapes(sizes(self.space, bucket.arch, bucket.arch), whole)
-            return self._student(bucket).lower(params, image, label, targets, sampled, totals[0])
+        def told(bucket: Bucket):
+            return shapes(sizes(self.space, bucket.arch, bucket.arch), whole) if bucket.masked else None
 
-        students = len(member_names(self.space, self.recipe)) - 1
-        buckets = [Bucket(self.space.smallest, masked=False)] if students else []
-        if students > 1:
-            buckets += [shared(self.space, resolution) for resolution in self.space.resolutions]
-        jobs = {"teacher": lambda: self._teacher().lower(params, image, label, step)}
-        jobs |= {bucket: partial(lower_student, bucket) for bucket in buckets}
-        metrics = [totals[1]] * (students + 1)
-        jobs["update"] = lambda: self._update().lower(shapes(state, whole), totals[0], metrics)
-        self.executables = compile_ahead(jobs, "compile sandwich", progress, self.identity)
+        def lower(part: Part):
+            arguments = step if part.regularised else None, teacher if part.target == Target.TEACHER else None
+            return self._gradient(part).lower(
+                params, image, label, *arguments, told(part.bucket), None if part.first else total
+            )
+
+        def lower_score(bucket: Bucket):
+            return self._loss_of(bucket).lower(params, image, label, told(bucket))
+
+        jobs = {part: partial(lower, part) for part in self.members.programs(self.space)}
+        if self.members.scores:
+            buckets = [shared(self.space, resolution) for resolution in self.space.resolutions]
+            jobs |= {("score", bucket): partial(lower_score, bucket) for bucket in buckets}
+        members = [metrics] * len(self.members.names)
+        jobs["update"] = lambda: self._update().lower(shapes(state, whole), total, members)
+        self.executables = compile_ahead(jobs, "compile step", progress, self.identity)
 
     def __call__(self, state: TrainState, batch: dict[str, jax.Array], step: int) -> tuple[TrainState, Any]:
-        """One sandwich step. `state` is donated.
+        """One step. `state` is donated.
 
         Args:
           step: `state.step` as the host knows it.
         Returns:
-          The new state, and metrics on the device: `loss` and `accuracy` [members] (agreement with the labels),
-          `gradient_norm` before clipping, `learning_rate`, `finite` (whether the update was made), and the counters
-          `skipped` and `skipped_in_row`.
+          The new state, and metrics on the device: `loss`, `accuracy` (agreement with the labels) and what the loss
+          names, each [members]; `gradient_norm` before clipping, `learning_rate`, `finite` (whether the update was
+          made), and the counters `skipped` and `skipped_in_row`.
         """
-        _, *others = members(self.space, self.recipe, step)
-        grads, metrics, targets = self.teach(state.params, batch, step)
-        all_metrics = [metrics]
-        for arch in others:
-            grads, metrics = self.study(state.params, batch, arch, targets, grads, sliced=arch is others[-1])
+        grads = teacher = None
+        all_metrics = []
+        for member in self.members.choose(step, partial(self.score, state.params, batch)):
+            grads, metrics, predicted = self.learn(state.params, batch, member, step, teacher, grads)
+            teacher = predicted if member.part.first else teacher
             all_metrics.append(metrics)
         return self.executables["update"](state, grads, all_metrics)
 
-    def teach(self, params: Any, batch: dict[str, jax.Array], step: int) -> tuple[Any, jax.Array, jax.Array]:
-        """The biggest architecture's gradient (a leading axis of devices), metrics, and soft predictions."""
-        return self.executables["teacher"](params, batch["image"], batch["label"], np.int32(step))
-
-    def study(self, params, batch, arch: Architecture, targets, total, sliced: bool | None = None):
-        """Adds the gradient of `arch` on the biggest's `targets` to `total`, which is donated; and its metrics.
+    def learn(
+        self,
+        params: Any,
+        batch: dict[str, jax.Array],
+        member: Member,
+        step: int,
+        teacher: jax.Array | None = None,
+        total: Any = None,
+    ) -> tuple[Any, jax.Array, jax.Array | None]:
+        """Adds the gradient of a member to that of the members before it.
 
         Args:
-          sliced: whether `arch` runs in the executable of the smallest; None: if it is the smallest.
+          teacher: logits of the first member; None for itself.
+          total: the sum so far, which is donated; None for the first member.
+        Returns:
+          The sum, with a leading axis of devices; the member's metrics; and its logits if it is the first, else None.
         """
-        sliced = arch == self.space.smallest if sliced is None else sliced
-        bucket = Bucket(arch, masked=False) if sliced else shared(self.space, arch.resolution)
-        sampled = bucket.sampled(self.space, arch)
-        return self.executables[bucket](params, batch["image"], batch["label"], targets, sampled, total)
+        part = member.part
+        return self.executables[part](
+            params,
+            batch["image"],
+            batch["label"],
+            np.int32(step) if part.regularised else None,
+            teacher if part.target == Target.TEACHER else None,
+            part.bucket.sampled(self.space, member.arch),
+            total,
+        )
+
+    def score(self, params: Any, batch: dict[str, jax.Array], archs: Sequence[Architecture]) -> list[float]:
+        """Losses of architectures with the labels on this batch, equal on all hosts.
+
+        Raises:
+          RuntimeError: the members' sampler has not said that it `scores`.
+        """
+        if not self.members.scores:
+            raise RuntimeError("step: found a score asked for, expected a sampler of members whose `scores` is True")
+        found = []
+        for arch in archs:
+            bucket = shared(self.space, arch.resolution)
+            run = self.executables["score", bucket]
+            found.append(run(params, batch["image"], batch["label"], bucket.sampled(self.space, arch)))
+        return [float(loss) for loss in jax.device_get(found)]
 
     def _shape_of_totals(self, params: Any) -> tuple[Any, Any]:
         """Shapes of the gradient, one a device, and of a member's metrics."""
@@ -137,7 +174,9 @@ class Sandwich:
         def one_a_device(a):
             return jax.ShapeDtypeStruct((devices, *a.shape), a.dtype, sharding=split)
 
-        return jax.tree.map(one_a_device, params), jax.ShapeDtypeStruct((devices, 2), np.float32, sharding=split)
+        width = 2 + len(self.loss.metrics)
+        metrics = jax.ShapeDtypeStruct((devices, width), np.float32, sharding=split)
+        return jax.tree.map(one_a_device, params), metrics
 
     def _logits(self, params, image, bucket: Architecture, sampled, rng=None):
         recipe = self.recipe
@@ -148,40 +187,40 @@ class Sandwich:
         net: Supernet = nnx.merge(self.graphdef, params)
         return net(x, bucket, sampled, mode)[0]
 
-    def _teacher(self):
-        """Gradient of the biggest architecture on the labels: (gradient, metrics, soft targets)."""
-        space, recipe = self.space, self.recipe
+    def _gradient(self, part: Part):
+        """The program of `learn`. The gradient has a leading axis of the devices, each of which holds its own."""
+        recipe, bucket = self.recipe, part.bucket
 
-        def teach(params, image, label, step):
-            rng = jax.random.fold_in(jax.random.fold_in(jax.random.key(recipe.seed), step), jax.lax.axis_index(AXIS))
+        def learn(params, image, label, step, teacher, sampled, total):
+            rng = None
+            if part.regularised:
+                key = jax.random.fold_in(jax.random.key(recipe.seed), step)
+                rng = jax.random.fold_in(key, jax.lax.axis_index(AXIS))
 
             def loss(params):
-                logits = self._logits(params, image, space.biggest, None, rng)
-                targets = smooth_labels(label, logits.shape[-1], recipe.label_smoothing)
-                return cross_entropy(logits, targets), logits
+                logits = self._logits(params, image, bucket.arch, sampled, rng)
+                value, extra = self.loss(logits, label, teacher)
+                return value, (logits, extra)
 
-            (value, logits), grads = jax.value_and_grad(loss, has_aux=True)(params)
-            return _stack(grads), _metrics(value, logits, label), jax.nn.softmax(logits)
+            (value, (logits, extra)), grads = jax.value_and_grad(loss, has_aux=True)(params)
+            grads = _stack(grads)
+            if not part.first:
+                grads = jax.tree.map(jnp.add, total, grads)
+            further = [extra[name] for name in self.loss.metrics]
+            return grads, _metrics(value, logits, label, further), logits if part.first else None
 
-        return over_devices(self.mesh, teach, (REPLICATED, SPLIT, SPLIT, REPLICATED), (SPLIT, SPLIT, SPLIT))
+        specs = (REPLICATED, SPLIT, SPLIT, REPLICATED, SPLIT, REPLICATED, SPLIT)
+        donated = {} if part.first else {"donate_argnums": (6,)}
+        return over_devices(self.mesh, learn, specs, (SPLIT, SPLIT, SPLIT), **donated)
 
-    def _student(self, bucket: Bucket):
-        """Gradient of a member on the biggest's soft predictions, added to that of the members before it.
+    def _loss_of(self, bucket: Bucket):
+        """The program of `score`."""
 
-        The gradient has a leading axis of the devices, each of which holds its own.
-        """
+        def loss(params, image, label, sampled):
+            logits = self._logits(params, image, bucket.arch, sampled)
+            return jax.lax.pmean(cross_entropy(logits, jax.nn.one_hot(label, logits.shape[-1])), AXIS)
 
-        def study(params, image, label, targets, sampled, total):
-            def loss(params):
-                logits = self._logits(params, image, bucket.arch, sampled)
-                return cross_entropy(logits, targets), logits
-
-            (value, logits), grads = jax.value_and_grad(loss, has_aux=True)(params)
-            total = jax.tree.map(jnp.add, total, _stack(grads))
-            return total, _metrics(value, logits, label)
-
-        specs = (REPLICATED, SPLIT, SPLIT, SPLIT, REPLICATED, SPLIT)
-        return over_devices(self.mesh, study, specs, (SPLIT, SPLIT), donate_argnums=(5,))
+        return over_devices(self.mesh, loss, (REPLICATED, SPLIT, SPLIT, REPLICATED), REPLICATED)
 
     def _update(self):
         """The one reduction over the devices, the clip and the update."""
@@ -211,7 +250,8 @@ class Sandwich:
                 skipped=state.skipped + missed,
                 skipped_in_row=(state.skipped_in_row + missed) * missed,
             )
-            return new, {
+            named = {name: metrics[:, 0, 2 + n] for n, name in enumerate(self.loss.metrics)}
+            return new, named | {
                 "loss": loss,
                 "accuracy": metrics[:, 0, 1],
                 "gradient_norm": norm,
@@ -250,6 +290,6 @@ def _stack(grads: Any) -> Any:
     return jax.tree.map(lambda g: g[None], grads)
 
 
-def _metrics(loss: jax.Array, logits: jax.Array, label: jax.Array) -> jax.Array:
-    """[1, 2]: loss and accuracy of this device's images."""
-    return jnp.stack([loss, jnp.mean(jnp.argmax(logits, -1) == label)])[None]
+def _metrics(loss: jax.Array, logits: jax.Array, label: jax.Array, further: Sequence[jax.Array]) -> jax.Array:
+    """[1, 2 + further]: loss and accuracy of this device's images, and what else the loss gives."""
+    return jnp.stack([loss, jnp.mean(jnp.argmax(logits, -1) == label), *further])[None]

@@ -12,14 +12,14 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from bignas_jax.config.files import to_json
 from bignas_jax.config.options import Data, Distributed, Options
 from bignas_jax.data import DataError, Loader, prefetch
 from bignas_jax.data.prefetch import Prefetch
 from bignas_jax.errors import Stopped, TrainingError
 from bignas_jax.evaluation import placed
+from bignas_jax.plugins import source
 from bignas_jax.programs.devices import connect
-from bignas_jax.programs.kept import use_compilation_cache
+from bignas_jax.programs.kept import identity_of, use_compilation_cache
 from bignas_jax.programs.weights import draw_weights
 from bignas_jax.runs import assess as reporting
 from bignas_jax.runs.checkpoint import Checkpoints
@@ -30,10 +30,11 @@ from bignas_jax.runs.session import Session
 from bignas_jax.runs.signals import Signals, _agreed, _same_everywhere
 from bignas_jax.spaces.naming import extremes
 from bignas_jax.step import optimizer as optimizers
-from bignas_jax.step.members.sandwich import member_names
+from bignas_jax.step.losses import loss_class
+from bignas_jax.step.members.registry import members_class
 from bignas_jax.step.recipe import Recipe
 from bignas_jax.step.state import TrainState
-from bignas_jax.step.train_step import Sandwich
+from bignas_jax.step.train_step import TrainStep
 from bignas_jax.training import origin as child_training
 from bignas_jax.training.origin import Origin
 from bignas_jax.training.plan import Plan, Watch
@@ -62,7 +63,9 @@ def train(config: ConfigDict, workdir: str | pathlib.Path, progress: bool = True
     workdir = pathlib.Path(workdir)
     config = child_training.resolve(config, workdir)
     options = Options.of(config)
+    loss_class(options.sandwich.loss)
     session = Session.open(options, training=True)
+    members_class(session.space, options.sandwich.members)
     loader = session.loader("train", options.batch_size, train=True)
     session.check_evaluation("val", watched_split(options.data))
     goes_on = begun(workdir)
@@ -107,15 +110,17 @@ class Run:
         self.progress = progress and self.first
         self.plan = Plan.of(options, loader.steps_per_epoch)
         schedule = optimizers.schedule(options.optimizer, loader.steps_per_epoch, options.epochs)
-        self.recipe = Recipe.of(options)
-        self.sandwich = Sandwich(
+        recipe = Recipe.of(options)
+        plugged = members_class(session.space, recipe.members), loss_class(recipe.loss)
+        sizes = loader.steps_per_epoch, options.epochs, options.batch_size, options.data.image_size
+        self.step = TrainStep(
             session.space,
             session.graphdef,
-            self.recipe,
+            recipe,
             optimizers.optimizer(options.optimizer, schedule),
             session.mesh,
             schedule,
-            identity=f"{to_json(options)} {loader.steps_per_epoch}",
+            identity=identity_of(session.network, recipe, options.optimizer, sizes, *map(source, plugged)),
         )
         self.watch = Watch(options.max_nonfinite_steps)
         self.corrupt = 0  # images replaced since this process began
@@ -130,7 +135,7 @@ class Run:
     def start(self) -> TrainState:
         """The state to go on from, with everything compiled that the rest of the run needs."""
         options, session = self.options, self.session
-        identity, model = self.sandwich.identity, options.model
+        identity, model = self.session.network, options.model
         params = draw_weights(
             session.space, model.num_classes, dtype=model.dtype, seed=options.seed, identity=identity
         )
@@ -139,7 +144,7 @@ class Run:
             params = self.origin.weights(params, session.space.biggest, session.mesh)
             if self.first:
                 print(f"starting from {self.origin}")
-        state = self.sandwich.init(params)
+        state = self.step.init(params)
         if newest is not None:
             state = self.checkpoints.restore(state, session.mesh)
             if self.first and self.checkpoints.is_imported(newest):
@@ -151,7 +156,7 @@ class Run:
             # Its workers need seconds until their first batch: meanwhile programs are compiled.
             self.batches = prefetch(self.loader.epochs(step, self.plan.stop), session.mesh)
             size, batch = options.data.image_size, options.batch_size
-            self.sandwich.compile(
+            self.step.compile(
                 state,
                 {
                     "image": jax.ShapeDtypeStruct((batch, size, size, 3), np.uint8),
@@ -192,7 +197,7 @@ class Run:
                     for batch in self.batches:
                         if step == 0:
                             logs.images("images", _first_images(batch, self.options.log.images), step)
-                        state, metrics = self.sandwich(state, batch, step)
+                        state, metrics = self.step(state, batch, step)
                         step += 1
                         self._after(state, step, batch, metrics, logs, signals)
                 except DataError as error:
@@ -235,9 +240,11 @@ class Run:
 
     def _log(self, logs: Logs, step: int, metrics: Any) -> None:
         metrics = jax.device_get(metrics)
-        names = member_names(self.session.space, self.recipe)
+        names = self.step.members.names
         rate = logs.images_per_second(step, self.options.batch_size)
         values = {f"loss/{name}": float(v) for name, v in zip(names, metrics["loss"], strict=True)}
+        for kind in self.step.loss.metrics:
+            values |= {f"{kind}/{name}": float(v) for name, v in zip(names, metrics[kind], strict=True)}
         values |= {f"accuracy/{name}": float(v) for name, v in zip(names, metrics["accuracy"], strict=True)}
         values |= {
             "learning_rate": float(metrics["learning_rate"]),

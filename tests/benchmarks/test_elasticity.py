@@ -11,7 +11,7 @@ import pytest
 from bignas_jax.programs import memory
 from bignas_jax.programs.buckets import Bucket
 from bignas_jax.spaces.cost import count
-from bignas_jax.step.members.sandwich import members
+from bignas_jax.step.members.registry import make_members
 from bignas_jax.step.recipe import Recipe
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "elasticity.py"
@@ -27,13 +27,14 @@ def benchmark():
 def test_a_ratio_of_steps_is_that_of_sums_over_their_members(benchmark, tiny, monkeypatch):
     space = tiny.space
     monkeypatch.setattr(Bucket, "executed", lambda self, *_: 100 if self.masked else 7)
-    exact = sum(count(space, arch, 1000).macs for step in range(3) for arch in members(space, Recipe(), step))
+    members = make_members(space, Recipe())
+    exact = sum(count(space, arch, 1000).macs for step in range(3) for arch in members.architectures(step))
     assert benchmark["macs_ratio"](space, 3) == pytest.approx(3 * (2 * 100 + 2 * 7) / exact)
 
 
 def test_a_compile_in_a_later_step_is_seen(benchmark, tiny, monkeypatch):
-    Sandwich = benchmark["Sandwich"]
-    step_of = Sandwich.__call__
+    TrainStep = benchmark["TrainStep"]
+    step_of = TrainStep.__call__
 
     def call(self, state, batch, step):
         if step == 2:
@@ -41,7 +42,7 @@ def test_a_compile_in_a_later_step_is_seen(benchmark, tiny, monkeypatch):
         return step_of(self, state, batch, step)
 
     assert benchmark["num_executables"](tiny.space) == 3 + len(tiny.space.resolution)
-    monkeypatch.setattr(Sandwich, "__call__", call)
+    monkeypatch.setattr(TrainStep, "__call__", call)
     assert benchmark["compiles_after_warmup"](tiny.space, 2) == 1
 
 

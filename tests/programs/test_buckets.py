@@ -21,10 +21,10 @@ from bignas_jax.programs.buckets import Bucket, bucket_for, shared
 from bignas_jax.programs.compile import compile_ahead
 from bignas_jax.programs.devices import batch_sharding, make_mesh, replicate
 from bignas_jax.spaces.cost import count
-from bignas_jax.step.members.sandwich import members
+from bignas_jax.step.members.registry import make_members
 from bignas_jax.step.optimizer import optimizer
 from bignas_jax.step.recipe import Recipe
-from bignas_jax.step.train_step import Sandwich
+from bignas_jax.step.train_step import TrainStep
 
 SIDE, BATCH = 24, 8
 MEAN, STD = (0.5,) * 3, (0.25,) * 3
@@ -174,7 +174,7 @@ def data(mesh):
 def test_two_hundred_architectures_train_without_a_compile(tiny, compiles):
     mesh = make_mesh(2, {})
     recipe = Recipe(num_random=10, mean=MEAN, std=STD)
-    sandwich = Sandwich(tiny.space, tiny.graphdef, recipe, optimizer(SGD, lambda step: 0.01), mesh)
+    sandwich = TrainStep(tiny.space, tiny.graphdef, recipe, optimizer(SGD, lambda step: 0.01), mesh)
     state, batch = sandwich.init(tiny.params), data(mesh)
     compiles.clear()
     sandwich.compile(state, batch, progress=False)
@@ -184,7 +184,7 @@ def test_two_hundred_architectures_train_without_a_compile(tiny, compiles):
     seen = set()
     for step in range(20):
         state, metrics = sandwich(state, batch, step)
-        seen |= set(members(tiny.space, recipe, step)[1:-1])
+        seen |= set(make_members(tiny.space, recipe).architectures(step)[1:-1])
     assert np.isfinite(metrics["loss"]).all() and len(metrics["loss"]) == 12
     assert len(seen) > 150
     assert compiles == []

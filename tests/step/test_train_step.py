@@ -13,10 +13,10 @@ from tiny import CLASSES, assert_close, flat, run_child
 
 from bignas_jax.config.options import Options
 from bignas_jax.programs.devices import make_mesh
-from bignas_jax.step.members.sandwich import member_names, members
+from bignas_jax.step.members.registry import make_members
 from bignas_jax.step.optimizer import optimizer
 from bignas_jax.step.recipe import Recipe
-from bignas_jax.step.train_step import Sandwich
+from bignas_jax.step.train_step import TrainStep
 
 RECIPE = Recipe(num_random=2, label_smoothing=0.1, sync_batch_norm=True, mean=MEAN, std=STD, seed=3)
 
@@ -25,7 +25,7 @@ RECIPE = Recipe(num_random=2, label_smoothing=0.1, sync_batch_norm=True, mean=ME
 
 def sandwich_of(tiny, recipe, devices, config=SGD, rate=RATE):
     mesh = make_mesh(devices, {"batch_size": BATCH})
-    made = Sandwich(tiny.space, tiny.graphdef, recipe, optimizer(config, lambda step: rate), mesh)
+    made = TrainStep(tiny.space, tiny.graphdef, recipe, optimizer(config, lambda step: rate), mesh)
     state = made.init(tiny.params)
     made.compile(state, batches()[0], progress=False)
     return made
@@ -89,7 +89,7 @@ def test_some_steps_equal_the_same_steps_in_pytorch(tiny, one):
                           nesterov=True)
     for step, batch in enumerate(batches()):
         sgd.zero_grad()
-        losses = torch_step(tiny, leaves, batch, members(tiny.space, RECIPE, step))
+        losses = torch_step(tiny, leaves, batch, make_members(tiny.space, RECIPE).architectures(step))
         norm = torch.nn.utils.clip_grad_norm_(list(weights.values()), SGD.clip_norm)
         assert norm > 1.2 * SGD.clip_norm, "the clip is not exercised"
         # PyTorch passes over a weight that no member used; here its gradient is zero, and it decays.
@@ -112,6 +112,11 @@ def test_eight_devices_equal_one(tiny, one, eight):
     assert_close(metrics_b, metrics_a, rtol=1e-4)
 
 
+def first_of(step):
+    """The program of the first member."""
+    return next(part for part in step.members.programs(step.space) if part.first)
+
+
 def collectives(executable):
     """Names of the communicating operations of a compiled program; a pair of start and done counts once."""
     kinds = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute|collective-broadcast"
@@ -126,23 +131,23 @@ def test_one_all_reduce_a_step(plain, tiny):
 
 
 def test_synchronised_batch_norm_is_counted_by_the_same_measure(eight):
-    assert collectives(eight.executables["teacher"]).count("all-reduce") > 10
+    assert collectives(eight.executables[first_of(eight)]).count("all-reduce") > 10
     assert collectives(eight.executables["update"]) == ["all-reduce"]
 
 
 def test_members_follow_seed_and_step_alone(tiny):
     def drawn(seed):
         recipe = dataclasses.replace(RECIPE, seed=seed)
-        return [members(tiny.space, recipe, step) for step in range(20)]
+        return [make_members(tiny.space, recipe).architectures(step) for step in range(20)]
 
     np.random.seed(0)
     first = drawn(3)
     np.random.seed(1)
-    assert first[::-1] == [members(tiny.space, RECIPE, step) for step in reversed(range(20))]
+    assert first[::-1] == [make_members(tiny.space, RECIPE).architectures(step) for step in reversed(range(20))]
     assert first != drawn(4)
     assert len({step[1:3] for step in first}) > 15
     for step in first:
-        assert len(step) == len(member_names(tiny.space, RECIPE)) == 4
+        assert len(step) == len(make_members(tiny.space, RECIPE).names) == 4
         assert step[0] == tiny.space.biggest and step[-1] == tiny.space.smallest
         assert all(arch in tiny.space for arch in step)
 
@@ -203,13 +208,13 @@ def test_a_step_donates_its_state(tiny, one):
 def test_regularisation_is_a_function_of_step_and_device(tiny, plain):
     state = plain.init(tiny.params)
     batch = put(plain, batches()[0])
-    teacher = plain.executables["teacher"]
-    runs = [teacher(state.params, batch["image"], batch["label"], np.int32(step)) for step in (0, 1, 1)]
+    member = plain.members.member(tiny.space.biggest)
+    runs = [plain.learn(state.params, batch, member, step) for step in (0, 1, 1)]
     losses = [np.asarray(metrics)[:, 0] for _, metrics, _ in runs]
     assert np.all(losses[0] != losses[1]) and np.array_equal(losses[1], losses[2])
     # Devices draw their own masks: on equal images their losses differ.
     same = put(plain, jax.tree.map(lambda a: np.concatenate([a[:2]] * 8), batches()[0]))
-    _, metrics, _ = teacher(state.params, same["image"], same["label"], np.int32(0))
+    _, metrics, _ = plain.learn(state.params, same, member, 0)
     assert len(np.unique(np.asarray(metrics)[:, 0])) == 8
 
 
@@ -227,5 +232,5 @@ def test_recipe_reads_the_options():
 
 def test_no_random_member(tiny):
     recipe = dataclasses.replace(RECIPE, num_random=0)
-    assert members(tiny.space, recipe, 0) == (tiny.space.biggest, tiny.space.smallest)
-    assert member_names(tiny.space, recipe) == ("biggest", "smallest")
+    assert make_members(tiny.space, recipe).architectures(0) == (tiny.space.biggest, tiny.space.smallest)
+    assert make_members(tiny.space, recipe).names == ("biggest", "smallest")

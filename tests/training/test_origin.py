@@ -46,11 +46,11 @@ from bignas_jax.runs.identity import claim
 from bignas_jax.runs.logs import Logs
 from bignas_jax.runs.session import Session
 from bignas_jax.spaces.mobilenet import SearchSpace
-from bignas_jax.step.members.sandwich import member_names, members
+from bignas_jax.step.members.registry import make_members
 from bignas_jax.step.optimizer import optimizer
 from bignas_jax.step.recipe import Recipe
 from bignas_jax.step.state import TrainState
-from bignas_jax.step.train_step import Sandwich
+from bignas_jax.step.train_step import TrainStep
 from bignas_jax.training import loop as training
 from bignas_jax.training.origin import Origin, resolve
 from configs import child as recipe_of_a_child
@@ -66,11 +66,11 @@ def test_steps_of_a_child_equal_ordinary_training_in_pytorch(tiny_v3):
     space, params = single(made.space, arch), slice_params(made.space, made.params, arch)
     recipe = Recipe(num_random=2, label_smoothing=0.1, mean=MEAN, std=STD)
     mesh = make_mesh(1, {})
-    trainer = Sandwich(space, graphdef(space, CLASSES), recipe, optimizer(SGD, lambda step: RATE), mesh)
+    trainer = TrainStep(space, graphdef(space, CLASSES), recipe, optimizer(SGD, lambda step: RATE), mesh)
     state = trainer.init(params)
     trainer.compile(state, batches()[0], progress=False)
-    assert set(trainer.executables) == {"teacher", "update"}
-    assert members(space, recipe, 0) == (arch,) and member_names(space, recipe) == ("child",)
+    assert set(trainer.executables) == {*trainer.members.programs(space), "update"} and len(trainer.executables) == 2
+    assert make_members(space, recipe).architectures(0) == (arch,) and make_members(space, recipe).names == ("child",)
 
     net = load_slice(Child(made.space, arch, CLASSES), made.tensors).statistics("batch")
     groups = [dict(params=[p for p in net.parameters() if p.ndim > 1], weight_decay=SGD.weight_decay),

@@ -2,23 +2,49 @@
 
 import numpy as np
 
+from bignas_jax.programs.buckets import Bucket, shared
 from bignas_jax.spaces.architecture import Architecture
 from bignas_jax.spaces.space import Space
+from bignas_jax.step.members.protocol import Member, Part, Score, Target
 from bignas_jax.step.recipe import Recipe
 
 
-def members(space: Space, recipe: Recipe, step: int) -> tuple[Architecture, ...]:
-    """The architectures of a step: biggest, `num_random` drawn from (seed, step) alone, smallest.
+class Sandwich:
+    """The biggest architecture learns from the labels, all others from its predictions.
 
-    In a space of one architecture that one alone: trained on the labels, as an ordinary network.
+    Only the biggest is regularised. The random ones are drawn from (seed, step) alone.
     """
-    if space.size == 1:
-        return (space.biggest,)
-    rng = np.random.default_rng((recipe.seed, step))
-    return (space.biggest, *(space.sample(rng) for _ in range(recipe.num_random)), space.smallest)
 
+    scores = False
 
-def member_names(space: Space, recipe: Recipe) -> tuple[str, ...]:
-    if space.size == 1:
-        return ("child",)
-    return ("biggest", *(f"random{n + 1}" for n in range(recipe.num_random)), "smallest")
+    def __init__(self, space: Space, recipe: Recipe):
+        self._space, self._recipe = space, recipe
+        self.names = ("biggest", *(f"random{n + 1}" for n in range(recipe.num_random)), "smallest")
+        self._biggest = Part(Bucket(space.biggest, masked=False), Target.LABELS, regularised=True, first=True)
+        self._smallest = Part(Bucket(space.smallest, masked=False), Target.TEACHER)
+
+    def programs(self, space: Space) -> tuple[Part, ...]:
+        drawn = tuple(map(self._shared, space.resolutions)) if self._recipe.num_random else ()
+        return (self._biggest, self._smallest, *drawn)
+
+    def choose(self, step: int, score: Score) -> tuple[Member, ...]:
+        biggest, *drawn, smallest = self.architectures(step)
+        return (
+            Member(biggest, self._biggest),
+            *(Member(arch, self._shared(arch.resolution)) for arch in drawn),
+            Member(smallest, self._smallest),
+        )
+
+    def architectures(self, step: int) -> tuple[Architecture, ...]:
+        """Those of a step: the biggest, the random ones, the smallest."""
+        rng = np.random.default_rng((self._recipe.seed, step))
+        drawn = (self._space.sample(rng) for _ in range(self._recipe.num_random))
+        return (self._space.biggest, *drawn, self._space.smallest)
+
+    def member(self, arch: Architecture) -> Member:
+        """How an architecture trains: the biggest and the smallest in programs of their own, all others masked."""
+        own = {self._space.smallest: self._smallest, self._space.biggest: self._biggest}
+        return Member(arch, own.get(arch) or self._shared(arch.resolution))
+
+    def _shared(self, resolution: int) -> Part:
+        return Part(shared(self._space, resolution), Target.TEACHER)

@@ -1,0 +1,65 @@
+"""What a member learns: losses of its logits, the labels and the teacher's logits."""
+
+from typing import Protocol
+
+import jax
+
+from bignas_jax.config.options import Losses
+from bignas_jax.ops.losses import cross_entropy, smooth_labels
+from bignas_jax.plugins import find
+from bignas_jax.step.recipe import Recipe
+
+
+class Loss(Protocol):
+    """A loss. It is made as `Class(recipe)`, with the step's `Recipe`.
+
+    Attributes:
+      metrics: names of further scalars that it returns, to be logged beside the loss.
+    """
+
+    metrics: tuple[str, ...]
+
+    def __call__(
+        self, logits: jax.Array, labels: jax.Array, teacher_logits: jax.Array | None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The mean over a device's images, traced inside the member's program.
+
+        Args:
+          logits: [B, classes] of the member.
+          labels: int32 [B].
+          teacher_logits: [B, classes] of the step's first member, without a gradient; None for members that learn from
+            the labels.
+        Returns:
+          The loss, a float32 scalar, and the scalars that `metrics` names.
+        """
+
+
+class SoftCrossEntropy:
+    """Cross-entropy with smoothed labels, or with the teacher's soft predictions.
+
+    The latter is in-place distillation at temperature 1 (Yu et al., 2020, section 3.1).
+    """
+
+    metrics = ()
+
+    def __init__(self, recipe: Recipe):
+        self._smoothing = recipe.label_smoothing
+
+    def __call__(self, logits, labels, teacher_logits):
+        if teacher_logits is None:
+            targets = smooth_labels(labels, logits.shape[-1], self._smoothing)
+        else:
+            targets = jax.nn.softmax(teacher_logits)
+        return cross_entropy(logits, targets), {}
+
+
+LOSSES: dict[str, type[Loss]] = {Losses.SOFT_CROSS_ENTROPY: SoftCrossEntropy}
+
+
+def loss_class(name: str) -> type[Loss]:
+    """The loss of a name.
+
+    Raises:
+      ConfigError: there is none.
+    """
+    return find(name, LOSSES, "config.sandwich.loss")

@@ -1,0 +1,26 @@
+"""The member samplers by name."""
+
+from bignas_jax.config.options import MemberSamplers
+from bignas_jax.plugins import find
+from bignas_jax.spaces.space import Space
+from bignas_jax.step.members.protocol import Members
+from bignas_jax.step.members.sandwich import Sandwich
+from bignas_jax.step.members.single import Single
+from bignas_jax.step.recipe import Recipe
+
+MEMBERS: dict[str, type[Members]] = {MemberSamplers.SANDWICH: Sandwich, MemberSamplers.SINGLE: Single}
+
+
+def members_class(space: Space, name: str) -> type[Members]:
+    """The sampler of a name. A space that leaves no choice has one member, whatever the name.
+
+    Raises:
+      ConfigError: there is none of that name.
+    """
+    found = find(name, MEMBERS, "config.sandwich.members")
+    return Single if space.size == 1 else found
+
+
+def make_members(space: Space, recipe: Recipe) -> Members:
+    """The sampler that the recipe names."""
+    return members_class(space, recipe.members)(space, recipe)
