@@ -82,7 +82,7 @@ class TrainStep:
         split, whole = batch_sharding(self.mesh), NamedSharding(self.mesh, REPLICATED)
         params = shapes(state.params, whole)
         image, label = shapes(batch["image"], split), shapes(batch["label"], split)
-        step = shapes(np.int32(0), whole)
+        step = shapes(np.zeros(2, np.int32), whole)
         teacher = jax.ShapeDtypeStruct((image.shape[0], num_classes_of(params)), np.float32, sharding=split)
         total, metrics = self._shape_of_totals(params)
 
@@ -118,8 +118,8 @@ class TrainStep:
         """
         grads = teacher = None
         all_metrics = []
-        for member in self.members.choose(step, partial(self.score, state.params, batch)):
-            grads, metrics, predicted = self.learn(state.params, batch, member, step, teacher, grads)
+        for number, member in enumerate(self.members.choose(step, partial(self.score, state.params, batch))):
+            grads, metrics, predicted = self.learn(state.params, batch, member, step, teacher, grads, number)
             teacher = predicted if member.part.first else teacher
             all_metrics.append(metrics)
         return self.executables["update"](state, grads, all_metrics)
@@ -132,12 +132,14 @@ class TrainStep:
         step: int,
         teacher: jax.Array | None = None,
         total: Any = None,
+        number: int = 0,
     ) -> tuple[Any, jax.Array, jax.Array | None]:
         """Adds the gradient of a member to that of the members before it.
 
         Args:
           teacher: logits of the first member; None for itself.
           total: the sum so far, which is donated; None for the first member.
+          number: of the member in the step; each draws its own regularisation.
         Returns:
           The sum, with a leading axis of devices; the member's metrics; and its logits if it is the first, else None.
         """
@@ -146,7 +148,7 @@ class TrainStep:
             params,
             batch["image"],
             batch["label"],
-            np.int32(step) if part.regularised else None,
+            np.array([step, number], np.int32) if part.regularised else None,
             teacher if part.target == Target.TEACHER else None,
             part.bucket.sampled(self.space, member.arch),
             total,
@@ -194,7 +196,8 @@ class TrainStep:
         def learn(params, image, label, step, teacher, sampled, total):
             rng = None
             if part.regularised:
-                key = jax.random.fold_in(jax.random.key(recipe.seed), step)
+                key = jax.random.fold_in(jax.random.key(recipe.seed), step[0])
+                key = key if part.first else jax.random.fold_in(key, step[1])
                 rng = jax.random.fold_in(key, jax.lax.axis_index(AXIS))
 
             def loss(params):

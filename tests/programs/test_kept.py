@@ -1,9 +1,11 @@
 """Programs kept from run to run: found without a trace, never where anything that determines them has changed."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +15,15 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from paths import ROOT
 
+from bignas_jax.config.options import Options
 from bignas_jax.kernels import native
 from bignas_jax.kernels.depthwise.choice import using
 from bignas_jax.programs import kept as programs
 from bignas_jax.programs.compile import compile_ahead
+from bignas_jax.runs.session import Session
+from bignas_jax.step.recipe import Recipe
+from bignas_jax.training.loop import Run
+from configs import digits
 
 
 @pytest.fixture
@@ -282,3 +289,55 @@ def test_a_folder_that_cannot_be_made_stops_nothing(tmp_path):
     (tmp_path / "file").write_text("")
     found, said = probe(tmp_path, XDG_CACHE_HOME=str(tmp_path / "file"))
     assert found == ["None", "None", "None"] and "no compilation cache: cannot make" in said
+
+
+def identities(**changes) -> tuple[str, str]:
+    """The identities of a run's step and of its evaluation."""
+    config = digits.get_config()
+    config.num_devices = 1
+    for name, value in changes.items():
+        config.update_from_flattened_dict({name.replace("__", "."): value})
+    session = Session.open(Options.of(config), training=True)
+    loader = SimpleNamespace(steps_per_epoch=10)
+    made = Run(session, loader, None, None, None, False).step
+    return made.identity, session.evaluator.identity
+
+
+@pytest.fixture(scope="module")
+def usual():
+    return identities()
+
+
+@pytest.mark.parametrize("change", [dict(log__every_steps=7), dict(checkpoint__keep=9), dict(search__seed=4)])
+def test_what_no_program_depends_on_finds_them(usual, change):
+    assert identities(**change) == usual
+
+
+@pytest.mark.parametrize("change, evaluation", [
+    (dict(sandwich__num_random=5), False), (dict(sandwich__loss="own_parts:Gap"), False),
+    (dict(model__dropout=0.3), False), (dict(optimizer__momentum=0.5), False), (dict(epochs=99), False),
+    (dict(data__mean=(0.1, 0.2, 0.3)), True), (dict(space__activation="relu"), True),
+    (dict(model__dtype="bfloat16"), True),
+])  # fmt: skip
+def test_what_a_program_depends_on_is_in_its_name(usual, change, evaluation):
+    step, evaluator = identities(**change)
+    assert step != usual[0]
+    assert (evaluator != usual[1]) == evaluation
+
+
+def test_an_identity_holds_no_address():
+    one, other = {"b": 1, "a": (2.5,)}, {"a": (2.5,), "b": 1}
+    assert programs.identity_of(Recipe(), one) == programs.identity_of(Recipe(), other)
+    with pytest.raises(TypeError, match="expected plain values"):
+        programs.identity_of(object())
+
+
+def test_an_edit_in_any_room_is_another_package(tmp_path, monkeypatch):
+    shutil.copytree(programs.PACKAGE, tmp_path / "copy")
+    monkeypatch.setattr(programs, "PACKAGE", tmp_path / "copy")
+    digest = programs.package.__wrapped__
+    before = digest()
+    for path in ("step/members/sandwich.py", "kernels/depthwise/table.json", "spaces/cost.py", "plugins.py"):
+        (tmp_path / "copy" / path).open("a").write("\n")
+        assert digest() != before, path
+        before = digest()
