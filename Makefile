@@ -1,6 +1,6 @@
 # make demo    trains a supernet on handwritten digits, searches it, and evaluates a winner beside MAX and MIN
 # make test    runs the tests
-# make lint    checks the style
+# make lint    checks the style, and which room imports which
 # make setup   only installs
 #
 # Each of them sets up .venv first, and again when requirements.txt has changed.
@@ -23,6 +23,7 @@ test: $(READY)
 
 lint: $(READY)
 	$(VENV)/bin/python -m ruff check .
+	$(VENV)/bin/lint-imports --no-cache
 
 setup: $(READY)
 

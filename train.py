@@ -1,34 +1,8 @@
-"""Train a BigNAS supernet, or one architecture of it, or go on where a run stopped.
-
-    python train.py
-    python train.py --config configs/bignas.py --config.optimizer.learning_rate=0.1 --workdir exp/mine
-    python train.py --config configs/child.py --config.arch=child.json
-
-Then `python eval.py` with the same --workdir evaluates architectures of it.
-"""
+"""Train a supernet, or one architecture of it. `python train.py --help` says how."""
 
 import sys
 
-from bignas_jax.cli import flags
-from bignas_jax.programs import memory
-
-
-def main() -> int:
-    config, options = flags.parse(sys.argv, __doc__)
-    memory.keep_freed_memory()
-    # JAX and torch are imported once the command line is known to be good.
-    from bignas_jax.cli import scripts
-    from bignas_jax.runs import assess as reporting
-    from bignas_jax.training import loop as training
-
-    def work() -> None:
-        rows = training.train(config, options.workdir)
-        if config.distributed.process_id == 0:
-            print(reporting.table(rows))
-            print(f"\nrun: {options.workdir} (tensorboard --logdir {options.workdir})")
-
-    return scripts.run(sys.argv[0], work)
-
+from bignas_jax.cli.train import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -148,7 +148,7 @@ def import_system(scratch: pathlib.Path, system: str) -> pathlib.Path:
     case, old = SYSTEMS[system][0], SYSTEMS[system][3]
     file, workdir = scratch / f"{system}.pth{'.tar' if old else ''}", scratch / system
     write_checkpoint(file, system)
-    importing = partial(run, "-m", "bignas_jax.cli.importing", file, "--config", f"configs/{system}.py")
+    importing = partial(run, "-m", "bignas_jax", "import", file, "--config", f"configs/{system}.py")
     seconds = importing("--workdir", workdir)
     size = sum(path.stat().st_size for path in workdir.rglob("*") if path.is_file())
     print(f"{system}: imported {file.stat().st_size / 1e6:,.1f} MB in {seconds:.1f} s, {size / 1e6:,.1f} MB written")

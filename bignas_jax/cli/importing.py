@@ -1,7 +1,7 @@
 """Import a supernet that PyTorch-BigNAS, AttentiveNAS or AlphaNet trained, as a run's folder.
 
-    python -m bignas_jax.cli.importing CHECKPOINT --config configs/bignas.py --workdir exp/imported
-    python -m bignas_jax.cli.importing FILE.pth.tar --config configs/attentive_nas.py --weights ema
+    python -m bignas_jax import CHECKPOINT --config configs/bignas.py --workdir exp/imported
+    python -m bignas_jax import FILE.pth.tar --config configs/attentive_nas.py --weights ema
 
 CHECKPOINT is a .pth, .pt, .tar or .safetensors file with the state dict of the whole supernet; nothing that a file
 holds beside it is run. The config's space and number of classes must be the ones it was trained with; its data need
@@ -56,7 +56,3 @@ def main() -> int:
         print(f"\nimported into {options.workdir}, as step 0; {following(options.workdir, config)}")
 
     return scripts.run(sys.argv[0], work)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,6 +1,6 @@
 """Writes the report of a finished search again.
 
-    python -m bignas_jax.cli.report exp/digits     # from exp/digits/search/result.json
+    python -m bignas_jax report exp/digits     # from exp/digits/search/result.json
 """
 
 import pathlib
@@ -12,9 +12,13 @@ from bignas_jax.errors import ReportError
 from bignas_jax.search.report.page import read, write
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Writes the report of the run's folder that `argv` names; ends with code 2 after a line on a mistake."""
-    program = "bignas_jax.cli.report"
+    argv = sys.argv if argv is None else argv
+    program = argv[0]
+    if any(argument in ("--help", "-help", "-h") for argument in argv[1:]):
+        print(__doc__.strip())
+        return 0
     if len(argv) != 2 or argv[1].startswith("-"):
         flags.refuse(program, f"found {len(argv) - 1} arguments, expected one: the folder of a run, as exp/digits")
     try:
@@ -24,7 +28,3 @@ def main(argv: Sequence[str]) -> int:
         flags.refuse(program, str(error))
     print(*paths, sep="\n")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv))

@@ -2,28 +2,35 @@
 
 import importlib.machinery
 import importlib.util
+import sys
 import traceback
 from pathlib import Path
 from types import ModuleType
 
 from ml_collections import ConfigDict
 
+from bignas_jax.config.fields import canonical, validate
 from bignas_jax.errors import ConfigError
 
-ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = Path(__file__).resolve().parents[1]
+# In a checkout the recipes lie beside the package; where it is installed they are a part of it.
+INSTALLED = PACKAGE / "recipes"
+RECIPES = INSTALLED if INSTALLED.is_dir() else PACKAGE.parent / "configs"
+ROOT = PACKAGE.parent
 DEFAULT_CONFIG = "configs/digits.py"
 
 
 def find_config(path: str) -> Path:
-    """The config file at `path`, looked for here and then in the repository.
+    """The config file at `path`: here, in the repository, or among the recipes that the package brought along.
 
     Raises:
       ConfigError: there is none.
     """
-    for candidate in (Path(path), ROOT / path):
+    own = [RECIPES / Path(path).name] if Path(path).parent == Path("configs") else []
+    for candidate in (Path(path), ROOT / path, *own):
         if candidate.is_file():
             return candidate
-    recipes = sorted(f"configs/{file.name}" for file in (ROOT / "configs").glob("[!_]*.py"))
+    recipes = sorted(f"configs/{file.name}" for file in RECIPES.glob("[!_]*.py"))
     raise ConfigError(f"--config: found no file {path!r}, expected a path such as {', '.join(recipes)}")
 
 
@@ -33,6 +40,7 @@ def load_config(path: Path) -> ConfigDict:
     Raises:
       ConfigError: the file fails (its name and line are given), or has no `get_config()` of a ConfigDict.
     """
+    _let_recipes_import_each_other()
     name = f"bignas_jax_config_{path.stem}"
     loader = importlib.machinery.SourceFileLoader(name, str(path))
     module = importlib.util.module_from_spec(importlib.util.spec_from_loader(name, loader))
@@ -46,6 +54,12 @@ def load_config(path: Path) -> ConfigDict:
     if not isinstance(config, ConfigDict):
         raise ConfigError(f"{path}: get_config() returned {type(config).__name__}, expected a ConfigDict")
     return config
+
+
+def _let_recipes_import_each_other() -> None:
+    """Makes `from configs import digits` work where the package is installed, and no such package is at hand."""
+    if importlib.util.find_spec("configs") is None and INSTALLED.is_dir():
+        sys.modules["configs"] = importlib.import_module("bignas_jax.recipes")
 
 
 def _get_config(module: ModuleType, path: Path) -> ConfigDict:
@@ -62,3 +76,16 @@ def _where(error: Exception, path: Path) -> str:
     own = [frame for frame in frames if frame.filename == str(path)]
     frame = (own or frames)[-1]
     return f"{frame.filename}:{frame.lineno}"
+
+
+def load_recipe(path: str | Path = DEFAULT_CONFIG) -> ConfigDict:
+    """The config of a recipe, checked and locked.
+
+    Args:
+      path: of the file, such as 'configs/cifar10.py', looked for as `find_config` does.
+    Raises:
+      ConfigError: there is no such file, it fails, or the config cannot work; one line that names the field.
+    """
+    config = canonical(load_config(find_config(str(path))))
+    validate(config)
+    return canonical(config).lock()

@@ -53,6 +53,7 @@ def use_compilation_cache() -> pathlib.Path | None:
       The folder; None if it cannot be made, which is told, or if nothing is kept.
     """
     global _own_folder
+    package()  # now: the sources that this process has imported, whatever becomes of the files while it runs
     if not jax.config.jax_enable_compilation_cache:
         return None
     if jax.config.jax_compilation_cache_dir:
@@ -187,9 +188,6 @@ def package() -> str:
     for path in sorted(p for p in PACKAGE.rglob("*") if p.suffix in (".py", ".json", ".cc", ".h")):
         found.update(path.relative_to(PACKAGE).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return found.hexdigest()
-
-
-package()  # now: the sources that this process imports, whatever becomes of the files while it runs
 
 
 def _text(lowered: jax.stages.Lowered) -> tuple[str, ...] | None:

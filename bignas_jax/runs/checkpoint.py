@@ -18,9 +18,6 @@ from bignas_jax.programs.devices import REPLICATED, shapes
 from bignas_jax.spaces.layers import weight_name
 from bignas_jax.step.state import TrainState
 
-# orbax reports every save and directory scan as a warning-free running commentary; errors still come through.
-logging.getLogger("absl").setLevel(logging.ERROR)
-
 _MOMENTS = ("mean", "variance")
 
 
@@ -40,6 +37,8 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: str | pathlib.Path, keep: int = 1, read_only: bool = False):
+        # orbax reports every save and directory scan as a running commentary; errors still come through.
+        logging.getLogger("absl").setLevel(logging.ERROR)
         self.folder = pathlib.Path(workdir).absolute() / "checkpoints"
         if read_only and not self.folder.is_dir():
             raise CheckpointError(f"no checkpoint under {self.folder}: train first, or give the run's --workdir")

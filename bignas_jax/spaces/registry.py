@@ -25,3 +25,14 @@ def space_of(config: Any) -> Space:
         raise ValueError(f"space: found {values!r}, expected a mapping")
     family = find(str(values.get("family", DEFAULT)), FAMILIES, "space.family")
     return family.from_config({name: value for name, value in values.items() if name != "family"})
+
+
+def load_space(config: Any) -> Space:
+    """The search space of a config.
+
+    Args:
+      config: with a part `space`, as `load_config` gives it.
+    Raises:
+      ValueError: as `space_of`.
+    """
+    return space_of(config["space"])

@@ -249,7 +249,7 @@ def test_more_than_the_limit_is_removed_oldest_first(kept, monkeypatch):
 def test_the_sources_are_those_that_were_imported():
     """A digest taken later could be of files that changed since, and name an old program as theirs."""
     code = (
-        "import pathlib, bignas_jax.programs.kept as p; found = p.package(); "
+        "import pathlib, bignas_jax.programs.kept as p; p.use_compilation_cache(); found = p.package(); "
         "p.PACKAGE = pathlib.Path('/nowhere'); print(found == p.package())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)

@@ -11,8 +11,7 @@ import pytest
 from paths import ROOT
 from run_lab import CONFIG, environment
 
-import search
-from bignas_jax.cli import flags
+from bignas_jax.cli import flags, search
 from bignas_jax.errors import CheckpointError, ConfigError
 from bignas_jax.search import run
 

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from bignas_jax.config import fields as configs
 from bignas_jax.config.files import to_json
 from bignas_jax.config.options import Options
-from bignas_jax.config.recipes import ROOT, load_config
+from bignas_jax.config.recipes import RECIPES, load_config
 from bignas_jax.errors import ConfigError, WeightsError
 from bignas_jax.interop.imports.bignas_names import Account, Shape, account, read_state_dict
 from bignas_jax.interop.imports.torch_file import listed, read_checkpoint, to_float32
@@ -176,7 +176,7 @@ def _hint(options: Options, shapes: Mapping[str, Shape], held: Account) -> str:
     flag = f"--config.model.num_classes={classes}"
     if account(space_of(options.space), classes, shapes).fits:
         return f"the classifier has {classes} classes: {flag}"
-    for path in sorted((ROOT / "configs").glob("[!_]*.py")):
+    for path in sorted(RECIPES.glob("[!_]*.py")):
         try:
             recipe = load_config(path)
             configs.validate(recipe)

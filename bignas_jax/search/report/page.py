@@ -1,6 +1,6 @@
 """The report of a search: one HTML page that needs nothing else, and a PNG of the front.
 
-    python -m bignas_jax.search.report exp/digits     # writes both again from exp/digits/search/result.json
+    python -m bignas_jax report exp/digits     # writes both again from exp/digits/search/result.json
 """
 
 import decimal

@@ -96,7 +96,7 @@ def released(tensors):
 @pytest.fixture(scope="module")
 def imported(lab):
     """The run's folder, and what the command printed."""
-    command = [sys.executable, "-m", "bignas_jax.cli.importing", lab / "weights.pth",
+    command = [sys.executable, "-m", "bignas_jax", "import", lab / "weights.pth",
                "--config", lab / "tiny.py", "--workdir", lab / "run"]  # fmt: skip
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr[-3000:]
@@ -116,7 +116,7 @@ def command(monkeypatch, capsys):
     monkeypatch.setattr(memory, "keep_freed_memory", lambda: None)
 
     def call(script, *arguments):
-        monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *map(str, arguments)])
+        monkeypatch.setattr(sys, "argv", [f"{script.__name__.rpartition('.')[2]}.py", *map(str, arguments)])
         try:
             code = script.main()
         except SystemExit as end:

@@ -1,0 +1,40 @@
+"""The commands of the package.
+
+    python -m bignas_jax train --config configs/digits.py
+    python -m bignas_jax search --workdir exp/digits
+"""
+
+import importlib
+import sys
+
+# By name: the module in `cli`, and what it does.
+COMMANDS = {
+    "train": ("train", "train a supernet, or one architecture of it"),
+    "search": ("search", "search a trained supernet"),
+    "eval": ("evaluate", "evaluate architectures of a trained supernet"),
+    "export": ("export", "take children out to ONNX, StableHLO, PyTorch, safetensors"),
+    "import": ("importing", "import a supernet that PyTorch-BigNAS, AttentiveNAS or AlphaNet trained"),
+    "report": ("report", "write the report of a finished search again"),
+}
+
+
+def usage() -> str:
+    lines = [f"  {name:<8}{words}" for name, (_, words) in COMMANDS.items()]
+    return "\n".join(["python -m bignas_jax COMMAND [FLAGS], and --help behind a command:", "", *lines])
+
+
+def main() -> int:
+    name, *rest = sys.argv[1:] or ["--help"]
+    if name in ("--help", "-help", "-h"):
+        print(usage())
+        return 0
+    if name not in COMMANDS:
+        print(f"bignas_jax: found the command {name!r}, expected one of {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    module = importlib.import_module(f"bignas_jax.cli.{COMMANDS[name][0]}")
+    sys.argv = [f"bignas_jax {name}", *rest]
+    return module.main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

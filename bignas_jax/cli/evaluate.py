@@ -1,0 +1,48 @@
+"""Evaluate architectures of a trained supernet: calibrate each on training images, then score it.
+
+    python eval.py
+    python eval.py --config configs/cifar10.py --arch max --arch min --arch child.json --split val
+    python eval.py --arch '{"resolution": 16, ...}' --checkpoint best
+    python eval.py --workdir exp/imported --arch max --statistics stored
+
+The config is the one that the run left in its folder; overrides such as --config.data.root=DIR come on top.
+"""
+
+import sys
+
+from absl import flags as absl_flags
+
+from bignas_jax.cli import flags
+from bignas_jax.programs import memory
+
+
+def define(values: absl_flags.FlagValues) -> None:
+    absl_flags.DEFINE_multi_string(
+        "arch", ["max", "min"], "max, min, a JSON file, or JSON; may be repeated", flag_values=values
+    )
+    absl_flags.DEFINE_enum(
+        "split", "val", ["val", "holdout", "train"], "the images to score on", flag_values=values
+    )
+    absl_flags.DEFINE_string("checkpoint", "newest", "newest, best, or a step", flag_values=values)
+    absl_flags.DEFINE_enum(
+        "statistics", "calibrated", ["calibrated", "stored"],
+        "of batch norm; stored: what an imported checkpoint keeps for max", flag_values=values
+    )  # fmt: skip
+
+
+def main() -> int:
+    memory.keep_freed_memory()  # before the parse: a config may name classes whose modules import JAX
+    config, options = flags.parse(sys.argv, __doc__, define, of_run=True)
+    # JAX and torch are imported once the command line is known to be good.
+    from bignas_jax.cli import scripts
+    from bignas_jax.runs import assess as reporting
+
+    def work() -> None:
+        rows, step = reporting.evaluate_run(
+            config, options.workdir, options.arch, options.split, options.checkpoint, options.statistics == "stored"
+        )
+        print(reporting.table(rows))
+        path = reporting.write(rows, options.workdir, options.split, step)
+        print(f"\nstep {step} of {options.workdir} on the {options.split} images; written to {path}")
+
+    return scripts.run(sys.argv[0], work)

@@ -1,0 +1,38 @@
+"""Search a trained supernet for the best architectures under budgets, or for the front of accuracy against cost.
+
+    python search.py
+    python search.py --workdir exp/mine --config.search.max_macs=300e6
+    python search.py "--config.search.max_macs=(200e6, 400e6)" --config.search.max_params=6e6
+    python search.py --config.search.strategy=pareto --config.search.cost=latency_ms
+
+The config is the one that the run left in its folder; overrides come on top. Architectures are chosen on images held
+out of the training set; the winners are scored on the validation split once, at the end. A search that was stopped
+goes on where it was. Results: children/<budget>/architecture.json and search/report.html in the run's folder.
+"""
+
+import sys
+
+from absl import flags as absl_flags
+
+from bignas_jax.cli import flags
+from bignas_jax.programs import memory
+
+
+def define(values: absl_flags.FlagValues) -> None:
+    absl_flags.DEFINE_string("checkpoint", "newest", "newest, best, or a step", flag_values=values)
+
+
+def main() -> int:
+    memory.keep_freed_memory()  # before the parse: a config may name classes whose modules import JAX
+    config, options = flags.parse(sys.argv, __doc__, define, of_run=True)
+    # JAX and torch are imported once the command line is known to be good.
+    from bignas_jax.cli import scripts
+    from bignas_jax.search import run
+    from bignas_jax.search.report import result
+
+    def work() -> None:
+        found = run.search(config, options.workdir, options.checkpoint)
+        print(result.table(found))
+        print("", *result.notes(found), f"report: {options.workdir}/search/report.html", sep="\n")
+
+    return scripts.run(sys.argv[0], work)
