@@ -38,6 +38,11 @@ class FileSource:
     def labels(self) -> np.ndarray:
         return self._tensors[2].numpy()
 
+    @property
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        """All that makes the source what it is: the names and labels of its files."""
+        return tuple(tensor.numpy() for tensor in self._tensors)
+
     def __len__(self) -> int:
         return len(self._tensors[2])
 
@@ -70,6 +75,11 @@ class ArraySource:
     @property
     def labels(self) -> np.ndarray:
         return self._tensors[1].numpy()
+
+    @property
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        """All that makes the source what it is: its pixels and labels."""
+        return tuple(tensor.numpy() for tensor in self._tensors)
 
     def __len__(self) -> int:
         return len(self._tensors[1])

@@ -1,6 +1,7 @@
 """Evaluations as users see them: architectures from the command line, a table, a JSON file."""
 
 import json
+import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,12 +9,14 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from bignas_jax.config.options import Options
+from bignas_jax.data.fingerprint import fingerprint
 from bignas_jax.errors import ConfigError
 from bignas_jax.evaluation import Score
+from bignas_jax.files import write_json
 from bignas_jax.programs.buckets import Bucket
 from bignas_jax.programs.kept import use_compilation_cache
 from bignas_jax.runs.checkpoint import Checkpoints
-from bignas_jax.runs.identity import HELD_OUT_FIELDS, NETWORK_FIELDS, check_run
+from bignas_jax.runs.identity import Use, check_data, check_run
 from bignas_jax.runs.session import Session
 from bignas_jax.spaces.architecture import Architecture
 from bignas_jax.spaces.cost import Cost, count
@@ -87,10 +90,12 @@ def evaluate_run(
       ValueError: no such checkpoint, no such images, or an architecture is not in the space; one line.
     """
     use_compilation_cache()
-    check_run(config, workdir, NETWORK_FIELDS + (HELD_OUT_FIELDS if split == "holdout" else ()))
+    use = Use.HELD_OUT if split == "holdout" else Use.EVALUATION
+    check_run(config, workdir, use)
     checkpoints = Checkpoints(workdir, read_only=True)
     try:
         session = Session.open(Options.of(config))
+        check_data(workdir, fingerprint(session.dataset), use)
         session.check_evaluation(split)
         found = read_architectures(session.space, names)
         weights, step = checkpoints.weights(session.shapes, session.mesh, checkpoint)
@@ -117,6 +122,12 @@ def _stored(
     return {biggest: checkpoints.statistics(widths, session.mesh, step)}
 
 
+def read(workdir: str | pathlib.Path, split: str) -> list[dict[str, Any]]:
+    """The rows that `write` left for a split; none if there is no file."""
+    path = pathlib.Path(workdir) / f"evaluation_{split}.json"
+    return json.loads(path.read_text())["rows"] if path.exists() else []
+
+
 def write(
     rows: Sequence[Mapping[str, Any]], workdir: str | pathlib.Path, split: str, step: int, name: str = ""
 ) -> pathlib.Path:
@@ -131,10 +142,14 @@ def write(
         before = json.loads(path.read_text())
         kept = {row["name"]: row for row in before["rows"]} if before["step"] == step else {}
     kept |= {row["name"]: dict(row) for row in rows}
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"step": step, "split": split, "rows": list(kept.values())}, indent=2) + "\n")
-    temporary.replace(path)
+    rows = [{name: _finite(value) for name, value in row.items()} for row in kept.values()]
+    write_json(path, {"step": step, "split": split, "rows": rows}, indent=2)
     return path
+
+
+def _finite(value: Any) -> Any:
+    """The value; None for a number that JSON has not, such as a loss of NaN."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -1,41 +1,103 @@
-"""What a run is, and whether a config is still that run's."""
+"""What a run is: which fields of its config, and which images, each use of it must have alike."""
 
+import dataclasses
+import enum
+import json
 import pathlib
+import sys
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
 from bignas_jax.config.files import differences, from_json, load_run_config, to_json, with_defaults
 from bignas_jax.errors import ConfigError
+from bignas_jax.files import write_json, write_text
 
-# What a folder's checkpoints depend on; anything else may change when a run goes on.
-FIXED_FIELDS = (
-    "config.arch",
-    "config.init_from",
-    "config.init_checkpoint",
-    "config.space.",
-    "config.model.num_classes",
-    "config.optimizer.name",
+DATA = "data.json"
+
+
+class Use(enum.Flag):
+    """What is done with a run's folder."""
+
+    GOING_ON = enum.auto()
+    EVALUATION = enum.auto()
+    HELD_OUT = enum.auto()  # an evaluation on the held-out images
+    SEARCH = enum.auto()
+    EXPORT = enum.auto()
+
+
+NETWORK = Use.GOING_ON | Use.EVALUATION | Use.HELD_OUT | Use.SEARCH | Use.EXPORT
+IMAGES = Use.GOING_ON | Use.HELD_OUT | Use.SEARCH
+
+
+@dataclasses.dataclass(frozen=True)
+class Binding:
+    """A field, or a group of fields, of which a run's value binds its uses.
+
+    Attributes:
+      field: its name; with a dot at the end all fields of the group.
+      uses: that it binds.
+      to_zero: whether only a change from 0 or to 0 matters, which adds or removes a part of the train state.
+      after_steps: whether it binds only once steps were made; imported weights have none.
+    """
+
+    field: str
+    uses: Use
+    to_zero: bool = False
+    after_steps: bool = False
+
+    def broken_by(self, line: str) -> bool:
+        """Whether a line of `differences` is about this field, and matters."""
+        name, _, change = line.removeprefix("config.").partition(": ")
+        if not (name.startswith(self.field) if self.field.endswith(".") else name == self.field):
+            return False
+        return not self.to_zero or "0.0" in change.split(" -> ")
+
+
+# Anything else may change when a run goes on.
+BINDINGS = (
+    # Other strides or another activation would leave all shapes as they are, and use a network that nobody trained.
+    Binding("space.", NETWORK),
+    Binding("model.num_classes", NETWORK),
+    Binding("arch", Use.GOING_ON),
+    Binding("init_from", Use.GOING_ON),
+    Binding("init_checkpoint", Use.GOING_ON),
+    Binding("optimizer.name", Use.GOING_ON),
+    Binding("optimizer.ema_decay", Use.GOING_ON, to_zero=True),
+    Binding("optimizer.momentum", Use.GOING_ON, to_zero=True),
+    # Steps are counted: with another batch, as many of them are another part of the training.
+    Binding("batch_size", Use.GOING_ON, after_steps=True),
     # Images that were trained on must not become held-out ones.
-    "config.data.source",
-    "config.data.holdout",
+    Binding("data.source", IMAGES),
+    Binding("data.train_split", IMAGES),
+    Binding("data.holdout", IMAGES),
 )
 
 
-def claim(workdir: pathlib.Path, config: ConfigDict, stop: int) -> None:
+def broken(changes: list[str], use: Use, steps_made: bool = True) -> list[str]:
+    """The lines of `differences` that this use does not allow."""
+    bindings = [b for b in BINDINGS if use in b.uses and (steps_made or not b.after_steps)]
+    return [line for line in changes if any(binding.broken_by(line) for binding in bindings)]
+
+
+def claim(workdir: pathlib.Path, config: ConfigDict, stop: int) -> bool:
     """Writes the config into the run's folder, after a comparison with the one that is there.
 
-    The config of a run that has made its `stop` steps stays as it is.
-
+    Args:
+      stop: the steps that the config asks for.
+    Returns:
+      Whether the run has made them and its config, which then stays, is another than this.
     Raises:
-      ConfigError: the folder holds checkpoints of another search space or model (the message shows the differences),
-        or cannot be written to.
+      ConfigError: the folder holds a run that this config cannot go on with (the message shows the differences), or
+        cannot be written to.
     """
     path, first = workdir / "config.json", jax.process_index() == 0
     steps = [int(folder.name) for folder in (workdir / "checkpoints").glob("[0-9]*") if folder.name.isdigit()]
     if steps and path.exists():
         changes = differences(load_run_config(path), config)
-        fatal = [line for line in changes if line.startswith(FIXED_FIELDS) or _changes_state(line)]
+        fatal = broken(changes, Use.GOING_ON, steps_made=max(steps) > 0)
         if fatal:
             raise ConfigError(
                 f"{workdir} holds a run of another config ({'; '.join(fatal)}): "
@@ -46,34 +108,18 @@ def claim(workdir: pathlib.Path, config: ConfigDict, stop: int) -> None:
             verb = "the run is finished and is not changed by" if finished else "continuing with a changed config:"
             print(f"{verb} {'; '.join(changes)}")
         if finished:
-            return
-    if not first:
-        return
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(to_json(config))
-        temporary.replace(path)
-    except OSError as error:
-        raise ConfigError(f"--workdir: cannot write to {workdir} ({error.strerror}), expected a folder") from error
+            return bool(changes)
+    if first:
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            write_text(path, to_json(config))
+        except OSError as error:
+            raise ConfigError(f"--workdir: cannot write to {workdir} ({error.strerror}), expected a folder") from error
+    return False
 
 
-def _changes_state(line: str) -> bool:
-    """Whether a changed field adds or removes a part of the train state: the moving average or the momentum."""
-    name, _, change = line.partition(": ")
-    switched = change.split(" -> ")
-    return name in ("config.optimizer.ema_decay", "config.optimizer.momentum") and "0.0" in switched
-
-
-NETWORK_FIELDS = ("config.space.", "config.model.num_classes")
-# Images that were trained on must not become held-out ones.
-HELD_OUT_FIELDS = ("config.data.source", "config.data.train_split", "config.data.holdout")
-
-
-def check_run(config: ConfigDict, workdir: str | pathlib.Path, fields: tuple[str, ...]) -> None:
-    """Refuses a config that is not that of the run in some fields (by the beginnings of their names).
-
-    Other strides or another activation would leave all shapes as they are, and evaluate a network that nobody trained.
+def check_run(config: ConfigDict, workdir: str | pathlib.Path, use: Use) -> None:
+    """Refuses a config that is not that of the run in fields that bind this use.
 
     Raises:
       ConfigError: with the differences.
@@ -81,7 +127,54 @@ def check_run(config: ConfigDict, workdir: str | pathlib.Path, fields: tuple[str
     path = pathlib.Path(workdir) / "config.json"
     if not path.is_file():
         return
-    changes = differences(with_defaults(from_json(path.read_text())), config)
-    fatal = [line for line in changes if line.startswith(fields)]
+    fatal = broken(differences(with_defaults(from_json(path.read_text())), config), use)
     if fatal:
         raise ConfigError(f"{workdir} was trained with another config ({'; '.join(fatal)}): leave these as they were")
+
+
+def note_data(workdir: str | pathlib.Path, found: Mapping[str, Any]) -> None:
+    """Writes the fingerprint of a run's data, as `data.fingerprint` gives it, into its folder."""
+    write_json(pathlib.Path(workdir) / DATA, found, indent=2)
+
+
+def check_data(workdir: str | pathlib.Path, found: Mapping[str, Any], use: Use) -> None:
+    """Refuses data that are not those of the run, as far as that matters to this use.
+
+    The names of the classes bind every use, in order. The training images bind those that draw held-out images from
+    them. Other validation images are said, in one line. A run from before fingerprints has none, and binds nothing.
+
+    Raises:
+      ConfigError: with what differs.
+    """
+    path = pathlib.Path(workdir) / DATA
+    if not path.is_file():
+        return
+    try:
+        then = json.loads(path.read_text())
+        classes, train, val = (then[name] for name in ("classes", "train", "val"))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path}: found something that training did not write ({error}): remove the file") from error
+    if classes != found["classes"]:
+        gone, new = ([name for name in a if name not in b] for a, b in ((classes, found["classes"]),
+                                                                      (found["classes"], classes)))  # fmt: skip
+        raise ConfigError(
+            f"{workdir} was trained on other classes (only there: {_some(gone)}; only here: {_some(new)}), expected "
+            "the same in the same order: set config.data.root to the images of the run, or rename the class folders"
+        )
+    if use & IMAGES and train != found["train"]:
+        raise ConfigError(
+            f"{workdir} was trained on {_images(train, found['train'])}: images that it was trained on would be held "
+            "out; restore the training images, or start anew with another --workdir"
+        )
+    if val != found["val"]:
+        print(f"{workdir}: at its start there were {_images(val, found['val'])} for validation", file=sys.stderr)
+
+
+def _images(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    if then["images"] != now["images"]:
+        return f"{then['images']:,} images, found {now['images']:,}"
+    return f"{then['images']:,} images, found others of that number"
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") or "none"

@@ -1,6 +1,7 @@
 """What a run tells while it trains: a progress bar, metrics.jsonl and TensorBoard."""
 
 import json
+import math
 import pathlib
 import sys
 import time
@@ -9,6 +10,8 @@ from collections.abc import Mapping
 import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
+
+from bignas_jax.files import add_line, write_text
 
 
 class Logs:
@@ -29,9 +32,7 @@ class Logs:
         path = workdir / "metrics.jsonl"
         kept = [line for line in _complete_lines(path) if json.loads(line)["step"] <= start]
         self.evaluated = any(_is_evaluation(json.loads(line), start) for line in kept)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(f"{line}\n" for line in kept))
-        temporary.replace(path)
+        write_text(path, "".join(f"{line}\n" for line in kept))
         self._file = path.open("a")
         self._board = SummaryWriter(str(workdir), purge_step=start + 1 if start else 0, flush_secs=20)
         self._bar = tqdm(
@@ -60,8 +61,8 @@ class Logs:
         """Writes numbers by curve name; `show` replaces what stands behind the progress bar."""
         if not self.active:
             return
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        add_line(self._file, {"step": step, **finite}, sync=False)
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
         if show:

@@ -15,6 +15,7 @@ from bignas_jax.config.options import Data, Options
 from bignas_jax.data import DataError, Dataset, Loader, open_dataset, prefetch
 from bignas_jax.errors import ConfigError
 from bignas_jax.evaluation import Evaluator, Score
+from bignas_jax.files import write_json
 from bignas_jax.nets.kinds import module_of
 from bignas_jax.nets.supernet import Supernet
 from bignas_jax.plugins import source
@@ -75,10 +76,7 @@ class Session:
 
     def note_class_names(self, workdir: str | pathlib.Path) -> None:
         """Writes the names of the classes, in the order of the logits, into the run's folder."""
-        path = pathlib.Path(workdir) / CLASSES
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(self.dataset.class_names) + "\n")
-        temporary.replace(path)
+        write_json(pathlib.Path(workdir) / CLASSES, self.dataset.class_names)
 
     def loader(self, split: str, batch_size: int, **arguments: Any) -> Loader:
         """This process's part of a split."""

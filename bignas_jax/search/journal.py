@@ -3,7 +3,6 @@
 import base64
 import contextlib
 import json
-import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from bignas_jax.errors import ConfigError
+from bignas_jax.files import add_line, whole_lines
 from bignas_jax.spaces.architecture import Architecture
 
 BEGINNING = b'{"identity": '
@@ -72,9 +72,7 @@ class Journal:
         self._file.close()
 
     def _write(self, record: dict) -> None:
-        self._file.write(json.dumps(record, allow_nan=False) + "\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        add_line(self._file, record)
 
 
 def _read(path: pathlib.Path) -> list[dict]:
@@ -83,14 +81,10 @@ def _read(path: pathlib.Path) -> list[dict]:
     Raises:
       ConfigError: no search wrote it.
     """
-    if not path.exists():
-        return []
-    data = path.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    if not whole and not data.startswith(BEGINNING[: len(data)]):
+    if path.exists() and b"\n" not in (data := path.read_bytes()) and not data.startswith(BEGINNING[: len(data)]):
         raise ConfigError(_foreign(path, 1, "no identity"))
     found = []
-    for number, line in enumerate(whole.splitlines(), 1):
+    for number, line in enumerate(_lines(path), 1):
         try:
             record = json.loads(line)
             if number > 1:
@@ -100,10 +94,14 @@ def _read(path: pathlib.Path) -> list[dict]:
             found.append(record)
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(_foreign(path, number, str(error))) from error
-    if len(whole) < len(data):
-        with open(path, "r+b") as file:
-            file.truncate(len(whole))
+    whole_lines(path)
     return found
+
+
+def _lines(path: pathlib.Path) -> list[bytes]:
+    """The whole lines of a file, which stays as it is: it may be none of ours."""
+    data = path.read_bytes() if path.exists() else b""
+    return data[: data.rfind(b"\n") + 1].splitlines()
 
 
 def _foreign(path: pathlib.Path, number: int, reason: str) -> str:

@@ -27,6 +27,7 @@ from flax import nnx
 from tqdm import tqdm
 
 from bignas_jax.errors import ConfigError
+from bignas_jax.files import add_line, whole_lines
 from bignas_jax.nets.kinds import module_of
 from bignas_jax.nets.mode import Mode
 from bignas_jax.nets.sizes import layer_sizes
@@ -155,7 +156,7 @@ class _File:
     def __init__(self, path: pathlib.Path, setting: dict[str, Any]):
         self.path, self.setting = path, setting
         self.ms: dict[str, float] = {}
-        for number, line in enumerate(self._lines(), 1):
+        for number, line in enumerate(whole_lines(path), 1):
             try:
                 record = json.loads(line)
                 ms, key = float(record.pop("ms")), json.dumps(record.pop("of"))
@@ -172,20 +173,8 @@ class _File:
     def add(self, key: str, ms: float) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "a") as file:
-            file.write(json.dumps({**self.setting, "of": json.loads(key), "ms": ms}) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+            add_line(file, {**self.setting, "of": json.loads(key), "ms": ms})
         self.ms[key] = ms
-
-    def _lines(self) -> list[bytes]:
-        if not self.path.exists():
-            return []
-        data = self.path.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
-        if len(whole) < len(data):  # a kill cut the last line short
-            with open(self.path, "r+b") as file:
-                file.truncate(len(whole))
-        return whole.splitlines()
 
 
 class LatencyTable:

@@ -2,11 +2,10 @@
 
 import contextlib
 import dataclasses
-import fcntl
 import pathlib
 import sys
 import zlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
@@ -15,12 +14,14 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from bignas_jax.config.options import Costs, Options, Search
+from bignas_jax.data.fingerprint import fingerprint
 from bignas_jax.errors import ConfigError, Stopped
+from bignas_jax.files import locked
 from bignas_jax.programs.buckets import Bucket
 from bignas_jax.programs.kept import use_compilation_cache
 from bignas_jax.runs.assess import assess
 from bignas_jax.runs.checkpoint import Checkpoints
-from bignas_jax.runs.identity import HELD_OUT_FIELDS, NETWORK_FIELDS, check_run
+from bignas_jax.runs.identity import Use, check_data, check_run
 from bignas_jax.runs.session import Session
 from bignas_jax.runs.signals import Signals
 from bignas_jax.search import held_out as images
@@ -62,7 +63,7 @@ def search(config: ConfigDict, workdir: str | pathlib.Path, checkpoint: str = "n
     options = session.options.search
     sizes = images.plan(session)
     with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(_locked(workdir / "search"))
+        folder = stack.enter_context(locked(workdir / "search", "search"))
         signals = stack.enter_context(Signals())
         scored: Collection = ()
 
@@ -113,30 +114,15 @@ def open_run(config: ConfigDict, workdir: pathlib.Path, checkpoint: str) -> tupl
     """
     checkpoints = Checkpoints(workdir, read_only=True)
     try:
-        check_run(config, workdir, NETWORK_FIELDS + HELD_OUT_FIELDS)
+        check_run(config, workdir, Use.SEARCH)
         step = checkpoints.find(checkpoint)
         session = Session.open(Options.of(config))
+        check_data(workdir, fingerprint(session.dataset), Use.SEARCH)
         session.check_evaluation("holdout", "val")
         weights, step = checkpoints.weights(session.shapes, session.mesh, step)
     finally:
         checkpoints.close()
     return session, weights, step
-
-
-@contextlib.contextmanager
-def _locked(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """The folder, for one search at a time."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ConfigError(f"{folder}: another search is at work in it; wait for its end, or stop it") from error
-        yield folder
-
-
-
-
 
 
 def _latency_table(session: Session, folder: pathlib.Path) -> LatencyTable | None:

@@ -6,6 +6,7 @@ A single child is trained by the same loop, as the supernet of a space without c
 import contextlib
 import json
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -14,9 +15,11 @@ from ml_collections import ConfigDict
 
 from bignas_jax.config.options import Data, Distributed, Options
 from bignas_jax.data import DataError, Loader, prefetch
+from bignas_jax.data.fingerprint import fingerprint
 from bignas_jax.data.prefetch import Prefetch
-from bignas_jax.errors import Stopped, TrainingError
+from bignas_jax.errors import ConfigError, Stopped, TrainingError
 from bignas_jax.evaluation import placed
+from bignas_jax.files import locked
 from bignas_jax.plugins import source
 from bignas_jax.programs.devices import connect
 from bignas_jax.programs.kept import identity_of, use_compilation_cache
@@ -24,7 +27,7 @@ from bignas_jax.programs.weights import draw_weights
 from bignas_jax.runs import assess as reporting
 from bignas_jax.runs.checkpoint import Checkpoints
 from bignas_jax.runs.folder import begun
-from bignas_jax.runs.identity import claim
+from bignas_jax.runs.identity import Use, check_data, claim, note_data
 from bignas_jax.runs.logs import Logs
 from bignas_jax.runs.session import Session
 from bignas_jax.runs.signals import Signals, _agreed, _same_everywhere
@@ -68,12 +71,36 @@ def train(config: ConfigDict, workdir: str | pathlib.Path, progress: bool = True
     members_class(session.space, options.sandwich.members)
     loader = session.loader("train", options.batch_size, train=True)
     session.check_evaluation("val", watched_split(options.data))
-    goes_on = begun(workdir)
+    goes_on, first = begun(workdir), jax.process_index() == 0
+    found = fingerprint(session.dataset) if first else None
+    if goes_on and first:
+        check_data(workdir, found, Use.GOING_ON)
     origin = None if goes_on else Origin.open(session)
-    claim(workdir, config, Plan.of(options, loader.steps_per_epoch).stop)
-    if jax.process_index() == 0 and not goes_on:
-        session.note_class_names(workdir)
-    checkpoints = Checkpoints(workdir, options.checkpoint.keep)
+    with _held(workdir) if first else contextlib.nullcontext():
+        if claim(workdir, config, Plan.of(options, loader.steps_per_epoch).stop) and reporting.read(workdir, "val"):
+            return [*reporting.read(workdir, "before"), *reporting.read(workdir, "val")]
+        if first and not goes_on:
+            session.note_class_names(workdir)
+            note_data(workdir, found)
+        return _trained(session, loader, workdir, origin, progress)
+
+
+@contextlib.contextmanager
+def _held(workdir: pathlib.Path) -> Iterator[None]:
+    """The run's folder, for one training at a time."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(workdir, "training"))
+        except OSError as error:
+            raise ConfigError(f"--workdir: cannot write to {workdir} ({error.strerror}), expected a folder") from error
+        yield
+
+
+def _trained(
+    session: Session, loader: Loader, workdir: pathlib.Path, origin: Origin | None, progress: bool
+) -> list[dict[str, Any]]:
+    """Trains to the end of the plan, and gives the rows of the final evaluation."""
+    checkpoints = Checkpoints(workdir, session.options.checkpoint.keep)
     run = Run(session, loader, workdir, checkpoints, origin, progress)
     try:
         state = run.start()

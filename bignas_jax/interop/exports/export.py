@@ -15,7 +15,9 @@ from ml_collections import ConfigDict
 
 from bignas_jax.config.options import Data, OnCorrupt, Options
 from bignas_jax.data import DataError, prefetch
+from bignas_jax.data.fingerprint import fingerprint
 from bignas_jax.errors import ConfigError, ExportError
+from bignas_jax.files import write_json
 from bignas_jax.interop.exports import formats, run_back
 from bignas_jax.interop.exports.preprocess import preprocess
 from bignas_jax.nets.child import Child, fold, take
@@ -24,6 +26,7 @@ from bignas_jax.ops import prepare
 from bignas_jax.programs.buckets import Bucket
 from bignas_jax.programs.kept import use_compilation_cache
 from bignas_jax.runs.checkpoint import Checkpoints
+from bignas_jax.runs.identity import Use, check_data, check_run
 from bignas_jax.runs.session import Session
 from bignas_jax.spaces.architecture import Architecture
 from bignas_jax.spaces.cost import count
@@ -111,7 +114,7 @@ def export_run(
             "split": comparison.split,
             "top1": float(np.mean(expected.argmax(1) == comparison.labels)),
         }
-        (folder / "export.json").write_text(json.dumps(row, indent=2) + "\n")
+        write_json(folder / "export.json", row, indent=2)
         yield row
 
 
@@ -121,7 +124,9 @@ def _open(config: ConfigDict, workdir, names: Sequence[str], checkpoint: str):
     options = dataclasses.replace(options, model=dataclasses.replace(options.model, dtype="float32"))
     checkpoints = Checkpoints(workdir, read_only=True)
     try:
+        check_run(config, workdir, Use.EXPORT)
         session = Session.open(options)
+        check_data(workdir, fingerprint(session.dataset), Use.EXPORT)
         session.check_evaluation()
         found = read_architectures(session.space, names)
         weights, step = checkpoints.weights(session.shapes, session.mesh, checkpoint)
@@ -254,8 +259,8 @@ def write_child(
     folder.mkdir(parents=True, exist_ok=True)
     _remove_outdated(folder, about)
     child = fold(child) if form.fold else child
-    (folder / "architecture.json").write_text(json.dumps(about["architecture"]) + "\n")
-    (folder / "preprocessing.json").write_text(json.dumps(specification, indent=2) + "\n")
+    write_json(folder / "architecture.json", about["architecture"])
+    write_json(folder / "preprocessing.json", specification, indent=2)
     shutil.copyfile(pathlib.Path(__file__).parent / "preprocess.py", folder / "preprocess.py")
     texts = dict(about) | {"preprocessing": specification, "class_names": specification["class_names"]}
     texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in texts.items()}

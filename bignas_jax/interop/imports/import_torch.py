@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -14,6 +13,7 @@ from bignas_jax.config.files import to_json
 from bignas_jax.config.options import Options
 from bignas_jax.config.recipes import RECIPES, load_config
 from bignas_jax.errors import ConfigError, WeightsError
+from bignas_jax.files import write_json, write_text
 from bignas_jax.interop.imports.bignas_names import Account, Shape, account, read_state_dict
 from bignas_jax.interop.imports.torch_file import listed, read_checkpoint, to_float32
 from bignas_jax.runs.checkpoint import Checkpoints
@@ -110,8 +110,8 @@ def _write(options: Options, workdir: pathlib.Path, result: Imported, params: An
     """The note first and the checkpoint last, so that an import that is broken off can be made again."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        _replace(workdir / NOTE, json.dumps(dataclasses.asdict(result), indent=2) + "\n")
-        _replace(workdir / "config.json", to_json(options))
+        write_json(workdir / NOTE, dataclasses.asdict(result), indent=2)
+        write_text(workdir / "config.json", to_json(options))
     except OSError as error:
         raise ConfigError(f"--workdir: cannot write to {workdir} ({error.strerror}), expected a folder") from error
     checkpoints = Checkpoints(workdir)
@@ -119,12 +119,6 @@ def _write(options: Options, workdir: pathlib.Path, result: Imported, params: An
         checkpoints.save_imported(params, statistics)
     finally:
         checkpoints.close()
-
-
-def _replace(path: pathlib.Path, text: str) -> None:
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
 
 
 def _sha256(file: str | pathlib.Path) -> str:

@@ -7,7 +7,6 @@ import decimal
 import html
 import json
 import math
-import os
 import pathlib
 import re
 import shlex
@@ -15,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bignas_jax.errors import ReportError
+from bignas_jax.files import write_text
 from bignas_jax.search.report import plot
 
 TEMPLATE = pathlib.Path(__file__).with_name("report.html")
@@ -41,9 +41,7 @@ def write(result: Mapping[str, Any], folder: pathlib.Path) -> list[pathlib.Path]
     folder = pathlib.Path(folder)
     result = {**result, "run": {"workdir": str(folder.parent), **result.get("run", {})}}
     path = folder / "report.html"
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(page(result), encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, page(result))
     plot.write(result, folder / "front.png")
     return [path, folder / "front.png"]
 

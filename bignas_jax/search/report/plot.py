@@ -1,6 +1,5 @@
 """The cloud of a search and its front as a PNG, for papers and READMEs."""
 
-import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,6 +10,8 @@ from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+from bignas_jax.files import write_with
 
 INK, MUTED, LINE = "#1b1e22", "#59616b", "#dfe2e6"
 # Lightness rises along the ramp, so that the order is seen with any colour vision; report.html has the same ends.
@@ -37,9 +38,7 @@ def write(result: Mapping[str, Any], path: pathlib.Path) -> None:
     """Writes the plot of a search's result (see `report.write`) to `path`, 1600 x 1000 pixels, in one go."""
     figure = Figure(figsize=(8, 5), dpi=200, layout="constrained", facecolor="white")
     _draw(figure.add_subplot(), result)
-    temporary = path.with_name(path.name + ".tmp")
-    FigureCanvasAgg(figure).print_png(str(temporary))
-    os.replace(temporary, path)
+    write_with(path, lambda temporary: FigureCanvasAgg(figure).print_png(str(temporary)))
 
 
 def _draw(axes: Axes, result: Mapping[str, Any]) -> None:

@@ -8,6 +8,7 @@ import pathlib
 import sys
 from typing import Any
 
+from bignas_jax.files import write_json
 from bignas_jax.runs.session import Session
 from bignas_jax.search.held_out import Sizes
 from bignas_jax.search.latency import LatencyTable
@@ -120,13 +121,13 @@ def _final_row(
 
 def write(result: dict[str, Any], workdir: pathlib.Path) -> None:
     """Writes children/<budget>/architecture.json, search/result.json and the report."""
-    _replace(workdir / "search" / "result.json", json.dumps(result, allow_nan=False) + "\n")
+    write_json(workdir / "search" / "result.json", result)
     numbered = {row["number"]: row["architecture"] for row in result["evaluations"]}
     for budget in result["budgets"]:
         path = workdir / budget["file"]
         _set_aside(path, numbered[budget["winner"]])
         path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(path, json.dumps(numbered[budget["winner"]]) + "\n")
+        write_json(path, numbered[budget["winner"]])
     report.write(result, workdir / "search")
 
 
@@ -143,12 +144,6 @@ def _set_aside(path: pathlib.Path, winner: dict[str, Any]) -> None:
         number += 1
     folder.replace(free)
     print(f"{folder} held files of an earlier winner; they are now in {free}", file=sys.stderr)
-
-
-def _replace(path: pathlib.Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
 
 
 def table(result: dict[str, Any]) -> str:
