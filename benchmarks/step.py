@@ -193,14 +193,15 @@ def check(ours: Ours, theirs: Theirs, archs, dtype: str) -> dict[str, float]:
     """
     first = archs[0]
     exact, worst = dtype == "float32", {}
-    gradient, targets = ours.member(first)
+    gradient, logits = ours.member(first)
+    targets = np.asarray(jax.nn.softmax(logits))
     for arch in dict.fromkeys(archs):  # the biggest, drawn again, has no gradient but rounding
         soft, given = None, {"label": theirs.labels}
         if arch is first:
             soft = targets
         else:
-            gradient, _ = ours.member(arch, targets, jax.tree.map(jax.numpy.zeros_like, gradient))
-            given = {"targets": torch.tensor(np.asarray(targets), device=theirs.images.device)}
+            gradient, _ = ours.member(arch, logits, jax.tree.map(jax.numpy.zeros_like, gradient))
+            given = {"targets": torch.tensor(targets, device=theirs.images.device)}
         if exact:
             found = agreement(gradient, soft, theirs.run, theirs.images, arch, **given)
         else:

@@ -104,7 +104,7 @@ class TrainStep:
             jobs |= {("score", bucket): partial(lower_score, bucket) for bucket in buckets}
         members = [metrics] * len(self.members.names)
         jobs["update"] = lambda: self._update().lower(shapes(state, whole), total, members)
-        self.executables = compile_ahead(jobs, "compile step", progress, self.identity)
+        self.executables = compile_ahead(jobs, "compile sandwich", progress, self.identity)
 
     def __call__(self, state: TrainState, batch: dict[str, jax.Array], step: int) -> tuple[TrainState, Any]:
         """One step. `state` is donated.

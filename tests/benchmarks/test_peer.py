@@ -75,9 +75,9 @@ def test_bfloat16_is_held_against_the_noise_of_the_peer(tiny):
     assert judged() <= 1
     assert judged(lambda name, g: 1.3 * g) > 1
     assert judged(lambda name, g: 0 * g if name == "stem/conv/kernel" else g) > 1
-    assert judged(lambda name, g: -g if name == "classifier/bias" else g) > 1
+    assert judged(lambda name, g: -g if name == "classifier/conv/bias" else g) > 1
     with pytest.raises(ValueError, match="one side only"):
-        noise({"stem": {"kernel": rounded["stem_kernel"][None]}}, *arguments)
+        noise({"stem": {"conv": {"kernel": rounded["stem_conv_kernel"][None]}}}, *arguments)
 
 
 def test_the_update_is_the_clip_and_sgd_of_our_optimizer(tiny):
