@@ -200,7 +200,8 @@ class SearchSpace(Space):
         stages = {stage.name: plain(stage) for stage in self.stages}
         for stage in stages.values():
             del stage["name"]
-        return {**plain(self), "stages": stages}
+        family = {} if type(self) is SearchSpace else self.family()
+        return {**family, **plain(self), "stages": stages}
 
     @property
     def total_stride(self) -> int:

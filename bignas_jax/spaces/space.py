@@ -102,8 +102,12 @@ class Space(abc.ABC):
     def to_dict(self) -> dict[str, Any]:
         """A dictionary that JSON can hold and `registry.space_of` reads: the family (by default MobileNet's is not
         named) and the fields."""
-        family = {"family": f"{type(self).__module__}:{type(self).__qualname__}"}
-        return family | {field.name: listed(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        return self.family() | {field.name: listed(getattr(self, field.name)) for field in dataclasses.fields(self)}
+
+    @classmethod
+    def family(cls) -> dict[str, str]:
+        """The entry of a config's `space` part that names this class."""
+        return {"family": f"{cls.__module__}:{cls.__qualname__}"}
 
     @cached_property
     def groups(self) -> dict[str, tuple[int, ...]]:
