@@ -181,7 +181,7 @@ class Evaluator:
         """What became of each image, from one pass over them; arguments as of `score`.
 
         Args:
-          timed: wait for each batch and measure; else the devices' queues stay full.
+          timed: wait for each batch and measure it. Otherwise the devices' queues stay full.
         Returns:
           By architecture, float32 [images, 3] in the order of the batches, without padding: whether the label came
           first (0 or 1), whether it was among the first five, and the cross-entropy with it. And the seconds of an
@@ -270,5 +270,5 @@ def score_of(outcomes: np.ndarray, seconds: float = 0.0) -> Score:
 
 
 def placed(space: Space, archs: Iterable[Architecture], sliced: bool) -> dict[Architecture, Bucket]:
-    """The bucket of each architecture: its own if `sliced` (one compile each), else the one it shares."""
+    """The bucket of each architecture: its own if `sliced` (one compile each), otherwise a shared one."""
     return {arch: Bucket(arch, masked=False) if sliced else bucket_for(space, arch) for arch in archs}

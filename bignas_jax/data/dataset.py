@@ -8,7 +8,7 @@ from bignas_jax.config.options import Data
 from bignas_jax.data.folder import open_folder
 from bignas_jax.data.packaged import TORCHVISION, open_digits, open_torchvision, stratified
 from bignas_jax.data.sources import Source
-from bignas_jax.data.transforms import Augmentation, Evaluation
+from bignas_jax.data.transforms import Augmentation, CenterCrop
 from bignas_jax.errors import DataError
 
 SOURCES = ("folder", "digits", *TORCHVISION)
@@ -22,7 +22,7 @@ class Dataset:
     train: Source
     val: Source
     holdout_indices: np.ndarray  # int64, sorted, into `train`: set apart for search
-    evaluation: Evaluation
+    evaluation: CenterCrop
     augmentation: Augmentation
     on_corrupt: str
     num_workers: int
@@ -60,7 +60,7 @@ def open_dataset(options: Data, seed: int = 0) -> Dataset:
     """
     if options.source not in SOURCES:
         raise DataError(f"config.data.source is {options.source!r}: expected one of {', '.join(SOURCES)}")
-    evaluation = Evaluation(options.image_size, options.eval_resize)
+    evaluation = CenterCrop(options.image_size, options.eval_resize)
     augmentation = Augmentation(options.image_size, options.augment)
     class_names, train, val = _open_source(options)
     if not 0 <= options.holdout < len(train):

@@ -14,7 +14,7 @@ from torch.utils.data import get_worker_info
 from bignas_jax.data import draws
 from bignas_jax.data.decode import Reduction
 from bignas_jax.data.sources import Source
-from bignas_jax.data.transforms import NUM_DRAWS, Augmentation, Evaluation
+from bignas_jax.data.transforms import NUM_DRAWS, Augmentation, CenterCrop
 from bignas_jax.errors import CorruptImage, DataError
 
 _MAX_REPLACEMENTS = 100  # in a row; a data set in which so many are corrupt is not worth training on
@@ -43,7 +43,7 @@ class Reader:
     """
 
     source: Source
-    evaluation: Evaluation
+    evaluation: CenterCrop
     augmentation: Augmentation | None
     seed: int
     replacements: torch.Tensor | None

@@ -27,7 +27,7 @@ NUM_DRAWS = _CROP + 4 * _TRIES
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class CenterCrop:
     """The short side to `resize_to`, bicubic with antialias, then the centre."""
 
     image_size: int
@@ -131,7 +131,7 @@ class Augmentation:
     def _whole(self, image: np.ndarray, draws: list[float], full_size: tuple[int, int]) -> np.ndarray:
         if image.shape[:2] == (self.image_size, self.image_size):
             return image
-        return Evaluation(self.image_size, self.image_size)(image)
+        return CenterCrop(self.image_size, self.image_size)(image)
 
     def _recolor(self, image: Image.Image, draws: list[float], torch_seed: int) -> np.ndarray:
         if self._policy is not None:

@@ -45,7 +45,7 @@ def shared(space: Space, resolution: int) -> Bucket:
 
 
 def bucket_for(space: Space, arch: Architecture) -> Bucket:
-    """Where `arch` runs without a compile: its own bucket for the biggest and the smallest, else the shared one.
+    """The bucket in which `arch` runs without a compile: the biggest and the smallest have their own, others share one.
 
     Raises:
       ValueError: `arch` is not in the space.

@@ -134,7 +134,7 @@ class Program:
 def load_or_compile(
     identity: str | None, key: Hashable, lower: Callable[[], jax.stages.Lowered]
 ) -> jax.stages.Compiled:
-    """The program of this identity and key: one that is kept, else what `lower` gives, compiled."""
+    """The program of this identity and key. It is loaded if it is kept; otherwise what `lower` gives is compiled."""
     program = Program(identity, key)
     return program.load() or program.compile(lower())
 

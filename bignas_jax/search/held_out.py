@@ -1,7 +1,7 @@
 """Calibration and held-out images, placed on the devices once, and the evaluation of candidates on them.
 
-A candidate is calibrated and scored in the masked executable that all architectures of its resolution share: nothing
-is compiled or read for it.
+All candidates of a resolution are calibrated and scored in the same masked executable. Nothing is compiled or read for
+a candidate.
 """
 
 import dataclasses

@@ -20,7 +20,8 @@ class Journal:
     """Records by (architecture, part), in a file of JSON lines that begins with what they depend on.
 
     A line that a kill cut short is dropped. A file that depends on something else (another checkpoint, other images)
-    is set aside under a free name, not overwritten; one that was set aside and depends on just this comes back.
+    is renamed to a free name, not overwritten. When a later search depends on the same things as a renamed file, that
+    file is used again.
 
     Args:
       path: of the file. identity: what every record depends on, as JSON values.

@@ -40,7 +40,7 @@ from bignas_jax.spaces.cost import count
 from bignas_jax.spaces.layers import Layer
 from bignas_jax.spaces.space import Space
 
-CHUNK = 16  # programs that are compiled, then timed, then written down: what a kill can lose
+CHUNK = 16  # programs that are compiled, timed and written down together; a kill loses at most these
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +109,7 @@ def _run(
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """What an executable is called with. It is the same for the same part, and its values are unlike denormals."""
+    """A program and its arguments. Equal parts get equal arguments, whose values are far from denormal numbers."""
 
     run: Callable
     arguments: tuple  # (params, statistics, x), NumPy

@@ -21,7 +21,7 @@ from bignas_jax.spaces.architecture import Architecture
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluation:
+class Scored:
     """A scored architecture.
 
     Attributes:
@@ -66,7 +66,7 @@ class Race:
         self._problem, self._held_out, self._journal = problem, held_out, journal
         self._confidence, self._front, self._tick = confidence, front, tick
         self.seconds = 0.0  # of evaluation, of those found in the journal too
-        self.evaluations: dict[Architecture, Evaluation] = {}
+        self.evaluations: dict[Architecture, Scored] = {}
         self.made = 0  # parts that were computed, not found in the journal
 
     def score(self, proposals: Sequence[Proposal], always: bool = False) -> dict[Architecture, float]:
@@ -89,16 +89,16 @@ class Race:
             if estimate is None and self._held_out.sizes.first < self._held_out.sizes.held_out:
                 parts.append(self._part(arch, "rest", statistics))
             statistics.pop(arch, None)
-            self.evaluations[arch] = _evaluation(
+            self.evaluations[arch] = _scored(
                 numbers[arch], new[arch], parts, correct, estimate, round(self.seconds, 3)
             )
         return {p.arch: self.evaluations[p.arch].top1 for p in proposals}
 
-    def rivals(self, arch: Architecture) -> list[Evaluation | None]:
+    def rivals(self, arch: Architecture) -> list[Scored | None]:
         """The best complete evaluation of each group that `arch` is in; None for a group that has none yet.
 
-        A group is a budget that `arch` keeps. For a front it is those that cost no more, and every budget that limits
-        another kind of cost than the front's.
+        A group is a budget that `arch` keeps. In a search for a front, the architectures that cost no more are a group.
+        So is every budget that limits another kind of cost than the front's.
         """
         complete = [e for e in self._searched() if e.complete and e.arch != arch]
         budgets, found = self._problem.budgets, []
@@ -108,26 +108,26 @@ class Race:
             budgets = [budget for budget in budgets if set(budget.limits()) != {self._problem.cost}]
         return found + [self.best(budget, complete) for budget in budgets if self._problem.fits(arch, budget)]
 
-    def best(self, budget: Budget, among: Iterable[Evaluation] | None = None) -> Evaluation | None:
+    def best(self, budget: Budget, among: Iterable[Scored] | None = None) -> Scored | None:
         """The best complete evaluation within a budget: by top-1, of equals by loss, then by cost."""
         found = self.evaluations.values() if among is None else among
         within = [e for e in found if e.complete and self._problem.fits(e.arch, budget)]
 
-        def rank(e: Evaluation) -> tuple:
+        def rank(e: Scored) -> tuple:
             return -e.top1, _finite(e.loss), self._problem.cost_of(e.arch), e.arch.to_json()
 
         return min(within, key=rank, default=None)
 
-    def front(self) -> list[Evaluation]:
+    def front(self) -> list[Scored]:
         """The complete evaluations that no other beats in cost and top-1, by rising cost."""
         complete = (e for e in self._searched() if e.complete)
-        found: list[Evaluation] = []
+        found: list[Scored] = []
         for e in sorted(complete, key=lambda e: (self._problem.cost_of(e.arch), -e.top1, e.number)):
             if not found or e.top1 > found[-1].top1:
                 found.append(e)
         return found
 
-    def _searched(self) -> Iterator[Evaluation]:
+    def _searched(self) -> Iterator[Scored]:
         """Without a reference that a cap keeps out of the search."""
         return (e for e in self.evaluations.values() if e.arch in self._problem.space)
 
@@ -141,7 +141,7 @@ class Race:
             if difference + self._confidence * error >= 0:
                 return None
             estimates.append(rival.top1 + difference)
-        # One that no budget allows has no group; it loses, by the figure it has.
+        # An architecture that no budget allows has no rivals. It loses, and keeps its own figure.
         return float(np.clip(min(estimates, default=correct.mean()), 0, 1))
 
     def _part(self, arch: Architecture, part: str, statistics: dict) -> dict[str, Any]:
@@ -188,21 +188,21 @@ def _finite(loss: float) -> float:
     return loss if math.isfinite(loss) else math.inf
 
 
-def _evaluation(
+def _scored(
     number: int,
     proposal: Proposal,
     parts: Sequence[Mapping],
     correct: np.ndarray,
     estimate: float | None,
     seconds: float,
-) -> Evaluation:
+) -> Scored:
     images = sum(part["images"] for part in parts)
 
     def mean(name: str) -> float:
         values = [part[name] for part in parts]
         return math.nan if None in values else sum(values) / images
 
-    return Evaluation(
+    return Scored(
         number=number,
         arch=proposal.arch,
         phase=proposal.phase,
@@ -216,5 +216,5 @@ def _evaluation(
     )
 
 
-def _best(evaluations: Iterable[Evaluation]) -> Evaluation | None:
+def _best(evaluations: Iterable[Scored]) -> Scored | None:
     return max(evaluations, key=lambda e: (e.top1, -e.number), default=None)

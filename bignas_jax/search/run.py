@@ -29,7 +29,7 @@ from bignas_jax.search.held_out import HeldOut
 from bignas_jax.search.journal import Journal
 from bignas_jax.search.latency import LatencyTable
 from bignas_jax.search.problem import Problem, make_problem
-from bignas_jax.search.race import Evaluation, Race
+from bignas_jax.search.race import Race, Scored
 from bignas_jax.search.report.result import Found, result_of, write
 from bignas_jax.search.screening import Screening
 from bignas_jax.search.strategies.registry import make_strategy, round_size, strategy_maker
@@ -245,7 +245,7 @@ def _standing(problem: Problem, race: Race, screening: Screening) -> str:
     return " ".join(["-" if e is None else f"{100 * e.top1:.2f}%" for e in best] + tau)
 
 
-def winners_of(problem: Problem, race: Race) -> dict[str, Evaluation]:
+def winners_of(problem: Problem, race: Race) -> dict[str, Scored]:
     """The best within each budget, by the budget's name.
 
     Raises:

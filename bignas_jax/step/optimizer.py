@@ -69,7 +69,10 @@ def decayed(params: dict) -> dict:
 
 
 def clip(max_norm: float) -> optax.GradientTransformation:
-    """optax.clip_by_global_norm by one factor: its division of every gradient costs XLA on CPUs a copy of them all."""
+    """optax.clip_by_global_norm with one factor.
+
+    optax divides every gradient, which costs XLA on CPUs a copy of them all.
+    """
 
     def update(updates, state, params=None):
         norm = optax.tree.norm(updates)
@@ -86,8 +89,9 @@ class KeptTrace(optax.TraceState):
 def momentum(decay: float, nesterov: bool) -> optax.GradientTransformationExtraArgs:
     """optax.trace whose trace stays as it is where the argument `finite` of `update` is false.
 
-    The new trace is computed once, in the memory of the old one, and the update from it. Else XLA computes both from
-    the old trace, side by side, and copies trace and weights for that: 2 of the 5 times that it moves all of them.
+    The new trace is computed once, in the memory of the old one. The update is computed from the new trace. Otherwise
+    XLA computes both from the old trace, side by side. For that it copies the trace and the weights: 2 of the 5 times
+    that it moves all of them.
     """
 
     def update(updates, state, params=None, *, finite=True, **_):

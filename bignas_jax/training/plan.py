@@ -39,7 +39,7 @@ class Plan:
 
 
 class Watch:
-    """Looks at the outcome of steps a little later, so that the host need not wait for each on the device.
+    """Looks at the outcome of steps a little later, so that the host does not wait for the device after each step.
 
     Args:
       limit: so many steps in a row without a finite loss are too many.

@@ -1,4 +1,4 @@
-"""Evaluation and training transforms, against torchvision's own pipeline and by their properties."""
+"""CenterCrop and training transforms, against torchvision's own pipeline and by their properties."""
 
 import math
 
@@ -11,7 +11,7 @@ from torchvision.transforms import v2
 
 from bignas_jax.config.options import Crops, Policies
 from bignas_jax.data import DataError, draws, open_dataset
-from bignas_jax.data.transforms import NUM_DRAWS, Augmentation, Evaluation, resized_crop_box, shifted
+from bignas_jax.data.transforms import NUM_DRAWS, Augmentation, CenterCrop, resized_crop_box, shifted
 
 BICUBIC = v2.InterpolationMode.BICUBIC
 
@@ -39,7 +39,7 @@ def numbers(seed: int) -> list[float]:
 )
 def test_evaluation_is_torchvisions_resize_and_centre_crop(size):
     image = np.asarray(picture(1, size)).copy()
-    ours = Evaluation(image_size=16, resize_to=20)(image)
+    ours = CenterCrop(image_size=16, resize_to=20)(image)
     assert ours.shape == (16, 16, 3)
     pipeline = v2.Compose([v2.Resize(20, interpolation=BICUBIC, antialias=True), v2.CenterCrop(16)])
     by_pil = np.asarray(pipeline(Image.fromarray(image)))
@@ -50,7 +50,7 @@ def test_evaluation_is_torchvisions_resize_and_centre_crop(size):
 
 def test_evaluation_leaves_an_image_of_the_right_size_alone():
     image = pixels()
-    assert np.array_equal(Evaluation(32, 32)(image), image)
+    assert np.array_equal(CenterCrop(32, 32)(image), image)
 
 
 @pytest.mark.parametrize("down, right", [(0, 0), (4, 4), (-4, 3), (2, -1), (-3, -4)])
@@ -123,7 +123,7 @@ def test_results_are_laid_out_as_the_batch_is(root, flip):
     """Turning [3, H, W] around takes as long as resizing."""
     image = augmentation(root, crop="resized", flip=flip)(pixels(size=(90, 70)), numbers(3), 0)
     assert image.flags.c_contiguous and image.shape == (32, 32, 3)
-    assert Evaluation(32, 40)(pixels(size=(90, 70))).strides[1:] == (3, 1)
+    assert CenterCrop(32, 40)(pixels(size=(90, 70))).strides[1:] == (3, 1)
 
 
 def test_reduction_leaves_the_crop_twice_the_pixels_of_its_result(root):

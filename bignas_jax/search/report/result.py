@@ -13,7 +13,7 @@ from bignas_jax.runs.session import Session
 from bignas_jax.search.held_out import Sizes
 from bignas_jax.search.latency import LatencyTable
 from bignas_jax.search.problem import Problem
-from bignas_jax.search.race import Evaluation, Race
+from bignas_jax.search.race import Race, Scored
 from bignas_jax.search.report import page as report
 from bignas_jax.search.screening import Screening
 from bignas_jax.spaces.architecture import Architecture
@@ -25,7 +25,7 @@ class Found:
     """What a search ends with: its evaluations, the winners by budget, the predictor and the table of latencies."""
 
     race: Race
-    winners: dict[str, Evaluation]
+    winners: dict[str, Scored]
     screening: Screening
     latency: LatencyTable | None
 
@@ -90,7 +90,7 @@ def result_of(
     }
 
 
-def _row(problem: Problem, e: Evaluation) -> dict[str, Any]:
+def _row(problem: Problem, e: Scored) -> dict[str, Any]:
     return {
         "number": e.number,
         "architecture": e.arch.to_dict(),
