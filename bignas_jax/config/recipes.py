@@ -4,6 +4,8 @@ import importlib.machinery
 import importlib.util
 import sys
 import traceback
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 
@@ -56,10 +58,24 @@ def load_config(path: Path) -> ConfigDict:
     return config
 
 
+class _Recipes:
+    """Finds `configs` and its modules among RECIPES, where nothing before it in `sys.meta_path` has found them.
+
+    So a user's own folder `configs` hides only the recipes whose names it has.
+    """
+
+    @staticmethod
+    def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        if name == "configs":
+            file = RECIPES / "__init__.py"
+            return importlib.util.spec_from_file_location(name, file, submodule_search_locations=[str(RECIPES)])
+        return PathFinder.find_spec(name, [str(RECIPES)]) if name.startswith("configs.") else None
+
+
 def _let_recipes_import_each_other() -> None:
-    """Makes `from configs import digits` work where the package is installed, and no such package is at hand."""
-    if importlib.util.find_spec("configs") is None and INSTALLED.is_dir():
-        sys.modules["configs"] = importlib.import_module("bignas_jax.recipes")
+    """Makes `from configs import digits` work from any folder, and however the package is installed."""
+    if _Recipes not in sys.meta_path:
+        sys.meta_path.append(_Recipes)
 
 
 def _get_config(module: ModuleType, path: Path) -> ConfigDict:
