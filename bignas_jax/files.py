@@ -2,36 +2,56 @@
 
 import contextlib
 import fcntl
+import io
 import json
 import os
 import pathlib
+import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from bignas_jax.errors import ConfigError
 
 
-def write_with(path: pathlib.Path, write: Callable[[pathlib.Path], None]) -> None:
+def write_with(path: pathlib.Path, write: Callable[[pathlib.Path], None], shared: bool = False) -> None:
     """Has `write` make a temporary file beside `path`, which then takes its place: a reader never meets half a file.
 
+    Args:
+      path: the file.
+      write: writes a file at the path that it is given.
+      shared: whether several processes may write this file at once. Each then has a temporary file of its own, and
+        only the user may read and write the result.
     Raises:
-      OSError: the file cannot be written; what was there stays.
+      OSError: the file cannot be written; it names `path`, and what was there stays.
     """
     temporary = path.with_name(f"{path.name}.tmp")
     try:
+        if shared:
+            descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.", suffix=".tmp")
+            os.close(descriptor)
+            temporary = pathlib.Path(name)
         write(temporary)
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
+        if isinstance(error, OSError) and error.errno is not None:
+            # A full disk is found in the middle of a write, where the system's error names no file.
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
     """Writes a text file, whole or not at all."""
     write_with(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_bytes(path: pathlib.Path, content: bytes, shared: bool = False) -> None:
+    """Writes a file, whole or not at all; `shared` as `write_with` takes it."""
+    write_with(path, lambda temporary: temporary.write_bytes(content), shared)
 
 
 def write_json(path: pathlib.Path, value: Any, indent: int | None = None) -> None:
@@ -44,39 +64,53 @@ def write_json(path: pathlib.Path, value: Any, indent: int | None = None) -> Non
 
 
 def whole_lines(path: pathlib.Path) -> list[bytes]:
-    """The lines of a file that end with a newline; the file then ends with them. Nothing if there is no file.
+    """The lines of a file that end with a newline. The file stays as it is; nothing if there is none.
 
     A last line without its newline was cut short by a kill.
     """
-    if not path.exists():
-        return []
-    data = path.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    if len(whole) < len(data):
-        with open(path, "r+b") as file:
-            file.truncate(len(whole))
-    return whole.splitlines()
+    data = path.read_bytes() if path.exists() else b""
+    return data[: data.rfind(b"\n") + 1].split(b"\n")[:-1]
 
 
-def add_line(file: Any, value: Any, sync: bool = True) -> None:
-    """Appends a line of JSON to an open text file.
+def open_lines(path: pathlib.Path) -> io.FileIO:
+    """Opens a file of JSON lines for `add_line`. A last line that a kill cut short is removed first.
+
+    It has no buffer: a line that could not be written would otherwise be tried, and fail, once more at the end.
+    """
+    file = open(path, "a+b", buffering=0)
+    size = file.tell()
+    if size and os.pread(file.fileno(), 1, size - 1) != b"\n":
+        file.truncate(sum(len(line) + 1 for line in whole_lines(path)))
+    return file
+
+
+def add_line(file: io.FileIO, value: Any, sync: bool = True) -> None:
+    """Appends a line of JSON.
 
     Args:
+      file: as `open_lines` gives it.
+      value: of JSON's types.
       sync: whether it is on disk when this returns.
     Raises:
       ValueError: the value holds a number that JSON has not, such as NaN.
+      OSError: the line cannot be written; it names the file.
     """
-    file.write(json.dumps(value, allow_nan=False) + "\n")
-    file.flush()
-    if sync:
-        os.fsync(file.fileno())
+    left = json.dumps(value, allow_nan=False).encode() + b"\n"
+    try:
+        while left:
+            left = left[file.write(left) :]
+        if sync:
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(file.name)) from error
 
 
 @contextlib.contextmanager
 def locked(folder: pathlib.Path, work: str) -> Iterator[pathlib.Path]:
     """The folder, for one process at a time that does this work. The lock ends with its process, however that ends.
 
-    On network file systems it holds as far as they pass on `flock`, as NFS 4 and Lustre do; others leave it local.
+    On network file systems it holds as far as they pass on `flock`, as NFS 4 and Lustre do; others leave it local. A
+    file system without locks is said in one line, and the work goes on.
 
     Args:
       work: in words, such as 'search', for the message and the lock's name.
@@ -87,6 +121,8 @@ def locked(folder: pathlib.Path, work: str) -> Iterator[pathlib.Path]:
     with open(folder / ".lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise ConfigError(f"{folder}: another {work} is at work in it; wait for its end, or stop it") from error
+        except OSError as error:
+            print(f"{folder}: cannot be locked ({error.strerror}); let no other {work} work in it", file=sys.stderr)
         yield folder

@@ -1,5 +1,7 @@
 """Files that a kill leaves whole."""
 
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -10,7 +12,16 @@ import pytest
 from paths import ROOT
 
 from bignas_jax.errors import ConfigError
-from bignas_jax.files import add_line, locked, whole_lines, write_json, write_text, write_with
+from bignas_jax.files import (
+    add_line,
+    locked,
+    open_lines,
+    whole_lines,
+    write_bytes,
+    write_json,
+    write_text,
+    write_with,
+)
 
 
 def test_a_write_that_fails_leaves_what_was_there(tmp_path):
@@ -43,17 +54,54 @@ def test_a_kill_in_the_middle_of_a_write_leaves_what_was_there(tmp_path):
     assert path.read_text() == "new" and os.listdir(tmp_path) == ["a.txt"]
 
 
+def test_a_full_disk_is_an_error_that_names_the_file(tmp_path):
+    """The system finds it in the middle of a write and names no file."""
+    with pytest.raises(OSError) as error, open("/dev/full", "wb", buffering=0) as full:
+        add_line(full, {"n": 1})
+    assert error.value.filename == "/dev/full" and error.value.strerror == "No space left on device"
+
+    def full(temporary):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(OSError) as error:
+        write_with(tmp_path / "a.json", full)
+    assert error.value.filename == str(tmp_path / "a.json") and error.value.errno == errno.ENOSPC
+    with pytest.raises(FileNotFoundError) as error:
+        write_text(tmp_path / "nowhere" / "a.txt", "")
+    assert error.value.filename == str(tmp_path / "nowhere" / "a.txt")
+
+
+def test_processes_that_write_one_file_do_not_meet(tmp_path):
+    path, parts = tmp_path / "a.program", [bytes([n]) * 1000 for n in range(2)]
+
+    def write(temporary):
+        temporary.write_bytes(parts[0])
+        write_bytes(path, parts[1], shared=True)  # another process, meanwhile
+        assert temporary.read_bytes() == parts[0]
+
+    write_with(path, write, shared=True)
+    assert path.read_bytes() == parts[0] and os.listdir(tmp_path) == ["a.program"]
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
 def test_lines_that_were_cut_short_are_dropped(tmp_path):
     path = tmp_path / "lines.jsonl"
     assert whole_lines(path) == []
-    with open(path, "a") as file:
+    with open_lines(path) as file:
         add_line(file, {"n": 1})
         add_line(file, {"n": 2}, sync=False)
         with pytest.raises(ValueError):
             add_line(file, {"n": float("inf")})
-    path.write_bytes(path.read_bytes() + b'{"n": 3')
+    cut = path.read_bytes() + b'{"n": 3'
+    path.write_bytes(cut)
     assert [json.loads(line)["n"] for line in whole_lines(path)] == [1, 2]
+    assert path.read_bytes() == cut  # it may be a file of somebody else
+    open_lines(path).close()
     assert path.read_bytes() == b'{"n": 1}\n{"n": 2}\n'
+    path.write_bytes(b'{"n"')
+    with open_lines(path) as file:
+        add_line(file, {"n": 4})
+    assert [json.loads(line) for line in whole_lines(path)] == [{"n": 4}]
 
 
 def test_a_lock_ends_with_its_process(tmp_path):
@@ -70,3 +118,15 @@ def test_a_lock_ends_with_its_process(tmp_path):
     holder.wait()
     with locked(tmp_path, "training") as folder:
         assert folder == tmp_path
+
+
+def test_a_file_system_without_locks_is_said_and_no_reason_to_stop(tmp_path, monkeypatch, capsys):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with locked(tmp_path, "training") as folder:
+        assert folder == tmp_path
+    assert capsys.readouterr().err == (
+        f"{tmp_path}: cannot be locked (No locks available); let no other training work in it\n"
+    )

@@ -18,7 +18,6 @@ import pathlib
 import pickle
 import platform
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping
@@ -28,6 +27,7 @@ import jax
 from jax.experimental import serialize_executable
 
 import bignas_jax
+from bignas_jax.files import write_bytes
 from bignas_jax.kernels import native
 from bignas_jax.kernels.depthwise.choice import forced
 from bignas_jax.kernels.native import toolchain
@@ -258,22 +258,16 @@ def _read(path: pathlib.Path, touched: pathlib.Path | None = None) -> jax.stages
 
 
 def _write(path: pathlib.Path, content: bytes | None) -> bool:
-    """Whether `content` is in the file now: whole or not at all, for other runs may be reading it.
+    """Whether `content` is in the file now: whole or not at all, for other runs may be reading or writing it.
 
-    Only the user may read it, as the temporary file is made: who could write it could run code as this user.
+    Only the user may read and write it: who else could write it could run code as this user.
     """
     if content is None:
         return False
-    temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            temporary = file.name
-            file.write(content)
-        os.replace(temporary, path)
+        write_bytes(path, content, shared=True)
     except OSError:
-        with contextlib.suppress(OSError, TypeError):
-            os.unlink(temporary)
         return False
     return True
 

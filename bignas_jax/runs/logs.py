@@ -1,17 +1,18 @@
 """What a run tells while it trains: a progress bar, metrics.jsonl and TensorBoard."""
 
+import contextlib
 import json
 import math
 import pathlib
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from bignas_jax.files import add_line, write_text
+from bignas_jax.files import add_line, open_lines, whole_lines, write_text
 
 
 class Logs:
@@ -30,10 +31,10 @@ class Logs:
         if not active:
             return
         path = workdir / "metrics.jsonl"
-        kept = [line for line in _complete_lines(path) if json.loads(line)["step"] <= start]
-        self.evaluated = any(_is_evaluation(json.loads(line), start) for line in kept)
-        write_text(path, "".join(f"{line}\n" for line in kept))
-        self._file = path.open("a")
+        kept = [(line, record) for line, record in _records(path) if record["step"] <= start]
+        self.evaluated = any(_is_evaluation(record, start) for _, record in kept)
+        write_text(path, "".join(f"{line}\n" for line, _ in kept))
+        self._file = open_lines(path)
         self._board = SummaryWriter(str(workdir), purge_step=start + 1 if start else 0, flush_secs=20)
         self._bar = tqdm(
             total=stop, initial=start, desc="train", unit="step", file=sys.stderr, mininterval=0.5, disable=not bar
@@ -89,16 +90,10 @@ def _is_evaluation(record: Mapping[str, float], step: int) -> bool:
     return record["step"] == step and any("_top1/" in name for name in record)
 
 
-def _complete_lines(path: pathlib.Path) -> list[str]:
-    """The lines of a file of JSON records, without one that a kill cut short."""
-    if not path.exists():
-        return []
-    lines = []
-    for line in path.read_text().splitlines():
-        try:
-            json.loads(line)
-        except ValueError:
-            continue
-        lines.append(line)
-    return lines
-
+def _records(path: pathlib.Path) -> Iterator[tuple[str, dict]]:
+    """The lines of a file of records, and what they hold; lines that a kill or a crash spoiled are left out."""
+    for line in whole_lines(path):
+        with contextlib.suppress(ValueError):
+            record = json.loads(line)
+            if isinstance(record, dict) and "step" in record:
+                yield line.decode(), record

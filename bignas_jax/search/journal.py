@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from bignas_jax.errors import ConfigError
-from bignas_jax.files import add_line, whole_lines
+from bignas_jax.files import add_line, open_lines, whole_lines
 from bignas_jax.spaces.architecture import Architecture
 
 BEGINNING = b'{"identity": '
@@ -51,7 +51,7 @@ class Journal:
             lines = _read(path)
         for record in lines[1:]:
             self._records[_key(record)] = record
-        self._file = open(path, "a")
+        self._file = open_lines(path)
         if not lines:
             self._write({"identity": identity})
 
@@ -77,7 +77,7 @@ class Journal:
 
 
 def _read(path: pathlib.Path) -> list[dict]:
-    """The whole lines of a file, which then ends with them; nothing if there is none.
+    """The records of the whole lines of a file; nothing if there is none.
 
     Raises:
       ConfigError: no search wrote it.
@@ -85,7 +85,7 @@ def _read(path: pathlib.Path) -> list[dict]:
     if path.exists() and b"\n" not in (data := path.read_bytes()) and not data.startswith(BEGINNING[: len(data)]):
         raise ConfigError(_foreign(path, 1, "no identity"))
     found = []
-    for number, line in enumerate(_lines(path), 1):
+    for number, line in enumerate(whole_lines(path), 1):
         try:
             record = json.loads(line)
             if number > 1:
@@ -95,14 +95,7 @@ def _read(path: pathlib.Path) -> list[dict]:
             found.append(record)
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(_foreign(path, number, str(error))) from error
-    whole_lines(path)
     return found
-
-
-def _lines(path: pathlib.Path) -> list[bytes]:
-    """The whole lines of a file, which stays as it is: it may be none of ours."""
-    data = path.read_bytes() if path.exists() else b""
-    return data[: data.rfind(b"\n") + 1].splitlines()
 
 
 def _foreign(path: pathlib.Path, number: int, reason: str) -> str:

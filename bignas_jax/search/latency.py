@@ -27,7 +27,7 @@ from flax import nnx
 from tqdm import tqdm
 
 from bignas_jax.errors import ConfigError
-from bignas_jax.files import add_line, whole_lines
+from bignas_jax.files import add_line, open_lines, whole_lines
 from bignas_jax.nets.kinds import module_of
 from bignas_jax.nets.mode import Mode
 from bignas_jax.nets.sizes import layer_sizes
@@ -172,7 +172,7 @@ class _File:
 
     def add(self, key: str, ms: float) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "a") as file:
+        with open_lines(self.path) as file:
             add_line(file, {**self.setting, "of": json.loads(key), "ms": ms})
         self.ms[key] = ms
 
