@@ -9,14 +9,13 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from bignas_jax.config.options import Options
-from bignas_jax.data.fingerprint import fingerprint
 from bignas_jax.errors import ConfigError
 from bignas_jax.evaluation import Score
 from bignas_jax.files import write_json
 from bignas_jax.programs.buckets import Bucket
 from bignas_jax.programs.kept import use_compilation_cache
 from bignas_jax.runs.checkpoint import Checkpoints
-from bignas_jax.runs.identity import Use, check_data, check_run
+from bignas_jax.runs.identity import Use, check_run
 from bignas_jax.runs.session import Session
 from bignas_jax.spaces.architecture import Architecture
 from bignas_jax.spaces.cost import Cost, count
@@ -94,8 +93,7 @@ def evaluate_run(
     check_run(config, workdir, use)
     checkpoints = Checkpoints(workdir, read_only=True)
     try:
-        session = Session.open(Options.of(config))
-        check_data(workdir, fingerprint(session.dataset), use)
+        session = Session.open(Options.of(config), run=workdir, use=use)
         session.check_evaluation(split)
         found = read_architectures(session.space, names)
         weights, step = checkpoints.weights(session.shapes, session.mesh, checkpoint)
@@ -122,10 +120,26 @@ def _stored(
     return {biggest: checkpoints.statistics(widths, session.mesh, step)}
 
 
-def read(workdir: str | pathlib.Path, split: str) -> list[dict[str, Any]]:
-    """The rows that `write` left for a split; none if there is no file."""
-    path = pathlib.Path(workdir) / f"evaluation_{split}.json"
-    return json.loads(path.read_text())["rows"] if path.exists() else []
+def read(workdir: str | pathlib.Path, name: str, step: int) -> list[dict[str, Any]]:
+    """The rows that `write` left under a name for a step; none if there are none."""
+    path = pathlib.Path(workdir) / f"evaluation_{name}.json"
+    found = json.loads(path.read_text()) if path.exists() else {"step": None}
+    return found["rows"] if found["step"] == step else []
+
+
+def left(workdir: str | pathlib.Path, step: int) -> list[dict[str, Any]]:
+    """The rows that a finished run ended with: those of the slice that a child began as, and those of its last step.
+
+    Raises:
+      ConfigError: its last step was not evaluated.
+    """
+    rows = read(workdir, "val", step)
+    if not rows:
+        raise ConfigError(
+            f"{workdir} has no evaluation of its last step, {step}: run eval.py with this --workdir, or this command "
+            "with the run's own config"
+        )
+    return [*read(workdir, "before", 0), *rows]
 
 
 def write(

@@ -8,10 +8,19 @@ from bignas_jax.config.files import load_run_config
 from bignas_jax.errors import ConfigError
 
 
+def steps(workdir: pathlib.Path) -> list[int]:
+    """The steps of the checkpoints in a folder, ascending; weights that were imported are step 0."""
+    return sorted(int(path.name) for path in (workdir / "checkpoints").glob("[0-9]*") if path.name.isdigit())
+
+
 def begun(workdir: pathlib.Path) -> bool:
     """Whether the folder holds a run with checkpoints."""
-    steps = [path for path in (workdir / "checkpoints").glob("[0-9]*") if path.name.isdigit()]
-    return bool(steps) and (workdir / "config.json").is_file()
+    return bool(steps(workdir)) and (workdir / "config.json").is_file()
+
+
+def trained(workdir: pathlib.Path) -> bool:
+    """Whether the folder holds a run that has made steps."""
+    return begun(workdir) and steps(workdir)[-1] > 0
 
 
 def supernet_config(folder: str) -> ConfigDict:

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from bignas_jax.config.files import differences, from_json, load_run_config, to_json, with_defaults
 from bignas_jax.errors import ConfigError
 from bignas_jax.files import write_json, write_text
+from bignas_jax.runs.folder import begun, steps
 
 DATA = "data.json"
 
@@ -82,40 +83,44 @@ def broken(changes: list[str], use: Use, steps_made: bool = True) -> list[str]:
     return [line for line in changes if any(binding.broken_by(line) for binding in bindings)]
 
 
-def claim(workdir: pathlib.Path, config: ConfigDict, stop: int) -> bool:
+def claim(workdir: pathlib.Path, config: ConfigDict, stop: int) -> int | None:
     """Writes the config into the run's folder, after a comparison with the one that is there.
 
+    A run that has made its `stop` steps keeps its config.
+
     Args:
+      workdir: the run's folder.
+      config: resolved, see `training.origin.resolve`.
       stop: the steps that the config asks for.
     Returns:
-      Whether the run has made them and its config, which then stays, is another than this.
+      The last step of a finished run whose config is another than this; None where this config is the run's.
     Raises:
       ConfigError: the folder holds a run that this config cannot go on with (the message shows the differences), or
         cannot be written to.
     """
     path, first = workdir / "config.json", jax.process_index() == 0
-    steps = [int(folder.name) for folder in (workdir / "checkpoints").glob("[0-9]*") if folder.name.isdigit()]
-    if steps and path.exists():
+    if begun(workdir):
+        last = steps(workdir)[-1]
         changes = differences(load_run_config(path), config)
-        fatal = broken(changes, Use.GOING_ON, steps_made=max(steps) > 0)
+        fatal = broken(changes, Use.GOING_ON, steps_made=last > 0)
         if fatal:
             raise ConfigError(
                 f"{workdir} holds a run of another config ({'; '.join(fatal)}): "
                 "give another --workdir, or the config that the run was started with"
             )
-        finished = max(steps) >= stop
+        finished = last >= stop
         if changes and first:
             verb = "the run is finished and is not changed by" if finished else "continuing with a changed config:"
             print(f"{verb} {'; '.join(changes)}")
         if finished:
-            return bool(changes)
+            return last if changes else None
     if first:
         try:
             workdir.mkdir(parents=True, exist_ok=True)
             write_text(path, to_json(config))
         except OSError as error:
             raise ConfigError(f"--workdir: cannot write to {workdir} ({error.strerror}), expected a folder") from error
-    return False
+    return None
 
 
 def check_run(config: ConfigDict, workdir: str | pathlib.Path, use: Use) -> None:
@@ -166,7 +171,7 @@ def check_data(workdir: str | pathlib.Path, found: Mapping[str, Any], use: Use) 
             f"{workdir} was trained on {_images(train, found['train'])}: images that it was trained on would be held "
             "out; restore the training images, or start anew with another --workdir"
         )
-    if val != found["val"]:
+    if val != found["val"] and jax.process_index() == 0:
         print(f"{workdir}: at its start there were {_images(val, found['val'])} for validation", file=sys.stderr)
 
 

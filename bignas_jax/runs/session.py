@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from bignas_jax.config.options import Data, Options
 from bignas_jax.data import DataError, Dataset, Loader, open_dataset, prefetch
+from bignas_jax.data.fingerprint import fingerprint
 from bignas_jax.errors import ConfigError
 from bignas_jax.evaluation import Evaluator, Score
 from bignas_jax.files import write_json
@@ -22,6 +23,7 @@ from bignas_jax.plugins import source
 from bignas_jax.programs.buckets import Bucket
 from bignas_jax.programs.devices import make_mesh
 from bignas_jax.programs.kept import identity_of
+from bignas_jax.runs.identity import Use, check_data, note_data
 from bignas_jax.spaces.architecture import Architecture
 from bignas_jax.spaces.registry import space_of
 from bignas_jax.spaces.space import Space
@@ -43,14 +45,23 @@ class Session:
     network: str  # what the programs of the supernet depend on, see `network_identity`
 
     @classmethod
-    def open(cls, options: Options, training: bool = False) -> "Session":
+    def open(
+        cls,
+        options: Options,
+        training: bool = False,
+        run: str | pathlib.Path | None = None,
+        use: Use = Use.EVALUATION,
+    ) -> "Session":
         """Checks the data and the devices against the options, and builds what is static.
 
         Args:
+          options: of the run.
           training: whether `batch_size` matters.
+          run: the folder of a run whose data these must be; None: of a run that begins.
+          use: what is done with that run.
         Raises:
-          ValueError: the data cannot be used, its classes are not as many as the options say, or a batch does not
-            divide over the devices; one line.
+          ValueError: the data cannot be used, are not those of the run, its classes are not as many as the options
+            say, or a batch does not divide over the devices; one line.
         """
         space = space_of(options.space)
         batches = {
@@ -59,6 +70,8 @@ class Session:
         }
         mesh = make_mesh(options.num_devices, batches | ({"batch_size": options.batch_size} if training else {}))
         dataset = open_dataset(options.data, seed=options.seed)
+        if run is not None:
+            check_data(run, fingerprint(dataset), use)
         if dataset.num_classes != options.model.num_classes:
             raise ConfigError(
                 f"config.model.num_classes: found {options.model.num_classes}, "
@@ -77,6 +90,11 @@ class Session:
     def note_class_names(self, workdir: str | pathlib.Path) -> None:
         """Writes the names of the classes, in the order of the logits, into the run's folder."""
         write_json(pathlib.Path(workdir) / CLASSES, self.dataset.class_names)
+
+    def note_data(self, workdir: str | pathlib.Path) -> None:
+        """Writes what the data are, for later uses of the run to be held against, into its folder."""
+        self.note_class_names(workdir)
+        note_data(workdir, fingerprint(self.dataset))
 
     def loader(self, split: str, batch_size: int, **arguments: Any) -> Loader:
         """This process's part of a split."""

@@ -14,14 +14,13 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from bignas_jax.config.options import Costs, Options, Search
-from bignas_jax.data.fingerprint import fingerprint
 from bignas_jax.errors import ConfigError, Stopped
 from bignas_jax.files import locked
 from bignas_jax.programs.buckets import Bucket
 from bignas_jax.programs.kept import use_compilation_cache
 from bignas_jax.runs.assess import assess
 from bignas_jax.runs.checkpoint import Checkpoints
-from bignas_jax.runs.identity import Use, check_data, check_run
+from bignas_jax.runs.identity import Use, check_run
 from bignas_jax.runs.session import Session
 from bignas_jax.runs.signals import Signals
 from bignas_jax.search import held_out as images
@@ -116,8 +115,7 @@ def open_run(config: ConfigDict, workdir: pathlib.Path, checkpoint: str) -> tupl
     try:
         check_run(config, workdir, Use.SEARCH)
         step = checkpoints.find(checkpoint)
-        session = Session.open(Options.of(config))
-        check_data(workdir, fingerprint(session.dataset), Use.SEARCH)
+        session = Session.open(Options.of(config), run=workdir, use=Use.SEARCH)
         session.check_evaluation("holdout", "val")
         weights, step = checkpoints.weights(session.shapes, session.mesh, step)
     finally:

@@ -15,7 +15,6 @@ from ml_collections import ConfigDict
 
 from bignas_jax.config.options import Data, Distributed, Options
 from bignas_jax.data import DataError, Loader, prefetch
-from bignas_jax.data.fingerprint import fingerprint
 from bignas_jax.data.prefetch import Prefetch
 from bignas_jax.errors import ConfigError, Stopped, TrainingError
 from bignas_jax.evaluation import placed
@@ -26,8 +25,8 @@ from bignas_jax.programs.kept import identity_of, use_compilation_cache
 from bignas_jax.programs.weights import draw_weights
 from bignas_jax.runs import assess as reporting
 from bignas_jax.runs.checkpoint import Checkpoints
-from bignas_jax.runs.folder import begun
-from bignas_jax.runs.identity import Use, check_data, claim, note_data
+from bignas_jax.runs.folder import begun, trained
+from bignas_jax.runs.identity import Use, claim
 from bignas_jax.runs.logs import Logs
 from bignas_jax.runs.session import Session
 from bignas_jax.runs.signals import Signals, _agreed, _same_everywhere
@@ -47,8 +46,8 @@ def train(config: ConfigDict, workdir: str | pathlib.Path, progress: bool = True
     """Trains a supernet, or goes on where a run in `workdir` stopped, and evaluates its biggest and smallest child.
 
     With `config.arch` it is that child alone that is trained and evaluated, and `config.init_from` gives the weights
-    to begin with. Writes config.json, classes.json, checkpoints/, metrics.jsonl, TensorBoard events and
-    evaluation_val.json under `workdir`; evaluation_before.json, too, where a child began as a slice.
+    to begin with. Writes config.json, classes.json, data.json, checkpoints/, metrics.jsonl, TensorBoard
+    events and evaluation_val.json under `workdir`; evaluation_before.json, too, where a child began as a slice.
     A run that was interrupted at any step and continued ends with the same bits as one that never was, on the same
     devices.
 
@@ -67,32 +66,35 @@ def train(config: ConfigDict, workdir: str | pathlib.Path, progress: bool = True
     config = child_training.resolve(config, workdir)
     options = Options.of(config)
     loss_class(options.sandwich.loss)
-    session = Session.open(options, training=True)
+    goes_on = trained(workdir)
+    session = Session.open(options, training=True, run=workdir if goes_on else None, use=Use.GOING_ON)
     members_class(session.space, options.sandwich.members)
     loader = session.loader("train", options.batch_size, train=True)
     session.check_evaluation("val", watched_split(options.data))
-    goes_on, first = begun(workdir), jax.process_index() == 0
-    found = fingerprint(session.dataset) if first else None
-    if goes_on and first:
-        check_data(workdir, found, Use.GOING_ON)
-    origin = None if goes_on else Origin.open(session)
-    with _held(workdir) if first else contextlib.nullcontext():
-        if claim(workdir, config, Plan.of(options, loader.steps_per_epoch).stop) and reporting.read(workdir, "val"):
-            return [*reporting.read(workdir, "before"), *reporting.read(workdir, "val")]
-        if first and not goes_on:
-            session.note_class_names(workdir)
-            note_data(workdir, found)
+    origin = None if begun(workdir) else Origin.open(session)
+    with _held(workdir):
+        finished = claim(workdir, config, Plan.of(options, loader.steps_per_epoch).stop)
+        if finished is not None:
+            return reporting.left(workdir, finished)
+        if jax.process_index() == 0 and not goes_on:
+            session.note_data(workdir)
         return _trained(session, loader, workdir, origin, progress)
 
 
 @contextlib.contextmanager
 def _held(workdir: pathlib.Path) -> Iterator[None]:
-    """The run's folder, for one training at a time."""
+    """The run's folder, for one training at a time. The first process locks it; where it cannot, all processes end."""
+    refusal = None
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(locked(workdir, "training"))
+            if jax.process_index() == 0:
+                stack.enter_context(locked(workdir, "training"))
         except OSError as error:
-            raise ConfigError(f"--workdir: cannot write to {workdir} ({error.strerror}), expected a folder") from error
+            refusal = ConfigError(f"--workdir: cannot write to {workdir} ({error.strerror}), expected a folder")
+        except ConfigError as error:
+            refusal = error
+        if not _same_everywhere(refusal is None):
+            raise refusal or ConfigError(f"{workdir}: process 0 cannot train in it; its message says why")
         yield
 
 

@@ -3,8 +3,10 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from data_folders import make_folder
@@ -14,6 +16,7 @@ from run_lab import CONFIG, environment
 from bignas_jax.config.files import differences
 from bignas_jax.config.recipes import load_recipe
 from bignas_jax.errors import ConfigError
+from bignas_jax.files import locked
 from bignas_jax.runs.identity import BINDINGS, Use, broken, check_data
 
 FIELDS = {
@@ -150,3 +153,39 @@ def test_a_finished_run_is_not_changed_by_another_mean(lab, run):
 def test_a_run_that_is_half_done_is_not_called_finished_by_a_larger_batch(lab, run):
     done = call(lab, "train.py", run, "--config.batch_size=24", "--config.max_steps=0", code=2)
     assert "config.batch_size: 12 -> 24" in last(done)
+
+
+def test_a_class_that_is_gone_is_named(lab, run, images):
+    for split in ("train", "val"):
+        shutil.rmtree(images / split / "bee")
+    done = call(lab, "eval.py", run, images=images.name, code=2)
+    assert "only there: bee; only here: none" in last(done)
+
+
+def test_only_an_evaluation_of_its_last_step_is_that_of_a_finished_run(lab, run):
+    path = run / "evaluation_val.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"step": 3}))
+    before = path.read_bytes()
+    done = call(lab, "train.py", run, "--config.data.mean=(0.1, 0.1, 0.1)", code=2)
+    assert "has no evaluation of its last step, 6: run eval.py" in last(done)
+    assert path.read_bytes() == before
+
+
+def test_a_second_training_on_a_folder_is_refused_in_all_its_processes(lab, run):
+    before = {path.name: path.read_bytes() for path in run.glob("*.json*")}
+    with locked(run, "training"):
+        done = call(lab, "train.py", run, "--config.max_steps=9", code=2)
+        assert done.stderr == f"train.py: {run}: another training is at work in it; wait for its end, or stop it\n"
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        settings = [f"--config.distributed.coordinator=localhost:{port}", "--config.distributed.num_processes=2"]
+        with ThreadPoolExecutor() as pool:
+            both = [
+                pool.submit(call, lab, "train.py", run, "--config.max_steps=9", *settings,
+                            f"--config.distributed.process_id={rank}", code=2)
+                for rank in (0, 1)
+            ]  # fmt: skip
+        assert "another training is at work in it" in last(both[0].result())
+        assert "process 0 cannot train in it" in last(both[1].result())
+    assert {path.name: path.read_bytes() for path in run.glob("*.json*")} == before

@@ -15,7 +15,6 @@ from ml_collections import ConfigDict
 
 from bignas_jax.config.options import Data, OnCorrupt, Options
 from bignas_jax.data import DataError, prefetch
-from bignas_jax.data.fingerprint import fingerprint
 from bignas_jax.errors import ConfigError, ExportError
 from bignas_jax.files import write_json
 from bignas_jax.interop.exports import formats, run_back
@@ -26,7 +25,7 @@ from bignas_jax.ops import prepare
 from bignas_jax.programs.buckets import Bucket
 from bignas_jax.programs.kept import use_compilation_cache
 from bignas_jax.runs.checkpoint import Checkpoints
-from bignas_jax.runs.identity import Use, check_data, check_run
+from bignas_jax.runs.identity import Use, check_run
 from bignas_jax.runs.session import Session
 from bignas_jax.spaces.architecture import Architecture
 from bignas_jax.spaces.cost import count
@@ -125,8 +124,7 @@ def _open(config: ConfigDict, workdir, names: Sequence[str], checkpoint: str):
     checkpoints = Checkpoints(workdir, read_only=True)
     try:
         check_run(config, workdir, Use.EXPORT)
-        session = Session.open(options)
-        check_data(workdir, fingerprint(session.dataset), Use.EXPORT)
+        session = Session.open(options, run=workdir, use=Use.EXPORT)
         session.check_evaluation()
         found = read_architectures(session.space, names)
         weights, step = checkpoints.weights(session.shapes, session.mesh, checkpoint)

@@ -234,6 +234,7 @@ def test_training_goes_on_from_the_weights(lab, run, capsys):
     assert "starting from the weights that were imported into" in capsys.readouterr().out
     kept = sorted(int(path.name) for path in (run / "checkpoints").glob("[0-9]*"))
     assert kept == [0, 3]  # of one's own one is kept, and the imported one always
+    assert json.loads((run / "data.json").read_text())["classes"]  # steps were made on these images
     moving_average, still_there = read(run, config, 3)
     for name, array in flat(before).items():
         np.testing.assert_allclose(flat(moving_average)[name], array, rtol=1e-6, atol=1e-12, err_msg=name)
