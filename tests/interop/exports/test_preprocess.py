@@ -8,7 +8,7 @@ from PIL import Image
 
 from bignas_jax.config.options import Data
 from bignas_jax.data.decode import read_image
-from bignas_jax.data.transforms import Evaluation
+from bignas_jax.data.transforms import CenterCrop
 from bignas_jax.interop.exports.export import preprocessing
 from bignas_jax.interop.exports.preprocess import preprocess, resize_short_side
 from bignas_jax.ops import prepare
@@ -32,7 +32,7 @@ def image_of(shape):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_it_is_what_evaluation_does(shape, sizes):
     spec, data = specification(*sizes)
-    cropped = Evaluation(data.image_size, data.eval_resize)(image_of(shape))
+    cropped = CenterCrop(data.image_size, data.eval_resize)(image_of(shape))
     expected = prepare(cropped[None], sizes[2], data.mean, data.std)[0].transpose(2, 0, 1)
     found = preprocess(image_of(shape), spec)
     assert found.dtype == np.float32 and found.flags.c_contiguous and found.shape == (3, sizes[2], sizes[2])
