@@ -4,7 +4,14 @@ Importing the package does nothing else: neither JAX nor torch is imported befor
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # for editors and type checkers
+    from bignas_jax.config.recipes import load_recipe as load_config
+    from bignas_jax.spaces.architecture import Architecture
+    from bignas_jax.spaces.cost import count
+    from bignas_jax.spaces.mobilenet import SearchSpace
+    from bignas_jax.spaces.registry import load_space
 
 __version__ = "0.1.0"
 __all__ = ["Architecture", "SearchSpace", "count", "load_config", "load_space"]

@@ -32,8 +32,6 @@ from bignas_jax.spaces.space import Space
 Batch = Mapping[str, jax.Array]
 
 
-
-
 @dataclasses.dataclass(frozen=True)
 class Score:
     """Accuracy of an architecture on a set of images.

@@ -91,16 +91,6 @@ def _workdir_of(arguments: Sequence[str]) -> str | None:
     return None
 
 
-
-
-
-
-
-
-
-
-
-
 def _parse_flags(
     argv: list[str], config: ConfigDict, values: flags.FlagValues, positional: str
 ) -> tuple[ConfigDict, dict]:

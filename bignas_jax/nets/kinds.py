@@ -5,7 +5,7 @@ its parts. It is called as `module(x, layer, size, mode, drop_rate, rng)` and re
 its batch norms:
 
     x: [B, H, W, C] input.
-    layer: the layer in the bucket.
+    layer: the layer of the architecture that is compiled.
     size: the sizes of the layer's dimensions by name.
     mode: with `statistics` of this layer alone, by the names of its convolutions.
     drop_rate: of drop-connect. rng: key of its own, or None.

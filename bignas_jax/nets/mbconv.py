@@ -50,8 +50,8 @@ class MBConv(nnx.Module):
             y, statistics["expand"] = self.expand_norm(
                 self.expand(y, size["mid"]), size["mid"], activation=activation, **mode.of("expand")
             )
-        elif size["mid"].bucket != x.shape[-1]:
-            raise ValueError(f"expansion ratio 1 with {x.shape[-1]} channels in and {size['mid'].bucket} inside")
+        elif size["mid"].computed != x.shape[-1]:
+            raise ValueError(f"expansion ratio 1 with {x.shape[-1]} channels in and {size['mid'].computed} inside")
         y = self.depthwise(y, size["kernel"], size["mid"])
         gate, weights = None, ()
         if self.squeeze_excite is not None:

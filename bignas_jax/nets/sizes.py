@@ -11,23 +11,23 @@ from bignas_jax.spaces.space import Space
 ACTIVE = 0  # the column that says whether a layer runs; the sizes of its dimensions follow
 
 
-def sizes(space: Space, bucket: Architecture, arch: Architecture) -> np.ndarray:
-    """What an executable of `bucket` must know of `arch` at run time.
+def sizes(space: Space, outer: Architecture, arch: Architecture) -> np.ndarray:
+    """What an executable compiled for `outer` must know of `arch` at run time.
 
     Returns:
-      int32 [layers of the bucket, columns]; a row has 1 if the layer runs, then the sizes of its dimensions in order,
+      int32 [layers of `outer`, columns]; a row has 1 if the layer runs, then the sizes of its dimensions in order,
       then zeros. The row of a layer that is skipped is all zeros.
     Raises:
-      ValueError: `arch` does not fit inside `bucket`, or has another resolution.
+      ValueError: `arch` does not fit inside `outer`, or has another resolution.
     """
-    refusal = f"architecture {arch.to_json()} does not fit the bucket {bucket.to_json()}"
+    refusal = f"architecture {arch.to_json()} does not fit inside {outer.to_json()}"
     try:
-        outer, inner = space.layout(bucket), {layer.path: layer for layer in space.layout(arch)}
+        layers, inner = space.layout(outer), {layer.path: layer for layer in space.layout(arch)}
     except ValueError as error:
         raise ValueError(refusal) from error
-    rows = np.zeros((len(outer), 1 + max(len(layer.dims) for layer in outer)), np.int32)
-    fits = arch.resolution == bucket.resolution
-    for row, layer in zip(rows, outer, strict=True):
+    rows = np.zeros((len(layers), 1 + max(len(layer.dims) for layer in layers)), np.int32)
+    fits = arch.resolution == outer.resolution
+    for row, layer in zip(rows, layers, strict=True):
         own = inner.pop(layer.path, None)
         if own is None:
             fits = fits and layer.optional
@@ -43,7 +43,8 @@ def layer_sizes(layer: Layer, row: jax.Array | None) -> dict[str, Size]:
     """The sizes of a layer's dimensions by name.
 
     Args:
-      layer: in the bucket. row: of `sizes`, possibly traced; None if the bucket itself runs.
+      layer: of the architecture that is compiled.
+      row: of `sizes`, possibly traced; None if that architecture itself runs.
     """
     return {
         dim.name: Size(dim.size, None if row is None else row[1 + column], dim.ends)

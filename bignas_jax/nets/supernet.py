@@ -1,8 +1,8 @@
 """The supernet: weights as wide and deep as the space's biggest architecture, of which every architecture is a slice.
 
-A forward pass takes a static *bucket*, an architecture to which weights are sliced at trace time, and optionally
-the *sizes* of a sampled architecture inside it, which are traced: what it leaves unused is masked (channels, kernel
-border) or skipped (blocks). Without sizes, the bucket itself runs and no mask is traced.
+A forward pass takes a static *outer* architecture, to which weights are sliced at trace time, and optionally the
+*sizes* of a sampled architecture inside it, which are traced. What the sampled one leaves unused is masked (channels,
+kernel border) or skipped (blocks). Without sizes, the outer architecture itself runs and no mask is traced.
 """
 
 import dataclasses
@@ -42,24 +42,25 @@ class Supernet(nnx.Module):
                 setattr(self, name, module)
         self.blocks = nnx.List(blocks)
 
-    def layout(self, bucket: Architecture) -> tuple[Layer, ...]:
+    def layout(self, arch: Architecture) -> tuple[Layer, ...]:
         """The layers of an architecture."""
-        return self.space.layout(bucket, self.num_classes)
+        return self.space.layout(arch, self.num_classes)
 
     def __call__(
-        self, x: jax.Array, bucket: Architecture, sampled: jax.Array | None = None, mode: Mode = PLAIN
+        self, x: jax.Array, outer: Architecture, sampled: jax.Array | None = None, mode: Mode = PLAIN
     ) -> tuple[jax.Array, dict | None]:
         """Logits of a batch.
 
         Args:
-          x: [B, R, R, 3] normalised images at the bucket's resolution (another one works too, where the strides
-            allow it).
-          bucket: the architecture to slice to. sampled: the result of `sizes`, possibly traced, or None.
+          x: [B, R, R, 3] normalised images at the outer architecture's resolution (another one works too, where
+            the strides allow it).
+          outer: the architecture to slice to.
+          sampled: the result of `sizes`, possibly traced, or None.
         Returns:
           float32 [B, num_classes], and the batch-norm statistics if `mode.collect`, else None: a dictionary of
-          layer name (`block3.expand`) to (mean, unbiased variance), each of the bucket's width.
+          layer name (`block3.expand`) to (mean, unbiased variance), each of the outer architecture's width.
         """
-        layout, statistics = self.layout(bucket), {}
+        layout, statistics = self.layout(outer), {}
         for number, layer in enumerate(layout):
             row = None if sampled is None else sampled[number]
             x, found = self.run(layer, x, row, mode, drop_connect_rate(layout, layer, mode))
@@ -69,7 +70,7 @@ class Supernet(nnx.Module):
     def run(
         self, layer: Layer, x: jax.Array, row: jax.Array | None = None, mode: Mode = PLAIN, drop_rate: float = 0.0
     ) -> tuple[jax.Array, dict]:
-        """One layer of the bucket: run, or skipped where the sampled architecture is shallower.
+        """One layer: run, or skipped where the sampled architecture is shallower.
 
         Args:
           row: of `sizes`, or None.

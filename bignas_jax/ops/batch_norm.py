@@ -1,6 +1,5 @@
 """Elastic batch normalisation (Ioffe and Szegedy, 2015): the first channels of shared scales and biases."""
 
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -27,20 +26,20 @@ class BatchNorm(nnx.Module):
     def __call__(
         self, x, size: Size, *, activation="identity", statistics=None, axis_name=None, gate=None, weights=()
     ):
-        """Normalises [B, H, W, size.bucket], then applies the activation, then the gate.
+        """Normalises [B, H, W, size.computed], then applies the activation, then the gate.
 
         Args:
-          statistics: (mean, variance), each [size.bucket] or longer, to normalise with; None: the batch's own.
+          statistics: (mean, variance), each [size.computed] or longer, to normalise with; None: the batch's own.
           axis_name: mesh axis of synchronised batch norm.
           gate, weights: as for `normalize`.
         Returns:
-          The output, same shape and dtype as x, and (mean, unbiased variance) [size.bucket] of this batch (of the
+          The output, same shape and dtype as x, and (mean, unbiased variance) [size.computed] of this batch (of the
           given statistics where there are some).
         """
-        scale = size.mask(self.scale[...][: size.bucket])
-        bias = size.mask(self.bias[...][: size.bucket])
+        scale = size.mask(self.scale[...][: size.computed])
+        bias = size.mask(self.bias[...][: size.computed])
         if statistics is not None:
-            statistics = tuple(jnp.asarray(s[: size.bucket]) for s in statistics)
+            statistics = tuple(jnp.asarray(s[: size.computed]) for s in statistics)
         y, mean, variance = normalize(
             x, scale, bias, size.sampled, statistics, weights, activation, gate, axis_name
         )

@@ -1,6 +1,5 @@
 """Elastic depthwise convolution: channels, kernel size and stride."""
 
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -27,18 +26,18 @@ class DepthwiseConv(nnx.Module):
         """[B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), C].
 
         Args:
-          kernel_size: `bucket` is the side that is computed; taps outside the centre of side `sampled` are zero.
+          kernel_size: `computed` is the side that is computed; taps outside the centre of side `sampled` are zero.
           channels: those of x; beyond the sampled ones x is zero.
         """
         side, count = kernel_size.sampled, None if channels is None else channels.sampled
         used = None
         if side is not None or count is not None:
-            side = kernel_size.bucket if side is None else side
+            side = kernel_size.computed if side is None else side
             used = jnp.stack([x.shape[-1] if count is None else count, side]).astype(jnp.int32)
-        border = (self.kernel[...].shape[0] - kernel_size.bucket) // 2
-        kernel = self.kernel[...][border:, border:, : x.shape[-1]][: kernel_size.bucket, : kernel_size.bucket]
+        border = (self.kernel[...].shape[0] - kernel_size.computed) // 2
+        kernel = self.kernel[...][border:, border:, : x.shape[-1]][: kernel_size.computed, : kernel_size.computed]
         if kernel_size.sampled is not None:
-            distance = jnp.abs(jnp.arange(kernel_size.bucket) - kernel_size.bucket // 2)
+            distance = jnp.abs(jnp.arange(kernel_size.computed) - kernel_size.computed // 2)
             inside = distance <= kernel_size.sampled // 2
             kernel = jnp.where((inside[:, None] & inside[None, :])[:, :, None], kernel, 0)
         return depthwise_conv(x, kernel, self.stride, used)

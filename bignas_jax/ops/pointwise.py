@@ -4,7 +4,6 @@ A program that architectures share computes a product of its full shape or, wher
 of several smaller ones, as the sampled architecture needs: `product_of_corner`.
 """
 
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -19,16 +18,6 @@ def fan_out_normal(rngs: nnx.Rngs, shape: tuple[int, ...], fan_out: int) -> jax.
     return jax.random.normal(rngs.params(), shape) * (2.0 / fan_out) ** 0.5
 
 
-
-
-
-
-
-
-
-
-
-
 class PointwiseConv(nnx.Module):
     """1x1 convolution without bias whose first input and output channels are shared by all architectures.
 
@@ -41,21 +30,21 @@ class PointwiseConv(nnx.Module):
         self.mask_out = mask_out
 
     def __call__(self, x: jax.Array, out: Size, into: Size | None = None) -> jax.Array:
-        """[B, H, W, I] -> [B, H, W, out.bucket], I being the input's bucket.
+        """[B, H, W, I] -> [B, H, W, out.computed], I being the input channels that are computed.
 
         Args:
           into: the channels of x, if they have `ends` to choose from; those of `out` do otherwise.
         """
-        kernel, flat = self.kernel[...][: x.shape[-1], : out.bucket], x.reshape(-1, x.shape[-1])
+        kernel, flat = self.kernel[...][: x.shape[-1], : out.computed], x.reshape(-1, x.shape[-1])
         if self.mask_out:
             kernel = out.mask(kernel)
         if into is not None and into.stops:
-            y = product_of_corner(flat, kernel, into.end, tuple((end, out.bucket) for end in into.ends))
+            y = product_of_corner(flat, kernel, into.end, tuple((end, out.computed) for end in into.ends))
         elif out.stops:
             y = product_of_corner(flat, kernel, out.end, tuple((x.shape[-1], end) for end in out.ends))
         else:
             y = flat @ kernel.astype(x.dtype)
-        return y.reshape(*x.shape[:-1], out.bucket)
+        return y.reshape(*x.shape[:-1], out.computed)
 
 
 class Linear(nnx.Module):

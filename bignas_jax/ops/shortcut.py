@@ -33,16 +33,16 @@ class Shortcut(nnx.Module):
         self.stride = stride
 
     def __call__(self, x: jax.Array, in_size: Size, out: Size) -> jax.Array:
-        """[B, H, W, in_size.bucket] -> [B, H / stride, W / stride, out.bucket]."""
+        """[B, H, W, in_size.computed] -> [B, H / stride, W / stride, out.computed]."""
         if self.stride == 2:
             x = average_pool(x)
         if in_size.sampled is None and out.sampled is None:
-            return x if in_size.bucket == out.bucket else self.conv(x, out)
+            return x if in_size.computed == out.computed else self.conv(x, out)
         # Whether the sampled widths agree is known at run time only. Unused channels are zero in both branches.
-        same = (in_size.bucket if in_size.sampled is None else in_size.sampled) == (
-            out.bucket if out.sampled is None else out.sampled
+        same = (in_size.computed if in_size.sampled is None else in_size.sampled) == (
+            out.computed if out.sampled is None else out.sampled
         )
-        return jnp.where(same, _resize_channels(x, out.bucket), self.conv(x, out))
+        return jnp.where(same, _resize_channels(x, out.computed), self.conv(x, out))
 
 
 def _resize_channels(x: jax.Array, features: int) -> jax.Array:

@@ -47,10 +47,10 @@ class SqueezeExcite(nnx.Module):
         values, which are fewer than their weights.
         """
         weights = (
-            self.reduce_kernel[...][:features, : reduced.bucket],
-            self.reduce_bias[...][: reduced.bucket],
-            self.expand_kernel[...][: reduced.bucket, :features],
+            self.reduce_kernel[...][:features, : reduced.computed],
+            self.reduce_bias[...][: reduced.computed],
+            self.expand_kernel[...][: reduced.computed, :features],
             self.expand_bias[...][:features],
         )
-        used = None if reduced.sampled is None else jnp.arange(reduced.bucket) < reduced.sampled
+        used = None if reduced.sampled is None else jnp.arange(reduced.computed) < reduced.sampled
         return (*(w.astype(dtype) for w in weights), used)

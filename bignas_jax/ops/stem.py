@@ -15,8 +15,8 @@ class StemConv(nnx.Module):
         self.stride = stride
 
     def __call__(self, x: jax.Array, out: Size) -> jax.Array:
-        """[B, H, W, in_features] -> [B, ceil(H / stride), ceil(W / stride), out.bucket]."""
-        kernel = self.kernel[...][..., : out.bucket].astype(x.dtype)
+        """[B, H, W, in_features] -> [B, ceil(H / stride), ceil(W / stride), out.computed]."""
+        kernel = self.kernel[...][..., : out.computed].astype(x.dtype)
         return jax.lax.conv_general_dilated(
             x,
             kernel,

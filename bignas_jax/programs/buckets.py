@@ -31,7 +31,6 @@ class Bucket:
             raise ValueError(f"architecture {arch.to_json()} has no place in the sliced bucket {self.arch.to_json()}")
         return None
 
-
     def executed(self, space: Space, arch: Architecture, num_classes: int) -> int:
         """Multiply-adds of one image's forward pass of `arch` in this bucket's executable."""
         if self.masked:
@@ -54,5 +53,3 @@ def bucket_for(space: Space, arch: Architecture) -> Bucket:
     if arch in (space.biggest, space.smallest):
         return Bucket(arch, masked=False)
     return shared(space, arch.resolution)
-
-

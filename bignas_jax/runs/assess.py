@@ -64,10 +64,6 @@ def _row(name: str, arch: Architecture, cost: Cost, score: Score) -> dict[str, A
     }
 
 
-
-
-
-
 def evaluate_run(
     config: ConfigDict,
     workdir: str | pathlib.Path,
@@ -182,5 +178,3 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         for row in rows
     ]
     return aligned(head, body)
-
-

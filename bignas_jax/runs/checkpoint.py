@@ -21,8 +21,6 @@ from bignas_jax.step.state import TrainState
 _MOMENTS = ("mean", "variance")
 
 
-
-
 class Checkpoints:
     """The checkpoints of a run's folder.
 

@@ -140,12 +140,6 @@ def _weights(path: tuple, form: jax.ShapeDtypeStruct) -> np.ndarray:
     return np.random.default_rng(0).standard_normal(form.shape, form.dtype) / np.sqrt(np.prod(form.shape[:-1]))
 
 
-
-
-
-
-
-
 class _File:
     """Measurements by setting and key, each a JSON line that is on disk when `add` returns.
 
@@ -339,7 +333,3 @@ def fit_line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
     a = np.concatenate([(y[first] - slopes * x[first])[rising], y])
     best = np.argmin(np.sum(np.abs(a[:, None] + b[:, None] * x - y) / y, axis=1))
     return float(a[best]), float(b[best])
-
-
-
-

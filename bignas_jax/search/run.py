@@ -38,8 +38,6 @@ from bignas_jax.spaces.architecture import Architecture
 IDLE_ROUNDS = 20  # rounds of known architectures after which a space counts as exhausted
 
 
-
-
 def search(config: ConfigDict, workdir: str | pathlib.Path, checkpoint: str = "newest") -> dict[str, Any]:
     """Searches the supernet of a run's folder, and writes the winners and the report into it.
 
@@ -199,8 +197,6 @@ def _say_what_is_there(journal: Journal) -> None:
         print(f"going on with the evaluations in {journal.path}", file=sys.stderr)
 
 
-
-
 def explore(
     options: Search,
     problem: Problem,
@@ -233,8 +229,6 @@ def explore(
     if left > 0 and progress:
         made = options.num_evaluations - left
         print(f"nothing new to try after {made} of {options.num_evaluations} evaluations", file=sys.stderr)
-
-
 
 
 def _standing(problem: Problem, race: Race, screening: Screening) -> str:

@@ -53,19 +53,20 @@ def count(space: Space, arch: Architecture, num_classes: int) -> Cost:
     return Cost(sum(cost.macs for cost in costs), sum(cost.params for cost in costs))
 
 
-def executed(space: Space, bucket: Architecture, arch: Architecture, num_classes: int) -> int:
-    """Multiply-adds that one image's forward pass of `arch` takes in the program that `bucket`'s architectures share.
+def executed(space: Space, outer: Architecture, arch: Architecture, num_classes: int) -> int:
+    """Multiply-adds that one image's forward pass of `arch` takes in the shared program compiled for `outer`.
 
-    They are counted as `count` does, for XLA's own operations: every product and convolution at the bucket's widths
+    They are counted as `count` does, for XLA's own operations: every product and convolution at the outer widths
     and kernel sizes, except that blocks are skipped and that products stop at one of `Dim.ends`. The native kernels of
     the CPU stop earlier, with the sampled channels and kernel size.
 
     Args:
-      bucket: the architecture that the program was compiled for. arch: one that fits inside it.
+      outer: the architecture that the program was compiled for.
+      arch: one that fits inside it.
     """
     active = {layer.path: layer for layer in space.layout(arch, num_classes)}
     return sum(
-        _executed(outer, active[outer.path]) for outer in space.layout(bucket, num_classes) if outer.path in active
+        _executed(layer, active[layer.path]) for layer in space.layout(outer, num_classes) if layer.path in active
     )
 
 

@@ -180,14 +180,14 @@ class TrainStep:
         metrics = jax.ShapeDtypeStruct((devices, width), np.float32, sharding=split)
         return jax.tree.map(one_a_device, params), metrics
 
-    def _logits(self, params, image, bucket: Architecture, sampled, rng=None):
+    def _logits(self, params, image, outer: Architecture, sampled, rng=None):
         recipe = self.recipe
-        x = prepare(image, bucket.resolution, recipe.mean, recipe.std)
+        x = prepare(image, outer.resolution, recipe.mean, recipe.std)
         mode = Mode(axis_name=AXIS if recipe.sync_batch_norm else None, remat=recipe.remat)
         if rng is not None:
             mode = dataclasses.replace(mode, rng=rng, dropout=recipe.dropout, drop_connect=recipe.drop_connect)
         net: Supernet = nnx.merge(self.graphdef, params)
-        return net(x, bucket, sampled, mode)[0]
+        return net(x, outer, sampled, mode)[0]
 
     def _gradient(self, part: Part):
         """The program of `learn`. The gradient has a leading axis of the devices, each of which holds its own."""

@@ -117,10 +117,6 @@ def _trained(
     return before + rows
 
 
-
-
-
-
 class Run:
     """One training run: its parts, and the loop over them."""
 
@@ -322,18 +318,9 @@ def watched_split(data: Data) -> str:
     return "holdout" if data.holdout else "val"
 
 
-
-
-
-
-
-
-
-
 def _extremes(session: Session) -> dict:
     return placed(session.space, extremes(session.space).values(), sliced=False)
 
 
 def _first_images(batch: dict, count: int) -> np.ndarray:
     return np.asarray(batch["image"].addressable_shards[0].data)[:count]
-

@@ -62,10 +62,6 @@ def _config_of_space(config: ConfigDict, workdir: pathlib.Path) -> ConfigDict:
         return own
 
 
-
-
-
-
 @dataclasses.dataclass(frozen=True)
 class Origin:
     """Where a child's first weights come from.

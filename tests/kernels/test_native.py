@@ -148,6 +148,7 @@ def test_the_same_bits_every_time():
 
 def test_programs_that_leave_this_machine_have_no_native_call():
     x = jnp.ones((1, 4, 4, 8))
+
     def run(x):
         return normalize(depthwise_conv(x, jnp.ones((3, 3, 8)), 1), jnp.ones(8), jnp.zeros(8))[0]
 

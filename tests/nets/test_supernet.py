@@ -168,7 +168,7 @@ def test_sizes_are_what_the_blocks_of_the_architecture_say(tiny):
 ])
 def test_an_architecture_that_does_not_fit_is_refused(change, tiny):
     arch = dataclasses.replace(tiny.space.biggest, **change)
-    with pytest.raises(ValueError, match="does not fit the bucket"):
+    with pytest.raises(ValueError, match="does not fit inside"):
         sizes(tiny.space, tiny.space.biggest, arch)
     sizes(tiny.space, tiny.space.biggest, tiny.space.biggest)
 

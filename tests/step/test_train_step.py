@@ -21,8 +21,6 @@ from bignas_jax.step.train_step import TrainStep
 RECIPE = Recipe(num_random=2, label_smoothing=0.1, sync_batch_norm=True, mean=MEAN, std=STD, seed=3)
 
 
-
-
 def sandwich_of(tiny, recipe, devices, config=SGD, rate=RATE):
     mesh = make_mesh(devices, {"batch_size": BATCH})
     made = TrainStep(tiny.space, tiny.graphdef, recipe, optimizer(config, lambda step: rate), mesh)
@@ -60,8 +58,6 @@ def run(sandwich, tiny, inputs, first=0):
         state, found = sandwich(state, put(sandwich, batch), step)
         metrics.append(jax.tree.map(np.asarray, found))
     return state, metrics
-
-
 
 
 def torch_step(tiny, leaves, batch, archs):

@@ -29,24 +29,6 @@ def lab(tmp_path_factory):
     return folder
 
 
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
 @pytest.fixture(scope="module")
 def whole(lab):
     """A run that was never stopped: its folder and what it printed."""

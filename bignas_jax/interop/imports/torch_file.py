@@ -25,8 +25,6 @@ COUNTERS = ("epoch", "step", "iteration", "global_step", "num_updates")
 SHOWN = 10  # names in one message
 
 
-
-
 @dataclasses.dataclass(frozen=True)
 class StateDict:
     """The weights of a file.

@@ -24,8 +24,6 @@ AS_GOOD = 0.99
 _WORDS = {"macs": "multiply-adds", "params": "parameters", "latency_ms": "latency"}
 
 
-
-
 def write(result: Mapping[str, Any], folder: pathlib.Path) -> list[pathlib.Path]:
     """Writes report.html and front.png into `folder`, each in one go: a reader never meets half a file.
 

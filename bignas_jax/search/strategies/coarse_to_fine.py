@@ -121,4 +121,3 @@ def _thinned(problem: Problem, grid: list[Architecture], count: int) -> list[Arc
         if arch is not None and len(chosen) < count:
             chosen[arch] = None
     return list(chosen)
-
