@@ -24,7 +24,7 @@ from ml_collections import ConfigDict  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from bignas_jax.config.fields import canonical, validate  # noqa: E402
-from bignas_jax.config.options import Search, Strategies  # noqa: E402
+from bignas_jax.config.options import Options, Search, Strategies  # noqa: E402
 from bignas_jax.programs.kept import use_compilation_cache  # noqa: E402
 from bignas_jax.search import held_out as images  # noqa: E402
 from bignas_jax.search import run  # noqa: E402
@@ -119,8 +119,8 @@ def main() -> None:
     use_compilation_cache()
     with tempfile.TemporaryDirectory() as folder:
         workdir = pathlib.Path(arguments.workdir or folder)
-        training.train(config, workdir)
-        session, weights, _ = run.open_run(config, workdir, "newest")
+        training.train(Options.of(config), workdir)
+        session, weights, _ = run.open_run(Options.of(config), workdir, "newest")
         recorded = score_all(session, weights)
     problem = make_problem(session)
     truth = {arch: float(rows[:, 0].mean()) for arch, rows in recorded.rows.items()}

@@ -31,13 +31,13 @@ import torch  # noqa: E402
 from flax import nnx  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from bignas_jax.config.files import load_run_config  # noqa: E402
+from bignas_jax.config.files import load_run_options  # noqa: E402
 from bignas_jax.nets.mode import Mode  # noqa: E402
 from bignas_jax.nets.supernet import Supernet  # noqa: E402
 from bignas_jax.programs.devices import make_mesh  # noqa: E402
 from bignas_jax.runs.checkpoint import Checkpoints  # noqa: E402
 from bignas_jax.spaces.architecture import Architecture  # noqa: E402
-from bignas_jax.spaces.mobilenet import SearchSpace  # noqa: E402
+from bignas_jax.spaces.registry import space_of  # noqa: E402
 
 # By recipe: the recorded case, the shapes, the entry of the weights, and whether torch.save's old form is used.
 SYSTEMS = {
@@ -86,8 +86,8 @@ def recorded_arch(case: str) -> dict:
 
 def differences(workdir: pathlib.Path, case: str) -> dict[str, float]:
     """By mode, the greatest difference from the recorded logits, as a part of the largest one."""
-    config = load_run_config(workdir / "config.json")
-    space, classes = SearchSpace.from_config(config.space), config.model.num_classes
+    options = load_run_options(workdir / "config.json")
+    space, classes = space_of(options.space), options.model.num_classes
     arch = Architecture.from_dict(recorded_arch(case))
     graphdef, state = nnx.split(nnx.eval_shape(lambda: Supernet(space, classes, rngs=nnx.Rngs(0))))
     like, mesh = nnx.to_pure_dict(state), make_mesh(1, {})

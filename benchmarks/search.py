@@ -32,8 +32,7 @@ from PIL import Image  # noqa: E402
 from reference_torch import Child, load_slice  # noqa: E402
 from torchvision import transforms  # noqa: E402
 
-from bignas_jax.config import fields as configs  # noqa: E402
-from bignas_jax.config.files import load_run_config  # noqa: E402
+from bignas_jax.config.files import load_run_options  # noqa: E402
 from bignas_jax.interop.imports.bignas_names import _parameters  # noqa: E402
 from bignas_jax.programs.kept import use_compilation_cache  # noqa: E402
 from bignas_jax.search import held_out as images  # noqa: E402
@@ -141,12 +140,12 @@ def main() -> None:
         arguments.candidates, arguments.peer, arguments.equal = 12, 2, 4
     use_compilation_cache()
     workdir = pathlib.Path(arguments.workdir)
-    config = configs.canonical(load_run_config(workdir / "config.json")).lock()
-    session, weights, _ = run.open_run(config, workdir, "newest")
+    options = load_run_options(workdir / "config.json")
+    session, weights, _ = run.open_run(options, workdir, "newest")
     sizes = images.plan(session)
-    costs = Problem(session.space, config.model.num_classes, ())
+    costs = Problem(session.space, options.model.num_classes, ())
     half = Budget("half", macs=0.5 * costs.costs(session.space.biggest)["macs"])
-    problem = Problem(session.space, config.model.num_classes, [half])
+    problem = Problem(session.space, options.model.num_classes, [half])
     rng = np.random.default_rng(0)
     archs: dict = {}
     for _ in range(100 * arguments.candidates):
@@ -168,7 +167,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         equal = make_race(folder, "equal", problem, held_out, math.inf)
-        progressive = make_race(folder, "progressive", problem, held_out, config.search.confidence)
+        progressive = make_race(folder, "progressive", problem, held_out, options.search.confidence)
         for chunk in range(arguments.peer):  # in turns: whatever else the machine does falls on all
             arch = archs[chunk]
             seconds["peer"] += timed(lambda arch=arch: peer_top1.update({arch: peer.top1(arch)}))

@@ -21,7 +21,7 @@ memory.keep_freed_memory()
 
 import numpy as np  # noqa: E402
 
-from bignas_jax.config.files import from_json  # noqa: E402
+from bignas_jax.config.options import Options  # noqa: E402
 from bignas_jax.programs.buckets import shared  # noqa: E402
 from bignas_jax.programs.kept import use_compilation_cache  # noqa: E402
 from bignas_jax.search import run  # noqa: E402
@@ -55,10 +55,10 @@ def main() -> None:
     workdir, count = pathlib.Path(arguments.workdir), 3 if arguments.quick else arguments.count
     result = json.loads((workdir / "search" / "result.json").read_text())
     use_compilation_cache()
-    config = from_json(json.dumps(result["config"]))
+    options = Options.of(result["config"])
     if result["latency"] is not None:
         parser.error("the search had to do with latencies; this compares costs that are counted")
-    session, weights, step = run.open_run(config, workdir, str(result["run"]["step"]))
+    session, weights, step = run.open_run(options, workdir, str(result["run"]["step"]))
     problem = make_problem(session)
     rng = np.random.default_rng(0)
     numbered = {row["number"]: Architecture.from_dict(row["architecture"]) for row in result["evaluations"]}

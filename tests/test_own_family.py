@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from bignas_jax import ops
 from bignas_jax.config import fields
+from bignas_jax.config.options import Options
 from bignas_jax.errors import ConfigError, ExportError
 from bignas_jax.interop.exports import export, formats
 from bignas_jax.nets.child import take
@@ -165,8 +166,8 @@ def test_genes_and_sizes_count_networks():
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("plain") / "run"
-    rows = train(config_of(workdir), workdir, progress=False)
-    return config_of(workdir), workdir, rows
+    rows = train(Options.of(config_of(workdir)), workdir, progress=False)
+    return Options.of(config_of(workdir)), workdir, rows
 
 
 def test_it_is_trained_by_sandwich_steps_and_calibrated(trained):
@@ -208,24 +209,24 @@ def test_its_cost_is_what_pytorch_counts():
 
 
 def test_it_is_searched_and_exported(trained):
-    config, workdir, _ = trained
-    found = run.search(config, workdir)
+    options, workdir, _ = trained
+    found = run.search(options, workdir)
     assert len(found["evaluations"]) >= 8 and found["budgets"]
     winner = workdir / found["budgets"][0]["file"]
-    options = export.Form(formats=("onnx", "torch", "safetensors"), images=16)
-    (row,) = export.export_run(config, workdir, [str(winner)], options)
+    form = export.Form(formats=("onnx", "torch", "safetensors"), images=16)
+    (row,) = export.export_run(options, workdir, [str(winner)], form)
     export.check([row])
     assert {file["format"] for file in row["files"]} == {"onnx", "torch", "safetensors"}
     assert all(file["difference"] < 1e-4 for file in row["files"])
 
 
 def test_a_kind_without_a_form_in_a_format_is_named(monkeypatch, trained):
-    config, workdir, _ = trained
+    options, workdir, _ = trained
     monkeypatch.delattr(PlainBlock, "write_onnx")
     monkeypatch.delattr(PlainBlock, "torch_source")
     for name, words in (("onnx", "write_onnx"), ("torch", "torch_source")):
         with pytest.raises(ExportError, match=f"have no .* form, expected .*{words}"):
-            list(export.export_run(config, workdir, ["min"], export.Form(formats=(name,), images=8),
+            list(export.export_run(options, workdir, ["min"], export.Form(formats=(name,), images=8),
                                    out=workdir / "other"))  # fmt: skip
 
 

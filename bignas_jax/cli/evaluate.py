@@ -32,17 +32,22 @@ def define(values: absl_flags.FlagValues) -> None:
 
 def main() -> int:
     memory.keep_freed_memory()  # before the parse: a config may name classes whose modules import JAX
-    config, options = flags.parse(sys.argv, __doc__, define, of_run=True)
+    options, arguments = flags.parse(sys.argv, __doc__, define, of_run=True)
     # JAX and torch are imported once the command line is known to be good.
     from bignas_jax.cli import scripts
     from bignas_jax.runs import assess as reporting
 
     def work() -> None:
         rows, step = reporting.evaluate_run(
-            config, options.workdir, options.arch, options.split, options.checkpoint, options.statistics == "stored"
+            options,
+            arguments.workdir,
+            arguments.arch,
+            arguments.split,
+            arguments.checkpoint,
+            stored=arguments.statistics == "stored",
         )
         print(reporting.table(rows))
-        path = reporting.write(rows, options.workdir, options.split, step)
-        print(f"\nstep {step} of {options.workdir} on the {options.split} images; written to {path}")
+        path = reporting.write(rows, arguments.workdir, arguments.split, step)
+        print(f"\nstep {step} of {arguments.workdir} on the {arguments.split} images; written to {path}")
 
     return scripts.run(sys.argv[0], work)

@@ -36,15 +36,15 @@ def define(values: absl_flags.FlagValues) -> None:
 
 def main() -> int:
     memory.keep_freed_memory()  # before the parse: a config may name classes whose modules import JAX
-    config, options = flags.parse(sys.argv, __doc__, define, of_run=True)
+    options, arguments = flags.parse(sys.argv, __doc__, define, of_run=True)
     # JAX and torch are imported once the command line is known to be good.
     from bignas_jax.cli import scripts
     from bignas_jax.interop.exports import export
 
     def work() -> None:
-        how = export.Form(options.format, options.fold, options.batch, options.images)
-        rows = []
-        for row in export.export_run(config, options.workdir, options.arch, how, options.checkpoint, options.out):
+        how = export.Form(arguments.format, arguments.fold, arguments.batch, arguments.images)
+        rows, where = [], (arguments.checkpoint, arguments.out)
+        for row in export.export_run(options, arguments.workdir, arguments.arch, how, *where):
             rows.append(row)
             print(f"\n{export.table(row)}\nin {row['folder']}/", flush=True)
         export.check(rows)

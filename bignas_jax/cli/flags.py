@@ -14,6 +14,7 @@ from ml_collections.config_flags import config_flags
 
 from bignas_jax.config import fields as config_lib
 from bignas_jax.config.files import load_run_config
+from bignas_jax.config.options import Options
 from bignas_jax.config.recipes import DEFAULT_CONFIG, find_config, load_config
 from bignas_jax.errors import ConfigError
 
@@ -25,7 +26,7 @@ def refuse(program: str, message: str) -> NoReturn:
 
 
 def parse(argv: Sequence[str], doc: str, extra: Callable[[flags.FlagValues], None] | None = None,
-          of_run: bool = False, positional: str = "") -> tuple[ConfigDict, SimpleNamespace]:
+          of_run: bool = False, positional: str = "") -> tuple[Options, SimpleNamespace]:
     """Reads a script's command line.
 
     Args:
@@ -36,7 +37,7 @@ def parse(argv: Sequence[str], doc: str, extra: Callable[[flags.FlagValues], Non
       positional: the name of the one argument that is no flag; without a name there is none.
 
     Returns:
-      The validated, locked config, and the options: `workdir` (default `exp/<name of the config file>`),
+      The options of the run, and the arguments: `workdir` (default `exp/<name of the config file>`),
       `config_path`, the extra flags and, under its name in lower case, the positional argument, as attributes.
 
     Raises:
@@ -57,12 +58,12 @@ def parse(argv: Sequence[str], doc: str, extra: Callable[[flags.FlagValues], Non
         if any(argument in ("--help", "-help", "-h", "--helpfull") for argument in arguments[1:]):
             print(_help(doc, program, path, config, values))
             raise SystemExit(0)
-        config, options = _parse_flags(arguments, config, values, positional)
+        config, found = _parse_flags(arguments, config, values, positional)
         config_lib.validate(config)
-        config = config_lib.canonical(config).lock()
+        options = Options.of(config)
     except (ConfigError, flags.Error) as error:
         refuse(program, str(error))
-    return config, SimpleNamespace(**options, config_path=str(path))
+    return options, SimpleNamespace(**found, config_path=str(path))
 
 
 def _split_config(argv: Sequence[str]) -> tuple[str, list[str]]:

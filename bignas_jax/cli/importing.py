@@ -14,16 +14,16 @@ import shlex
 import sys
 
 from absl import flags as absl_flags
-from ml_collections import ConfigDict
 
 from bignas_jax.cli import flags, scripts
+from bignas_jax.config.options import Options
 from bignas_jax.errors import WeightsError
 from bignas_jax.interop.imports.import_torch import import_checkpoint, table
 
 
-def following(workdir: str, config: ConfigDict) -> str:
+def following(workdir: str, options: Options) -> str:
     """What to do next, as text: the commands that go on from an import, with the images where none are known."""
-    known = config.data.source != "folder" or pathlib.Path(config.data.root).is_dir()
+    known = options.data.source != "folder" or pathlib.Path(options.data.root).is_dir()
     folder = f"--workdir {shlex.quote(workdir)}{'' if known else ' --config.data.root=ROOT'}"
     return "\n".join([
         f"next{'' if known else ', with your images in ROOT'}:\n",
@@ -41,18 +41,18 @@ def define(values: absl_flags.FlagValues) -> None:
 
 def main() -> int:
     # Nothing is computed here, so JAX's memory (memory.keep_freed_memory) does not matter.
-    config, options = flags.parse(sys.argv, __doc__, define, positional="CHECKPOINT")
+    options, arguments = flags.parse(sys.argv, __doc__, define, positional="CHECKPOINT")
 
     def work() -> None:
         try:
-            result = import_checkpoint(config, options.workdir, options.checkpoint, options.weights)
+            result = import_checkpoint(options, arguments.workdir, arguments.checkpoint, arguments.weights)
         except WeightsError as error:
             if error.details:
                 print(error.details, file=sys.stderr)
             raise
         where = f"entry {result.entry}" if result.entry else "the whole file"
         about = "".join(f", {name} {number}" for name, number in result.counters.items())
-        print(f"{os.path.basename(result.file)}: {where}{about}\n\n{table(result, config)}")
-        print(f"\nimported into {options.workdir}, as step 0; {following(options.workdir, config)}")
+        print(f"{os.path.basename(result.file)}: {where}{about}\n\n{table(result, options)}")
+        print(f"\nimported into {arguments.workdir}, as step 0; {following(arguments.workdir, options)}")
 
     return scripts.run(sys.argv[0], work)

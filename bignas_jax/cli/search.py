@@ -24,15 +24,15 @@ def define(values: absl_flags.FlagValues) -> None:
 
 def main() -> int:
     memory.keep_freed_memory()  # before the parse: a config may name classes whose modules import JAX
-    config, options = flags.parse(sys.argv, __doc__, define, of_run=True)
+    options, arguments = flags.parse(sys.argv, __doc__, define, of_run=True)
     # JAX and torch are imported once the command line is known to be good.
     from bignas_jax.cli import scripts
     from bignas_jax.search import run
     from bignas_jax.search.report import result
 
     def work() -> None:
-        found = run.search(config, options.workdir, options.checkpoint)
+        found = run.search(options, arguments.workdir, arguments.checkpoint)
         print(result.table(found))
-        print("", *result.notes(found), f"report: {options.workdir}/search/report.html", sep="\n")
+        print("", *result.notes(found), f"report: {arguments.workdir}/search/report.html", sep="\n")
 
     return scripts.run(sys.argv[0], work)

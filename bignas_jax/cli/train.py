@@ -15,16 +15,16 @@ from bignas_jax.programs import memory
 
 def main() -> int:
     memory.keep_freed_memory()  # before the parse: a config may name classes whose modules import JAX
-    config, options = flags.parse(sys.argv, __doc__)
+    options, arguments = flags.parse(sys.argv, __doc__)
     # JAX and torch are imported once the command line is known to be good.
     from bignas_jax.cli import scripts
     from bignas_jax.runs import assess as reporting
     from bignas_jax.training import loop as training
 
     def work() -> None:
-        rows = training.train(config, options.workdir)
-        if config.distributed.process_id == 0:
+        rows = training.train(options, arguments.workdir)
+        if options.distributed.process_id == 0:
             print(reporting.table(rows))
-            print(f"\nrun: {options.workdir} (tensorboard --logdir {options.workdir})")
+            print(f"\nrun: {arguments.workdir} (tensorboard --logdir {arguments.workdir})")
 
     return scripts.run(sys.argv[0], work)

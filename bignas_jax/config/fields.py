@@ -99,7 +99,7 @@ def _check_together(v: Mapping[str, Any]) -> None:
             raise ConfigError(f"config.{name}: found {v[name]!r}, expected {expected}")
 
 
-def validate(config: ConfigDict) -> None:
+def validate(config: ConfigDict | Mapping[str, Any]) -> None:
     """Refuses a config that cannot work, before any work starts.
 
     Raises:

@@ -42,9 +42,9 @@ def from_json(text: str) -> ConfigDict:
     return ConfigDict(plain(values)).lock()
 
 
-def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
+def differences(old: Options | ConfigDict, new: Options | ConfigDict) -> list[str]:
     """One line for each field that differs, such as 'config.optimizer.momentum: 0.9 -> 0.8'."""
-    before, after = flat(old), flat(new)
+    before, after = flat(old.to_dict()), flat(new.to_dict())
     lines = []
     for name in dict.fromkeys([*before, *after]):
         if name not in before or name not in after or before[name] != after[name]:
@@ -63,3 +63,15 @@ def load_run_config(path: Path) -> ConfigDict:
         return with_defaults(from_json(path.read_text()).unlock())
     except (ConfigError, OSError) as error:
         raise ConfigError(f"{path}: {error}") from error
+
+
+def load_run_options(path: Path) -> Options:
+    """The options of the config.json in a run's folder; fields that came later have their defaults.
+
+    Raises:
+      ConfigError: the file is not what training writes.
+    """
+    try:
+        return Options.of(load_run_config(path))
+    except ConfigError as error:
+        raise error if str(error).startswith(str(path)) else ConfigError(f"{path}: {error}") from error

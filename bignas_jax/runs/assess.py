@@ -6,8 +6,6 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from bignas_jax.config.options import Options
 from bignas_jax.errors import ConfigError
 from bignas_jax.evaluation import Score
@@ -65,7 +63,7 @@ def _row(name: str, arch: Architecture, cost: Cost, score: Score) -> dict[str, A
 
 
 def evaluate_run(
-    config: ConfigDict,
+    options: Options,
     workdir: str | pathlib.Path,
     names: Sequence[str],
     split: str,
@@ -86,10 +84,10 @@ def evaluate_run(
     """
     use_compilation_cache()
     use = Use.HELD_OUT if split == "holdout" else Use.EVALUATION
-    check_run(config, workdir, use)
+    check_run(options, workdir, use)
     checkpoints = Checkpoints(workdir, read_only=True)
     try:
-        session = Session.open(Options.of(config), run=workdir, use=use)
+        session = Session.open(options, run=workdir, use=use)
         session.check_evaluation(split)
         found = read_architectures(session.space, names)
         weights, step = checkpoints.weights(session.shapes, session.mesh, checkpoint)

@@ -2,9 +2,8 @@
 
 import pathlib
 
-from ml_collections import ConfigDict
-
-from bignas_jax.config.files import load_run_config
+from bignas_jax.config.files import load_run_options
+from bignas_jax.config.options import Options
 from bignas_jax.errors import ConfigError
 
 
@@ -23,8 +22,13 @@ def trained(workdir: pathlib.Path) -> bool:
     return begun(workdir) and steps(workdir)[-1] > 0
 
 
-def supernet_config(folder: str) -> ConfigDict:
+def supernet_options(folder: str) -> Options:
+    """The options of the run that `config.init_from` names.
+
+    Raises:
+      ConfigError: it is no run's folder.
+    """
     path = pathlib.Path(folder) / "config.json"
     if not path.is_file():
         raise ConfigError(f"config.init_from: found no {path}, expected the folder of a run, such as exp/cifar10")
-    return load_run_config(path)
+    return load_run_options(path)

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
-from bignas_jax.config.files import differences, from_json, load_run_config, to_json, with_defaults
+from bignas_jax.config.files import differences, load_run_options, to_json
+from bignas_jax.config.options import Options
 from bignas_jax.errors import ConfigError
 from bignas_jax.files import write_json, write_text
 from bignas_jax.runs.folder import begun, steps
@@ -83,14 +83,14 @@ def broken(changes: list[str], use: Use, steps_made: bool = True) -> list[str]:
     return [line for line in changes if any(binding.broken_by(line) for binding in bindings)]
 
 
-def claim(workdir: pathlib.Path, config: ConfigDict, stop: int) -> int | None:
+def claim(workdir: pathlib.Path, options: Options, stop: int) -> int | None:
     """Writes the config into the run's folder, after a comparison with the one that is there.
 
     A run that has made its `stop` steps keeps its config.
 
     Args:
       workdir: the run's folder.
-      config: resolved, see `training.origin.resolve`.
+      options: resolved, see `training.origin.resolve`.
       stop: the steps that the config asks for.
     Returns:
       The last step of a finished run whose config is another than this; None where this config is the run's.
@@ -101,7 +101,7 @@ def claim(workdir: pathlib.Path, config: ConfigDict, stop: int) -> int | None:
     path, first = workdir / "config.json", jax.process_index() == 0
     if begun(workdir):
         last = steps(workdir)[-1]
-        changes = differences(load_run_config(path), config)
+        changes = differences(load_run_options(path), options)
         fatal = broken(changes, Use.GOING_ON, steps_made=last > 0)
         if fatal:
             raise ConfigError(
@@ -117,14 +117,14 @@ def claim(workdir: pathlib.Path, config: ConfigDict, stop: int) -> int | None:
     if first:
         try:
             workdir.mkdir(parents=True, exist_ok=True)
-            write_text(path, to_json(config))
+            write_text(path, to_json(options))
         except OSError as error:
             raise ConfigError(f"--workdir: cannot write to {workdir} ({error.strerror}), expected a folder") from error
     return None
 
 
-def check_run(config: ConfigDict, workdir: str | pathlib.Path, use: Use) -> None:
-    """Refuses a config that is not that of the run in fields that bind this use.
+def check_run(options: Options, workdir: str | pathlib.Path, use: Use) -> None:
+    """Refuses options that differ from the run's own in fields that bind this use.
 
     Raises:
       ConfigError: with the differences.
@@ -132,7 +132,7 @@ def check_run(config: ConfigDict, workdir: str | pathlib.Path, use: Use) -> None
     path = pathlib.Path(workdir) / "config.json"
     if not path.is_file():
         return
-    fatal = broken(differences(with_defaults(from_json(path.read_text())), config), use)
+    fatal = broken(differences(load_run_options(path), options), use)
     if fatal:
         raise ConfigError(f"{workdir} was trained with another config ({'; '.join(fatal)}): leave these as they were")
 

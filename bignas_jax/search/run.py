@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from bignas_jax.config.options import Costs, Options, Search
@@ -38,10 +37,10 @@ from bignas_jax.spaces.architecture import Architecture
 IDLE_ROUNDS = 20  # rounds of known architectures after which a space counts as exhausted
 
 
-def search(config: ConfigDict, workdir: str | pathlib.Path, checkpoint: str = "newest") -> dict[str, Any]:
+def search(options: Options, workdir: str | pathlib.Path, checkpoint: str = "newest") -> dict[str, Any]:
     """Searches the supernet of a run's folder, and writes the winners and the report into it.
 
-    The course of a search follows from the config and the checkpoint alone. Evaluations are kept in
+    The course of a search follows from the options and the checkpoint alone. Evaluations are kept in
     search/evaluations.jsonl as they are made; a search that was killed goes through the same course again and finds
     them there.
 
@@ -53,10 +52,10 @@ def search(config: ConfigDict, workdir: str | pathlib.Path, checkpoint: str = "n
       ValueError: no checkpoint, no held-out images, a budget that nothing fits; one line.
       Stopped: by SIGTERM or SIGINT.
     """
-    _check(Options.of(config))
+    _check(options)
     workdir = pathlib.Path(workdir)
     use_compilation_cache()
-    session, weights, step = open_run(config, workdir, checkpoint)
+    session, weights, step = open_run(options, workdir, checkpoint)
     options = session.options.search
     sizes = images.plan(session)
     with contextlib.ExitStack() as stack:
@@ -102,7 +101,7 @@ def _check(options: Options) -> None:
         )
 
 
-def open_run(config: ConfigDict, workdir: pathlib.Path, checkpoint: str) -> tuple[Session, Any, int]:
+def open_run(options: Options, workdir: pathlib.Path, checkpoint: str) -> tuple[Session, Any, int]:
     """The session of a run, its weights on the devices, and the checkpoint's step.
 
     Raises:
@@ -111,9 +110,9 @@ def open_run(config: ConfigDict, workdir: pathlib.Path, checkpoint: str) -> tupl
     """
     checkpoints = Checkpoints(workdir, read_only=True)
     try:
-        check_run(config, workdir, Use.SEARCH)
+        check_run(options, workdir, Use.SEARCH)
         step = checkpoints.find(checkpoint)
-        session = Session.open(Options.of(config), run=workdir, use=Use.SEARCH)
+        session = Session.open(options, run=workdir, use=Use.SEARCH)
         session.check_evaluation("holdout", "val")
         weights, step = checkpoints.weights(session.shapes, session.mesh, step)
     finally:

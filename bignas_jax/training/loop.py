@@ -11,9 +11,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
-from bignas_jax.config.options import Data, Distributed, Options
+from bignas_jax.config.options import Data, Options
 from bignas_jax.data import DataError, Loader, prefetch
 from bignas_jax.data.prefetch import Prefetch
 from bignas_jax.errors import ConfigError, Stopped, TrainingError
@@ -42,7 +41,7 @@ from bignas_jax.training.origin import Origin
 from bignas_jax.training.plan import Plan, Watch
 
 
-def train(config: ConfigDict, workdir: str | pathlib.Path, progress: bool = True) -> list[dict[str, Any]]:
+def train(options: Options, workdir: str | pathlib.Path, progress: bool = True) -> list[dict[str, Any]]:
     """Trains a supernet, or goes on where a run in `workdir` stopped, and evaluates its biggest and smallest child.
 
     With `config.arch` it is that child alone that is trained and evaluated, and `config.init_from` gives the weights
@@ -52,7 +51,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path, progress: bool = True
     devices.
 
     Args:
-      config: validated, as `flags.parse` returns it.
+      options: of the run, as `flags.parse` returns them.
     Returns:
       The rows of the final evaluation, as `reporting.assess` gives them, after that of the slice which a child was.
     Raises:
@@ -60,11 +59,10 @@ def train(config: ConfigDict, workdir: str | pathlib.Path, progress: bool = True
       TrainingError: the loss was not finite in `config.max_nonfinite_steps` steps in a row.
       Stopped: by SIGTERM or SIGINT, after the state was saved.
     """
-    connect(Distributed.of(config.distributed))
+    connect(options.distributed)
     use_compilation_cache()
     workdir = pathlib.Path(workdir)
-    config = child_training.resolve(config, workdir)
-    options = Options.of(config)
+    options = child_training.resolve(options, workdir)
     loss_class(options.sandwich.loss)
     goes_on = trained(workdir)
     session = Session.open(options, training=True, run=workdir if goes_on else None, use=Use.GOING_ON)
@@ -73,7 +71,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path, progress: bool = True
     session.check_evaluation("val", watched_split(options.data))
     origin = None if begun(workdir) else Origin.open(session)
     with _held(workdir):
-        finished = claim(workdir, config, Plan.of(options, loader.steps_per_epoch).stop)
+        finished = claim(workdir, options, Plan.of(options, loader.steps_per_epoch).stop)
         if finished is not None:
             return reporting.left(workdir, finished)
         if jax.process_index() == 0 and not goes_on:

@@ -12,15 +12,14 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from bignas_jax.config import fields as configs
-from bignas_jax.config.files import load_run_config
-from bignas_jax.config.options import Data
+from bignas_jax.config.files import load_run_options
+from bignas_jax.config.options import Options, plain
 from bignas_jax.errors import CheckpointError, ConfigError
 from bignas_jax.nets.slicing import param_shapes, single, slice_params
 from bignas_jax.runs.checkpoint import Checkpoints
-from bignas_jax.runs.folder import begun, supernet_config
+from bignas_jax.runs.folder import begun, supernet_options
 from bignas_jax.runs.session import Session, class_names
 from bignas_jax.spaces.architecture import Architecture
 from bignas_jax.spaces.naming import read_architectures
@@ -28,8 +27,8 @@ from bignas_jax.spaces.registry import space_of
 from bignas_jax.spaces.space import Space
 
 
-def resolve(config: ConfigDict, workdir: str | pathlib.Path) -> ConfigDict:
-    """The config of the run that `config.arch` asks for; without an architecture the config itself.
+def resolve(options: Options, workdir: str | pathlib.Path) -> Options:
+    """The options of the run that `config.arch` asks for; without an architecture the options themselves.
 
     In it `arch` is the architecture's JSON, for a file may go, and `space` leaves no choice but it. The space that the
     architecture is taken from is that of the run in `config.init_from`, where one is given, else `config.space`.
@@ -37,27 +36,25 @@ def resolve(config: ConfigDict, workdir: str | pathlib.Path) -> ConfigDict:
     Raises:
       ConfigError: the architecture cannot be read or is not in the space, or `init_from` is no run's folder.
     """
-    if not config.arch:
-        return config
-    space = space_of(_config_of_space(config, pathlib.Path(workdir)).space)
-    (arch,) = read_architectures(space, [config.arch], "config.arch").values()
-    resolved = ConfigDict(config.to_dict())
-    resolved.arch = arch.to_json()
-    resolved.space = ConfigDict(single(space, arch).to_dict())
-    configs.validate(resolved)
-    return configs.canonical(resolved).lock()
+    if not options.arch:
+        return options
+    space = space_of(_options_of_space(options, pathlib.Path(workdir)).space)
+    (arch,) = read_architectures(space, [options.arch], "config.arch").values()
+    resolved = dataclasses.replace(options, arch=arch.to_json(), space=plain(single(space, arch).to_dict()))
+    configs.validate(resolved.to_dict())
+    return resolved
 
 
-def _config_of_space(config: ConfigDict, workdir: pathlib.Path) -> ConfigDict:
-    """The config whose space `config.arch` is read in."""
-    if not config.init_from:
-        return config
+def _options_of_space(options: Options, workdir: pathlib.Path) -> Options:
+    """The options whose space `config.arch` is read in."""
+    if not options.init_from:
+        return options
     try:
-        return supernet_config(config.init_from)
+        return supernet_options(options.init_from)
     except ConfigError:
         # A run that has begun needs the supernet no more.
-        own = load_run_config(workdir / "config.json") if begun(workdir) else None
-        if own is None or config.arch in ("max", "min") or own.init_from != config.init_from:
+        own = load_run_options(workdir / "config.json") if begun(workdir) else None
+        if own is None or options.arch in ("max", "min") or own.init_from != options.init_from:
             raise
         return own
 
@@ -88,7 +85,7 @@ class Origin:
         if not options.init_from or options.init_checkpoint == "none":
             return None
         folder = pathlib.Path(options.init_from)
-        supernet = supernet_config(options.init_from)
+        supernet = supernet_options(options.init_from)
         if not begun(folder):
             raise ConfigError(f"config.init_from: found no checkpoint under {folder}, expected those of a trained run")
         with _checkpoints(folder) as checkpoints:
@@ -125,9 +122,9 @@ def _checkpoints(folder: pathlib.Path) -> Iterator[Checkpoints]:
         checkpoints.close()
 
 
-def _same_classes(session: Session, folder: pathlib.Path, supernet: ConfigDict) -> bool:
+def _same_classes(session: Session, folder: pathlib.Path, supernet: Options) -> bool:
     """Whether the supernet's classes are the child's: as many, and of the same names where these are known."""
     if supernet.model.num_classes != session.options.model.num_classes:
         return False
-    names = class_names(folder, Data.of(supernet.data), like=session)
+    names = class_names(folder, supernet.data, like=session)
     return names in (None, session.dataset.class_names)

@@ -190,27 +190,27 @@ def define_extra(values):
 
 
 def test_the_default_is_digits():
-    config, options = flags.parse(["train.py"], "doc")
-    assert differences(config, config_lib.canonical(digits.get_config())) == []
-    assert options.workdir == "exp/digits" and options.config_path.endswith("configs/digits.py")
+    options, found = flags.parse(["train.py"], "doc")
+    assert differences(options, config_lib.canonical(digits.get_config())) == []
+    assert found.workdir == "exp/digits" and found.config_path.endswith("configs/digits.py")
 
 
 @pytest.mark.parametrize("form", [["--config", "configs/cifar10.py"], ["--config=configs/cifar10.py"]])
 def test_recipes_are_found_from_any_folder(form, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    config, options = flags.parse(["train.py", *form], "doc")
-    assert config.data.root == "data/cifar10" and options.workdir == "exp/cifar10"
+    options, found = flags.parse(["train.py", *form], "doc")
+    assert options.data.root == "data/cifar10" and found.workdir == "exp/cifar10"
 
 
 def test_overrides_and_extra_flags():
-    config, options = flags.parse(
+    options, found = flags.parse(
         ["eval.py", "--config.optimizer.learning_rate=1", "--config.space.resolution=(12,)", "--config.seed",
          "5", "--noconfig.optimizer.nesterov", "--config.data.root=/x", "--arch=a.json", "--arch", "b.json",
          "--split=train", "--workdir=w", "--config.space.stages.mb2.kernel_size=(3,)"], "doc", define_extra)
-    assert config.optimizer.learning_rate == 1.0 and isinstance(config.optimizer.learning_rate, float)
-    assert config.space.resolution == (12,) and config.seed == 5 and config.optimizer.nesterov is False
-    assert config.space.stages.mb2.kernel_size == (3,) and config.data.root == "/x"
-    assert (options.arch, options.split, options.workdir) == (["a.json", "b.json"], "train", "w")
+    assert options.optimizer.learning_rate == 1.0 and isinstance(options.optimizer.learning_rate, float)
+    assert options.space["resolution"] == (12,) and options.seed == 5 and options.optimizer.nesterov is False
+    assert options.space["stages"]["mb2"]["kernel_size"] == (3,) and options.data.root == "/x"
+    assert (found.arch, found.split, found.workdir) == (["a.json", "b.json"], "train", "w")
     _, again = flags.parse(["eval.py"], "doc", define_extra)
     assert (again.arch, again.split) == (["max", "min"], "val")
 

@@ -180,9 +180,9 @@ def test_streaming_gives_the_same_result_and_says_so(whole, lab, workdir):
 ])
 def test_what_cannot_work_is_one_clear_line(arguments, message, lab, workdir):
     argv = ["search.py", "--config", str(lab / "tiny.py"), "--workdir", str(workdir), *SEARCH, *arguments]
-    config, options = flags.parse(argv, "", search.define, of_run=True)
+    options, found = flags.parse(argv, "", search.define, of_run=True)
     with pytest.raises((ConfigError, CheckpointError), match=message) as error:
-        run.search(config, options.workdir, options.checkpoint)
+        run.search(options, found.workdir, found.checkpoint)
     assert "\n" not in str(error.value)
     assert not (workdir / "search" / "evaluations.jsonl").exists()
 

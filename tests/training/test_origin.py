@@ -32,7 +32,7 @@ from sandwich_cases import MEAN, RATE, SGD, SIDE, STD, batches, torch_images
 from tiny import CLASSES, assert_close, flat, graphdef
 
 from bignas_jax.config import fields as configs
-from bignas_jax.config.files import load_run_config, to_json
+from bignas_jax.config.files import load_run_options, to_json
 from bignas_jax.config.options import Options
 from bignas_jax.config.recipes import load_config
 from bignas_jax.errors import ConfigError
@@ -45,7 +45,7 @@ from bignas_jax.runs.folder import begun
 from bignas_jax.runs.identity import claim
 from bignas_jax.runs.logs import Logs
 from bignas_jax.runs.session import Session
-from bignas_jax.spaces.mobilenet import SearchSpace
+from bignas_jax.spaces.registry import space_of
 from bignas_jax.step.members.registry import make_members
 from bignas_jax.step.optimizer import optimizer
 from bignas_jax.step.recipe import Recipe
@@ -91,7 +91,7 @@ def test_steps_of_a_child_equal_ordinary_training_in_pytorch(tiny_v3):
 
 
 def made(lab, supernet="supernet", **changes):
-    """The config of a child's run, as a command line would give it."""
+    """The options of a child's run, as a command line would give them."""
     config = load_config(lab.folder / "tiny.py")
     values = dict(arch=str(lab.arch), init_from=str(lab.folder / supernet), max_steps=STEPS) | changes
     for name, value in values.items():
@@ -102,7 +102,7 @@ def made(lab, supernet="supernet", **changes):
         owner[last] = value
     config = configs.canonical(config)
     configs.validate(config)
-    return configs.canonical(config).lock()
+    return Options.of(config)
 
 
 def arguments(lab, **changes):
@@ -124,7 +124,7 @@ def lab(tmp_path_factory):
 def write_supernet(workdir, config):
     """What training leaves of a supernet for others to read. No scale is zero: every branch counts."""
     session = Session.open(Options.of(config))
-    claim(workdir, config, STEPS)
+    claim(workdir, Options.of(config), STEPS)
     session.note_class_names(workdir)
     rng = np.random.default_rng(5)
     shaken = [
@@ -147,8 +147,8 @@ def whole(lab):
 
 
 def supernet_rows(lab, checkpoint="newest"):
-    config = load_run_config(lab.folder / "supernet" / "config.json")
-    return reporting.evaluate_run(config, lab.folder / "supernet", [str(lab.arch)], "val", checkpoint)[0]
+    options = load_run_options(lab.folder / "supernet" / "config.json")
+    return reporting.evaluate_run(options, lab.folder / "supernet", [str(lab.arch)], "val", checkpoint)[0]
 
 
 def test_a_child_s_run_leaves_one_row_and_one_curve(lab, whole):
@@ -217,14 +217,14 @@ def test_eval_of_a_child_needs_no_config(lab, whole):
 
 def test_the_folder_refuses_another_start(lab, whole):
     for changes in (dict(init_checkpoint="none"), dict(arch="max")):
-        config = resolve(made(lab, **changes), whole[0])
+        options = resolve(made(lab, **changes), whole[0])
         with pytest.raises(ConfigError, match="holds a run of another config .*give another --workdir"):
-            claim(whole[0], config, STEPS)
+            claim(whole[0], options, STEPS)
 
 
 def opened(lab, **changes):
     """A session of a child's run and where its weights come from."""
-    session = Session.open(Options.of(resolve(made(lab, **changes), lab.folder / "none")))
+    session = Session.open(resolve(made(lab, **changes), lab.folder / "none"))
     return session, Origin.open(session)
 
 
@@ -270,8 +270,9 @@ def test_class_names_come_from_the_folder_then_from_the_data(lab):
         moved = dataclasses.replace(session.options, data=dataclasses.replace(session.options.data, root="another"))
         another = dataclasses.replace(elsewhere, options=moved)
         assert not Origin.open(another).keeps_classifier, "the supernet's data is looked at"
-        unknown = load_run_config(folder / "config.json")
-        unknown.data.source, unknown.data.root = "folder", "nowhere"
+        noted_options = load_run_options(folder / "config.json")
+        nowhere = dataclasses.replace(noted_options.data, source="folder", root="nowhere")
+        unknown = dataclasses.replace(noted_options, data=nowhere)
         (folder / "config.json").rename(lab.folder / "config.aside")
         (folder / "config.json").write_text(to_json(unknown))
         assert Origin.open(elsewhere).keeps_classifier, "nothing is known but their number"
@@ -309,15 +310,15 @@ def test_from_scratch_has_the_supernet_s_space_and_fresh_weights(lab):
 
 
 def test_the_space_of_a_slice_is_the_supernet_s_own(lab):
-    config = resolve(made(lab, space__head_width=(64,), arch="max"), lab.folder / "none")
-    assert json.loads(config.arch) == ARCH | {"width": [8, 16, 16, 16], "depth": [2, 2]}
-    assert SearchSpace.from_config(config.space).biggest.to_json() == config.arch
-    assert resolve(config, lab.folder / "none") == config, "what is written needs no file"
+    options = resolve(made(lab, space__head_width=(64,), arch="max"), lab.folder / "none")
+    assert json.loads(options.arch) == ARCH | {"width": [8, 16, 16, 16], "depth": [2, 2]}
+    assert space_of(options.space).biggest.to_json() == options.arch
+    assert resolve(options, lab.folder / "none") == options, "what is written needs no file"
 
 
 def test_without_an_architecture_the_config_stands(lab):
-    config = made(lab, arch="", init_from="")
-    assert resolve(config, lab.folder / "none") is config
+    options = made(lab, arch="", init_from="")
+    assert resolve(options, lab.folder / "none") is options
 
 
 @pytest.mark.parametrize(
@@ -360,6 +361,6 @@ def test_a_run_from_before_these_fields_goes_on(lab):
     try:
         path.write_text(json.dumps(old))
         config = configs.canonical(load_config(lab.folder / "tiny.py"))
-        claim(lab.folder / "supernet", config, 1000)
+        claim(lab.folder / "supernet", Options.of(config), 1000)
     finally:
         path.write_text(text)

@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
-from ml_collections import ConfigDict
 
 from bignas_jax.config.options import Data, OnCorrupt, Options
 from bignas_jax.data import DataError, prefetch
@@ -73,7 +72,7 @@ class Comparison:
 
 
 def export_run(
-    config: ConfigDict,
+    options: Options,
     workdir: str | pathlib.Path,
     names: Sequence[str],
     form: Form,
@@ -92,7 +91,7 @@ def export_run(
     """
     use_compilation_cache()
     out = pathlib.Path(out or pathlib.Path(workdir) / "children")
-    session, weights, found, step = _open(config, workdir, names, checkpoint)
+    session, weights, found, step = _open(options, workdir, names, checkpoint)
     for name, arch in found.items():
         _check_folder(out / name, arch)
     comparison = real_images(session, form.images)
@@ -117,13 +116,13 @@ def export_run(
         yield row
 
 
-def _open(config: ConfigDict, workdir, names: Sequence[str], checkpoint: str):
+def _open(options: Options, workdir, names: Sequence[str], checkpoint: str):
+    own = options
     # What leaves is float32, whatever it was trained in; so are the logits that it is compared with.
-    options = Options.of(config)
     options = dataclasses.replace(options, model=dataclasses.replace(options.model, dtype="float32"))
     checkpoints = Checkpoints(workdir, read_only=True)
     try:
-        check_run(config, workdir, Use.EXPORT)
+        check_run(own, workdir, Use.EXPORT)
         session = Session.open(options, run=workdir, use=Use.EXPORT)
         session.check_evaluation()
         found = read_architectures(session.space, names)

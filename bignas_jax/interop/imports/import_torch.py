@@ -6,8 +6,6 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from bignas_jax.config import fields as configs
 from bignas_jax.config.files import to_json
 from bignas_jax.config.options import Options
@@ -46,7 +44,7 @@ class Imported:
 
 
 def import_checkpoint(
-    config: ConfigDict, workdir: str | pathlib.Path, file: str | pathlib.Path, weights: str = ""
+    options: Options, workdir: str | pathlib.Path, file: str | pathlib.Path, weights: str = ""
 ) -> Imported:
     """Writes the supernet of a PyTorch checkpoint into a new run's folder; nothing is written where it does not fit.
 
@@ -54,12 +52,12 @@ def import_checkpoint(
     statistics that were stored for the biggest architecture.
 
     Args:
-      config: validated, as `flags.parse` returns it. weights: 'model' or 'ema' where the file has both.
+      options: as `flags.parse` returns them.
+      weights: 'model' or 'ema' where the file has both.
     Raises:
       ConfigError: the folder holds something. WeightsError: the file cannot be read, or its tensors are not those
         of the config's space; `details` lists all of them.
     """
-    options = Options.of(config)
     if options.arch:
         raise ConfigError("config.arch: found an architecture, expected a supernet's config, such as configs/bignas.py")
     workdir, space = pathlib.Path(workdir), space_of(options.space)
@@ -184,11 +182,10 @@ def _hint(options: Options, shapes: Mapping[str, Shape], held: Account) -> str:
     return "set config.space to the choices that it was trained with"
 
 
-def table(result: Imported, config: ConfigDict) -> str:
+def table(result: Imported, options: Options) -> str:
     """What was used and ignored, and the two ends of the space, as text."""
     body = [(f"used: {kind}", f"{number:,}") for kind, number in result.tensors.items()]
     body += [(f"ignored: {kind}", f"{number:,}") for kind, number in result.ignored.items()]
-    options = Options.of(config)
     space = space_of(options.space)
     costs = {name: count(space, arch, options.model.num_classes) for name, arch in extremes(space).items()}
     ends = [(name, f"{cost.macs / 1e6:,.2f}", f"{cost.params / 1e6:,.3f}") for name, cost in costs.items()]

@@ -219,7 +219,7 @@ def test_stored_statistics_are_those_of_the_biggest_alone(run, command):
 
 
 def test_search_runs_on_it(lab, run):
-    found = search_run.search(config_of(lab), run)
+    found = search_run.search(Options.of(config_of(lab)), run)
     assert len(found["evaluations"]) >= 6
     winners = list(run.glob("children/*/architecture.json"))
     assert winners and (run / "search" / "report.html").is_file()
@@ -230,7 +230,7 @@ def test_training_goes_on_from_the_weights(lab, run, capsys):
     config = config_of(lab)
     config.max_steps = 3
     before, statistics = read(run, config)
-    training.train(config.lock(), run, progress=False)
+    training.train(Options.of(config), run, progress=False)
     assert "starting from the weights that were imported into" in capsys.readouterr().out
     kept = sorted(int(path.name) for path in (run / "checkpoints").glob("[0-9]*"))
     assert kept == [0, 3]  # of one's own one is kept, and the imported one always
