@@ -237,9 +237,10 @@ class Evaluator:
             logits, _ = self._forward(params, image, bucket, sampled, Mode(statistics=statistics))
             targets = jax.nn.one_hot(label, logits.shape[-1])
             losses = jax.vmap(lambda row, target: cross_entropy(row[None], target[None]))(logits, targets)
-            # Rank of the label's logit; a tie counts against it, and so do logits that are not numbers.
+            # Rank of the label's logit. A tie counts against it, and so do logits that are not numbers; where its own
+            # is none, it comes nowhere.
             own = jnp.sum(jnp.where(targets > 0, logits, 0), -1, keepdims=True)
-            rank = jnp.sum(~(logits < own), -1) - 1
+            rank = jnp.sum(~(logits < own), -1) - 1 + 5 * jnp.isnan(own[:, 0])
             rows = jnp.stack([rank < 1, rank < 5, losses, weight], -1)
             return jax.lax.all_gather(rows, AXIS, tiled=True)
 

@@ -45,6 +45,7 @@ def parse(argv: Sequence[str], doc: str, extra: Callable[[flags.FlagValues], Non
     """
     program = argv[0]
     try:
+        argv = [program, *flags.FlagValues().read_flags_from_files(list(argv[1:]), force_gnu=True)]
         path, arguments = _split_config(argv)
         path = find_config(path)
         workdir = os.path.join("exp", path.stem)
@@ -61,6 +62,8 @@ def parse(argv: Sequence[str], doc: str, extra: Callable[[flags.FlagValues], Non
         config, found = _parse_flags(arguments, config, values, positional)
         config_lib.validate(config)
         options = Options.of(config)
+    except UnicodeDecodeError as error:
+        refuse(program, f"--flagfile: found a file that is no text ({error}), expected a flag on each line")
     except (ConfigError, flags.Error) as error:
         refuse(program, str(error))
     return options, SimpleNamespace(**found, config_path=str(path))
@@ -83,13 +86,14 @@ def _split_config(argv: Sequence[str]) -> tuple[str, list[str]]:
 
 
 def _workdir_of(arguments: Sequence[str]) -> str | None:
-    """The value of `--workdir`, which decides where a run's config is looked for before flags are parsed."""
+    """The value of `--workdir` (the last one counts), where a run's config is looked for before flags are parsed."""
+    found = None
     for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
         if argument in ("--workdir", "-workdir"):
-            return following
-        if re.match(r"--?workdir=", argument):
-            return argument.split("=", 1)[1]
-    return None
+            found = following
+        elif re.match(r"--?workdir=", argument):
+            found = argument.split("=", 1)[1]
+    return found
 
 
 def _parse_flags(

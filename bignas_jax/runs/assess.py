@@ -3,6 +3,7 @@
 import json
 import math
 import pathlib
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,24 +28,28 @@ def assess(
     weights: Any,
     archs: Mapping[Architecture, Bucket],
     split: str,
-    names: Sequence[str] = (),
+    names: Mapping[str, Architecture] | None = None,
     statistics: Mapping[Architecture, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """Calibrates and scores architectures whose executables are compiled.
 
     Args:
-      names: of the architectures, in order; those of `extremes` by default.
+      session: of the run.
+      weights: of the supernet.
+      archs: with the bucket that each runs in.
+      split: the images to score on.
+      names: a name for each row; an architecture may have several. By default they are named as `extremes` names them.
       statistics: of their batch norms, to take in place of calibrated ones.
     Returns:
-      A row for each: name, architecture, macs, params, top1, top5, loss, images, images_per_second.
+      A row for each name: name, architecture, macs, params, top1, top5, loss, images, images_per_second.
     """
-    known = {arch: name for name, arch in extremes(session.space).items()}
-    labels = list(names) or [known.get(arch, f"arch{n + 1}") for n, arch in enumerate(archs)]
+    if names is None:
+        known = {arch: name for name, arch in extremes(session.space).items()}
+        names = {known.get(arch, f"arch{n + 1}"): arch for n, arch in enumerate(archs)}
     scores = session.evaluate(weights, archs, split, statistics)
     classes = session.options.model.num_classes
     return [
-        _row(label, arch, count(session.space, arch, classes), scores[arch])
-        for label, arch in zip(labels, archs, strict=True)
+        _row(name, arch, count(session.space, arch, classes), scores[arch]) for name, arch in names.items()
     ]
 
 
@@ -94,10 +99,10 @@ def evaluate_run(
         statistics = _stored(session, found, checkpoints, step) if stored else None
     finally:
         checkpoints.close()
-    labels = {arch: f"{label} (stored)" if stored else label for label, arch in reversed(found.items())}
+    names = {f"{name} (stored)" if stored else name: arch for name, arch in found.items()}
     archs = {arch: Bucket(arch, masked=False) for arch in found.values()}
     session.compile_evaluation(archs.values(), calibrate=not stored)
-    return assess(session, weights, archs, split, [labels[arch] for arch in archs], statistics), step
+    return assess(session, weights, archs, split, names, statistics), step
 
 
 def _stored(
@@ -116,9 +121,22 @@ def _stored(
 
 def read(workdir: str | pathlib.Path, name: str, step: int) -> list[dict[str, Any]]:
     """The rows that `write` left under a name for a step; none if there are none."""
-    path = pathlib.Path(workdir) / f"evaluation_{name}.json"
-    found = json.loads(path.read_text()) if path.exists() else {"step": None}
-    return found["rows"] if found["step"] == step else []
+    return list(_rows(pathlib.Path(workdir) / f"evaluation_{name}.json", step).values())
+
+
+def _rows(path: pathlib.Path, step: int) -> dict[tuple[str, Architecture], dict[str, Any]]:
+    """The rows of a file by name and architecture, if they are of this step."""
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_text())
+        rows = {(row["name"], Architecture.from_dict(row["architecture"])): row for row in found["rows"]}
+        return rows if found["step"] == step else {}
+    except (ValueError, KeyError, TypeError) as error:
+        aside = path.with_suffix(".damaged.json")
+        path.replace(aside)
+        print(f"{path}: found something that an evaluation did not write ({error}); it is {aside} now", file=sys.stderr)
+        return {}
 
 
 def left(workdir: str | pathlib.Path, step: int) -> list[dict[str, Any]]:
@@ -141,15 +159,14 @@ def write(
 ) -> pathlib.Path:
     """Writes rows to evaluation_<split>.json in the run's folder, beside those of other architectures at that step.
 
+    A row takes the place of an earlier one with its name and its architecture.
+
     Args:
       name: stands in the file's name for the split's.
     """
     path = pathlib.Path(workdir) / f"evaluation_{name or split}.json"
-    kept = {}
-    if path.exists():
-        before = json.loads(path.read_text())
-        kept = {row["name"]: row for row in before["rows"]} if before["step"] == step else {}
-    kept |= {row["name"]: dict(row) for row in rows}
+    kept = _rows(path, step)
+    kept |= {(row["name"], Architecture.from_dict(row["architecture"])): dict(row) for row in rows}
     rows = [{name: _finite(value) for name, value in row.items()} for row in kept.values()]
     write_json(path, {"step": step, "split": split, "rows": rows}, indent=2)
     return path

@@ -69,6 +69,7 @@ class Session:
             "evaluation.batch_size": options.evaluation.batch_size,
         }
         mesh = make_mesh(options.num_devices, batches | ({"batch_size": options.batch_size} if training else {}))
+        _check_moments(space, options, mesh.size, training)
         dataset = open_dataset(options.data, seed=options.seed)
         if run is not None:
             check_data(run, fingerprint(dataset), use)
@@ -151,6 +152,25 @@ class Session:
         calibration = self._calibration_loader()
         with prefetch(calibration.once(), self.mesh) as batches:
             return self.evaluator.calibrate(weights, archs, batches, calibration.steps_per_epoch)
+
+
+def _check_moments(space: Space, options: Options, devices: int, training: bool) -> None:
+    """Refuses batches in which a batch norm sees one value a channel: its output is its bias, whatever the image is.
+
+    Calibration takes the moments over all devices, training over each device's own images.
+    """
+    sizes = {"calibration.batch_size": options.calibration.batch_size}
+    if training:
+        sizes["batch_size"] = options.batch_size // (1 if options.model.sync_batch_norm else devices)
+    smallest = dataclasses.replace(space.smallest, resolution=min(space.resolutions))
+    sides = [conv.side for layer in space.layout(smallest) for conv in layer.convs if conv.norm]
+    for field, images in sizes.items():
+        if images * min(sides, default=2) ** 2 < 2:
+            where = " on each device" if field == "batch_size" and devices > 1 else ""
+            raise ConfigError(
+                f"config.{field}: found 1 image{where}, expected at least 2: at resolution {smallest.resolution} the "
+                "last map has one pixel, and batch norm cannot tell the values of one image and one pixel apart"
+            )
 
 
 def network_identity(space: Space, options: Options, mesh: Mesh) -> str:

@@ -137,9 +137,9 @@ class Problem:
         for kind, limit in budget.limits().items():
             if least[kind] > limit:
                 # Rounded up, so that the figure named is accepted.
-                enough = f"{math.ceil(1000 * least[kind]) / 1000:,}" if kind == "latency_ms" else f"{least[kind]:,}"
+                enough = f"{math.ceil(1000 * least[kind]) / 1000}" if kind == "latency_ms" else f"{least[kind]}"
                 raise ConfigError(
-                    f"config.search.max_{kind}: found {limit:,.10g}, expected at least {enough}, "
+                    f"config.search.max_{kind}: found {limit:.10g}, expected at least {enough}, "
                     f"what the smallest architecture costs"
                 )
 

@@ -1,8 +1,7 @@
 """Architectures by name: those that a user writes on the command line, and the two ends of a space."""
 
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Container, Sequence
 
 from bignas_jax.errors import ConfigError
 from bignas_jax.spaces.architecture import Architecture
@@ -19,8 +18,13 @@ def extremes(space: Space) -> dict[str, Architecture]:
 def read_architectures(space: Space, names: Sequence[str], flag: str = "--arch") -> dict[str, Architecture]:
     """Architectures by name, from 'max', 'min', the path of a JSON file, or JSON itself.
 
+    Each keeps a name of its own, also where two files are called alike. MAX and MIN are the two ends of the space and
+    nothing besides, whatever a file is called.
+
     Args:
-      flag: what the names were given by, for messages.
+      space: that the architectures must be in.
+      names: as a user writes them.
+      flag: that gave the names, for messages.
     Raises:
       ConfigError: a file is missing or malformed, or an architecture is not in the space; one line that names it.
     """
@@ -47,11 +51,11 @@ def read_architectures(space: Space, names: Sequence[str], flag: str = "--arch")
             ) from error
         except ValueError as error:
             raise ConfigError(f"{flag} {name}: {error}") from error
-        found[_unused(label, found)] = arch
+        found[_unused(label, {*found, *(end for end, known in extremes(space).items() if known != arch)})] = arch
     return found
 
 
-def _unused(label: str, taken: Mapping[str, Any]) -> str:
+def _unused(label: str, taken: Container[str]) -> str:
     number, free = 2, label
     while free in taken:
         free, number = f"{label}-{number}", number + 1

@@ -199,7 +199,8 @@ class Run:
             return json.loads(path.read_text())["rows"] if path.exists() else []
         if self.origin is None or not self.origin.keeps_classifier:
             return []
-        rows = reporting.assess(self.session, state.weights, _extremes(self.session), "val", ["SLICE"])
+        session = self.session
+        rows = reporting.assess(session, state.weights, _extremes(session), "val", {"SLICE": session.space.biggest})
         if self.first:
             print(f"before training: val top-1 {100 * rows[0]['top1']:.2f}%")
             reporting.write(rows, self.workdir, "val", 0, name="before")
