@@ -29,6 +29,10 @@ class CheckpointError(UserError):
     """There is no checkpoint to read, or it does not fit."""
 
 
+class DamagedCheckpoint(CheckpointError):
+    """A checkpoint lacks a part, or its bytes are not the ones that were written."""
+
+
 class WeightsError(CheckpointError):
     """The weights of another system cannot be read or do not fit. `details` are lines to show before the message."""
 
@@ -55,6 +59,22 @@ class TrainingError(RuntimeError):
     """Training cannot go on."""
 
     exit_code = 1
+
+
+class SaveError(TrainingError):
+    """A checkpoint cannot be written, because the disk is full or for the like."""
+
+
+class Interrupted(BaseException):
+    """A signal ended the work where nothing needed saving. No handler of errors takes it for one.
+
+    Args:
+      signum: the signal.
+    """
+
+    def __init__(self, signum: int):
+        super().__init__(signal.Signals(signum).name)
+        self.signum, self.exit_code = signum, 128 + signum
 
 
 class Stopped(Exception):

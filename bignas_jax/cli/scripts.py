@@ -33,8 +33,6 @@ def run(program: str, work: Callable[[], None]) -> int:
         return _end(f"{name}: the device's memory ran out: {advice}, or config.model.dtype=bfloat16", 1)
     except Stopped as stop:
         return _end(f"{name}: stopped by {stop}; the same command goes on from there", stop.exit_code)
-    except KeyboardInterrupt:
-        return _end(f"{name}: interrupted; the same command goes on from the last checkpoint", 130)
     return 0
 
 

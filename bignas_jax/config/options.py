@@ -40,6 +40,13 @@ class OnCorrupt(enum.StrEnum):
     SKIP = "skip"
 
 
+class OnDamage(enum.StrEnum):
+    """What happens where the newest checkpoint is damaged."""
+
+    FALL_BACK = "fall_back"
+    REFUSE = "refuse"
+
+
 class Optimizers(enum.StrEnum):
     """Rules of an update."""
 
@@ -379,6 +386,7 @@ class Checkpoint(Group, part="checkpoint"):
 
     every_steps: int = _integer(1, 1000)
     keep: int = _integer(1, 3)
+    on_damage: str = _one_of(*OnDamage, default=OnDamage.FALL_BACK.value)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

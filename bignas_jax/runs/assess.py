@@ -90,7 +90,7 @@ def evaluate_run(
     use_compilation_cache()
     use = Use.HELD_OUT if split == "holdout" else Use.EVALUATION
     check_run(options, workdir, use)
-    checkpoints = Checkpoints(workdir, read_only=True)
+    checkpoints = Checkpoints(workdir, read_only=True, on_damage=options.checkpoint.on_damage)
     try:
         session = Session.open(options, run=workdir, use=use)
         session.check_evaluation(split)

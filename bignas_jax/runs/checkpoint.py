@@ -1,24 +1,42 @@
-"""Checkpoints of a run, by orbax: written in the background, the newest few and the best one kept."""
+"""Checkpoints of a run, by orbax: written in the background, the newest few and the best one kept.
 
+Each holds a manifest: the items that it consists of, and shape, dtype and checksum of each of their arrays. What is
+read is held against it, so that a damaged or incomplete checkpoint is told from one of another model.
+"""
+
+import collections
+import contextlib
 import dataclasses
+import itertools
+import json
 import logging
 import pathlib
-from collections.abc import Mapping
-from typing import Any
+import re
+import sys
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from orbax.checkpoint import checkpoint_managers
 
-from bignas_jax.errors import CheckpointError
+from bignas_jax.config.options import OnDamage
+from bignas_jax.errors import CheckpointError, DamagedCheckpoint, SaveError
+from bignas_jax.files import write_json
 from bignas_jax.programs.devices import REPLICATED, shapes
 from bignas_jax.spaces.layers import weight_name
 from bignas_jax.step.state import TrainState
 
 _MOMENTS = ("mean", "variance")
+_MANIFEST = "manifest"
+_ORBAX = "_CHECKPOINT_METADATA"  # orbax's list of a checkpoint's items
+_NO_ROOM = re.compile(r"No space left|ENOSPC|quota|EDQUOT|Read-only file system|EROFS|Permission denied|EACCES", re.I)
+Read = TypeVar("Read")
 
 
 class Checkpoints:
@@ -28,53 +46,126 @@ class Checkpoints:
     counters), so that evaluation and search read the weights alone. One that was imported (step 0) has no `training`
     but the `statistics` that the biggest architecture's batch norms came with; it is never deleted.
 
+    Where the newest is damaged or incomplete, the one before it is taken, and a line says so. A run that goes on moves
+    the damaged one to `damaged/` in its folder, for it makes that step anew.
+
     Args:
       workdir: the run's folder; checkpoints lie in `checkpoints/` under it.
       keep: how many of the newest to keep, besides the best.
       read_only: refuse to save, create nothing.
+      on_damage: 'fall_back', or 'refuse' to take another one than the newest.
     """
 
-    def __init__(self, workdir: str | pathlib.Path, keep: int = 1, read_only: bool = False):
+    def __init__(
+        self,
+        workdir: str | pathlib.Path,
+        keep: int = 1,
+        read_only: bool = False,
+        on_damage: str = OnDamage.FALL_BACK,
+    ):
         # orbax reports every save and directory scan as a running commentary; errors still come through.
         logging.getLogger("absl").setLevel(logging.ERROR)
         self.folder = pathlib.Path(workdir).absolute() / "checkpoints"
+        self._read_only, self._on_damage = read_only, on_damage
         if read_only and not self.folder.is_dir():
             raise CheckpointError(f"no checkpoint under {self.folder}: train first, or give the run's --workdir")
-        policy = checkpoint_managers.AnyPreservationPolicy(
-            [
-                checkpoint_managers.LatestN(keep),
-                checkpoint_managers.BestN(
-                    get_metric_fn=lambda metrics: metrics["top1"], n=1, keep_checkpoints_without_metrics=False
-                ),
-                checkpoint_managers.CustomSteps([0] if self.is_imported(0) else []),
-            ]
+        self._clear_what_orbax_cannot_open()
+        best = checkpoint_managers.BestN(
+            get_metric_fn=lambda metrics: metrics["top1"], n=1, keep_checkpoints_without_metrics=False
         )
-        self._manager = ocp.CheckpointManager(
-            self.folder,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=policy,
-                best_fn=lambda metrics: metrics["top1"],
-                create=not read_only,
-                read_only=read_only,
-                enable_async_checkpointing=not read_only,
+        imported = checkpoint_managers.CustomSteps([0] if self.is_imported(0) else [])
+        writing = dict(
+            preservation_policy=checkpoint_managers.AnyPreservationPolicy(
+                [checkpoint_managers.LatestN(keep), best, imported]
             ),
+            best_fn=lambda metrics: metrics["top1"],
+            cleanup_tmp_directories=True,  # those of a save that was killed
         )
+        options = ocp.CheckpointManagerOptions(
+            create=not read_only,
+            read_only=read_only,
+            enable_async_checkpointing=not read_only,
+            **({} if read_only else writing),
+        )
+        self._manager = ocp.CheckpointManager(self.folder, options=options)
+
+    def _clear_what_orbax_cannot_open(self) -> None:
+        """Moves files away whose damage would keep orbax from opening the folder at all.
+
+        Raises:
+          CheckpointError: there are some, and nothing may be moved.
+        """
+        for step in sorted(int(path.name) for path in self.folder.glob("[0-9]*") if path.name.isdigit()):
+            folder = self.folder / str(step)
+            metrics, unreadable = folder / "metrics", False
+            with contextlib.suppress(ValueError, OSError):
+                unreadable = not isinstance(json.loads((folder / _ORBAX).read_text()), dict)
+            damaged = folder if unreadable else metrics
+            if not unreadable and (self._score(step) is not None or not (metrics / "metrics").exists()):
+                continue
+            if self._read_only:
+                raise CheckpointError(f"{damaged} is damaged, and nothing may be changed here: move it out of the way")
+            if jax.process_index() == 0:
+                print(f"{damaged} is damaged, and was moved to {self.folder.parent / 'damaged'}", file=sys.stderr)
+            self._move_aside(damaged)
+
+    def _score(self, step: int) -> float | None:
+        """The accuracy that a checkpoint was saved with; None if there is none that can be read."""
+        try:
+            return float(json.loads((self.folder / str(step) / "metrics" / "metrics").read_text())["top1"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
     def save(self, state: TrainState, step: int, top1: float | None = None) -> None:
         """Starts to save in the background; the arrays are copied before this returns.
 
         Args:
+          state: the train state.
+          step: its number.
           top1: mean accuracy of the biggest and the smallest architecture, by which the best is chosen; None where
             they were not evaluated.
+        Raises:
+          SaveError: this one, or the one before it, cannot be written.
         """
         if step in self._manager.all_steps():
             return
-        items = {"params": ocp.args.StandardSave(_named(state.params))}
+        items = {"params": _named(state.params), "training": _training(state)}
         if state.ema is not None:
-            items["ema"] = ocp.args.StandardSave(_named(state.ema))
-        items["training"] = ocp.args.StandardSave(_training(state))
-        metrics = None if top1 is None else {"top1": top1}
-        self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
+            items["ema"] = _named(state.ema)
+        self._save(step, items, None if top1 is None else {"top1": top1})
+
+    def _save(self, step: int, items: Mapping[str, Any], metrics: Mapping[str, float] | None = None) -> None:
+        args = {name: ocp.args.StandardSave(item) for name, item in items.items()}
+        args[_MANIFEST] = ocp.args.JsonSave({name: _manifest(item) for name, item in items.items()})
+        with self._writing():
+            self._manager.save(step, args=ocp.args.Composite(**args), metrics=metrics)
+
+    def score(self, step: int, top1: float) -> None:
+        """Gives a checkpoint the score that it was saved without, because a signal came before its evaluation."""
+        if step not in self._manager.all_steps() or self._manager.metrics(step) is not None:
+            return
+        self.wait()
+        with self._writing():
+            if jax.process_index() == 0:
+                folder = self.folder / str(step) / "metrics"
+                folder.mkdir(exist_ok=True)
+                write_json(folder / "metrics", {"top1": top1})
+            _meet("score")
+            self._manager.reload()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Turns what orbax raises for a disk that takes no more into one line."""
+        try:
+            yield
+        except (OSError, ValueError, RuntimeError) as error:
+            found = _NO_ROOM.search(str(error))
+            if not found:
+                raise
+            raise SaveError(
+                f"a checkpoint cannot be written to {self.folder} ({found[0]}); the steps in it are whole: make room, "
+                "and the same command goes on from the newest"
+            ) from error
 
     def save_imported(self, params: Any, statistics: dict[str, tuple[Any, Any]]) -> None:
         """Saves weights that were trained elsewhere, as step 0, and waits until they are on disk.
@@ -84,14 +175,12 @@ class Checkpoints:
         """
         parts = {f"{name}.{kind}": value for name, pair in statistics.items()
                  for kind, value in zip(_MOMENTS, pair, strict=True)}  # fmt: skip
-        items = {"params": ocp.args.StandardSave(_named(params)), "statistics": ocp.args.StandardSave(parts)}
-        self._manager.save(0, args=ocp.args.Composite(**items))
+        self._save(0, {"params": _named(params), "statistics": parts})
         self.wait()
 
     def is_imported(self, step: int) -> bool:
         """Whether a checkpoint holds weights from elsewhere: there is no optimizer state to go on with."""
-        folder = self.folder / str(step)
-        return (folder / "params").is_dir() and not (folder / "training").is_dir()
+        return (self.folder / str(step) / "statistics").is_dir()
 
     def find(self, which: str | int = "newest") -> int:
         """The step of the 'newest' or the 'best' checkpoint, or of the given one.
@@ -105,7 +194,8 @@ class Checkpoints:
         if which == "newest":
             return steps[-1]
         if which == "best":
-            return self._manager.best_step() or steps[-1]
+            scores = {step: score for step in steps if (score := self._score(step)) is not None}
+            return max(scores, key=lambda step: (scores[step], step)) if scores else steps[-1]
         if not str(which).isdigit() or int(which) not in steps:
             raise CheckpointError(
                 f"--checkpoint: found {which}, expected newest, best or one of {', '.join(map(str, steps))}"
@@ -117,32 +207,81 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def restore(self, state: TrainState, mesh: Mesh) -> TrainState:
-        """The newest checkpoint, in the form of `state`, on the mesh.
+        """The newest whole checkpoint, in the form of `state`, on the mesh.
 
         Of an imported one the weights, which begin the moving average, too; the rest of `state` stays.
 
         Raises:
           CheckpointError: there is none, or its arrays have other shapes or names.
         """
-        step, sharding = self.find(), NamedSharding(mesh, REPLICATED)
-        if self.is_imported(step):
-            params, _ = self.weights(state.params, mesh, step)
-            ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
-            return dataclasses.replace(state, params=params, ema=ema)
-        items = {"params": _named(state.params), "training": _training(state)}
+
+        def read(step: int) -> TrainState:
+            if self.is_imported(step):
+                params = self._weights(state.params, mesh, step)
+                ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
+                return dataclasses.replace(state, params=params, ema=ema)
+            return self._state(state, mesh, step)
+
+        return self._whole(read)[0]
+
+    def _state(self, state: TrainState, mesh: Mesh, step: int) -> TrainState:
+        names = state_names(state.opt_state)
+        if self._is_old(step):  # numbered, as they come
+            names = [f"{number:05d}" for number in range(len(names))]
+        items = {"params": _named(state.params), "training": _training(state, names)}
         if state.ema is not None:
             items["ema"] = _named(state.ema)
-        read = self._read(step, {name: shapes(item, sharding) for name, item in items.items()})
-        _, form = jax.tree.flatten(state.opt_state)
+        read = self._read(step, {name: shapes(item, NamedSharding(mesh, REPLICATED)) for name, item in items.items()})
         training = read["training"]
-        leaves = [training["optimizer"][name] for name in sorted(training["optimizer"])]
         return dataclasses.replace(
             state,
             params=_unnamed(read["params"], state.params),
             ema=None if state.ema is None else _unnamed(read["ema"], state.ema),
-            opt_state=jax.tree.unflatten(form, leaves),
+            opt_state=jax.tree.unflatten(
+                jax.tree.structure(state.opt_state), [training["optimizer"][name] for name in names]
+            ),
             **{name: training[name] for name in ("step", "skipped", "skipped_in_row")},
         )
+
+    def _whole(self, read: Callable[[int], Read]) -> tuple[Read, int]:
+        """What `read` gives of the newest step that is whole, and that step.
+
+        Raises:
+          CheckpointError: there is none, or the newest is damaged and that is to be refused.
+        """
+        self.find()  # at least one
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        for step, before in zip(steps, [*steps[1:], None], strict=True):
+            try:
+                return read(step), step
+            except DamagedCheckpoint as error:
+                if before is None:
+                    raise CheckpointError(f"{error}; no whole checkpoint is left in {self.folder}") from error
+                if self._on_damage == OnDamage.REFUSE:
+                    raise CheckpointError(
+                        f"{error}; config.checkpoint.on_damage=fall_back takes that of step {before}"
+                    ) from error
+                if jax.process_index() == 0:
+                    print(f"{error}; that of step {before} is taken", file=sys.stderr)
+                self._set_aside(step)
+        raise AssertionError("unreachable")
+
+    def _set_aside(self, step: int) -> None:
+        """Moves a damaged checkpoint out of the way of the one that will be made anew."""
+        if self._read_only:
+            return
+        self._move_aside(self.folder / str(step))
+        self._manager.reload()
+
+    def _move_aside(self, path: pathlib.Path) -> None:
+        """Moves a folder to `damaged/`, under a name that is free there."""
+        if jax.process_index() == 0:
+            aside = self.folder.parent / "damaged"
+            aside.mkdir(exist_ok=True)
+            name = "-".join(path.relative_to(self.folder).parts)
+            names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+            path.rename(next(aside / free for free in names if not (aside / free).exists()))
+        _meet("damaged")
 
     def weights(self, params: Any, mesh: Mesh, which: str | int = "newest") -> tuple[Any, int]:
         """The weights to evaluate (the moving average where the checkpoint has one), and their step.
@@ -152,10 +291,15 @@ class Checkpoints:
         Raises:
           CheckpointError: there is no such checkpoint, or it does not fit.
         """
+        if which == "newest":
+            return self._whole(lambda step: self._weights(params, mesh, step))
         step = self.find(which)
-        item = "ema" if (self.folder / str(step) / "ema").is_dir() else "params"
+        return self._weights(params, mesh, step), step
+
+    def _weights(self, params: Any, mesh: Mesh, step: int) -> Any:
+        item = "ema" if "ema" in self._items(step) else "params"
         form = shapes(_named(params), NamedSharding(mesh, REPLICATED))
-        return _unnamed(self._read(step, {item: form})[item], params), step
+        return _unnamed(self._read(step, {item: form})[item], params)
 
     def statistics(
         self, widths: Mapping[str, int], mesh: Mesh, which: str | int = "newest"
@@ -181,15 +325,65 @@ class Checkpoints:
         read = self._read(step, {"statistics": form})["statistics"]
         return {name: tuple(read[f"{name}.{kind}"] for kind in _MOMENTS) for name in widths}
 
+    def _is_old(self, step: int) -> bool:
+        """Whether it comes from a version that wrote no manifest."""
+        return _MANIFEST not in self._items(step)
+
+    def _items(self, step: int) -> tuple[str, ...]:
+        """The items that a checkpoint must hold.
+
+        Raises:
+          DamagedCheckpoint: it lacks one, or its manifest cannot be read.
+        """
+        folder = self.folder / str(step)
+        try:
+            written = json.loads((folder / _ORBAX).read_text())["item_handlers"]
+            items = tuple(item for item in written if item != "metrics")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DamagedCheckpoint(f"checkpoint {folder} is damaged: {_ORBAX}: {_reason(error)}") from error
+        missing = [item for item in dict.fromkeys(["params", *items]) if not (folder / item).is_dir()]
+        if missing:
+            raise DamagedCheckpoint(f"checkpoint {folder} is incomplete: found no {', '.join(missing)} in it")
+        return items
+
+    def _manifest(self, step: int) -> dict[str, dict[str, Any]]:
+        folder = self.folder / str(step)
+        try:
+            args = ocp.args.Composite(**{_MANIFEST: ocp.args.JsonRestore()})
+            found = self._manager.restore(step, args=args)[_MANIFEST]
+            return {item: dict(arrays) for item, arrays in found.items()}
+        except Exception as error:
+            raise DamagedCheckpoint(f"checkpoint {folder} is damaged: {_reason(error)}") from error
+
     def _read(self, step: int, items: dict[str, Any]) -> Any:
+        """Items of a checkpoint in the form given, held against its manifest.
+
+        Raises:
+          CheckpointError: its arrays have other names or shapes.
+          DamagedCheckpoint: it lacks an item, or cannot be read, or its bytes are not the ones that were written.
+        """
+        folder, old = self.folder / str(step), self._is_old(step)
+        manifest = {} if old else self._manifest(step)
+        misfit = f"checkpoint {folder} does not fit this config's space and model"
+        for item, form in items.items():
+            if manifest:
+                _check_form(f"{misfit}: {item}", _manifest(form, checksum=False), manifest.get(item, {}))
         args = {name: ocp.args.StandardRestore(item) for name, item in items.items()}
         try:
-            return self._manager.restore(step, args=ocp.args.Composite(**args))
+            read = self._manager.restore(step, args=ocp.args.Composite(**args))
         except (ValueError, KeyError) as error:
-            reason = str(error).strip().split("\n")[0]
-            raise CheckpointError(
-                f"checkpoint {self.folder / str(step)} does not fit this config's space and model: {reason}"
-            ) from error
+            if old:
+                raise CheckpointError(f"{misfit}, or is damaged: {_reason(error)}") from error
+            raise DamagedCheckpoint(f"checkpoint {folder} is damaged: {_reason(error)}") from error
+        except Exception as error:  # orbax and what it reads with raise what they like
+            raise DamagedCheckpoint(f"checkpoint {folder} is damaged: {_reason(error)}") from error
+        for item in items if manifest else ():
+            for name, now in _manifest(read[item]).items():
+                if now["crc32"] != manifest[item][name]["crc32"]:
+                    raise DamagedCheckpoint(
+                        f"checkpoint {folder} is damaged: {item} {name} has other bytes than were written"
+                    )
+        return read
 
     def delete_from(self, step: int) -> int | None:
         """Deletes the checkpoints of `step` and later ones, but none that was imported.
@@ -204,16 +398,86 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Until what was started to save is on disk."""
-        self._manager.wait_until_finished()
+        with self._writing():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        self._manager.close()
+        with self._writing():
+            self._manager.close()
 
 
-def _training(state: TrainState) -> dict:
+def _meet(purpose: str) -> None:
+    """Waits until all processes are here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"checkpoints: {purpose}")
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error, cut where it grows long."""
+    text = (str(error).strip() or type(error).__name__).split("\n")[0]
+    return text if len(text) <= 200 else f"{text[:200]} ..."
+
+
+def _manifest(item: Any, checksum: bool = True) -> dict[str, dict[str, Any]]:
+    """Shape, dtype and CRC-32 of each array of an item, by name."""
+    named = {".".join(str(key.key) for key in path): leaf
+             for path, leaf in jax.tree_util.tree_leaves_with_path(item)}  # fmt: skip
+    about = {name: {"shape": list(np.shape(leaf)), "dtype": str(leaf.dtype)} for name, leaf in named.items()}
+    if checksum:
+        for name, leaf in named.items():
+            about[name]["crc32"] = zlib.crc32(np.ascontiguousarray(leaf).data)
+    return about
+
+
+def _check_form(where: str, expected: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    """Raises CheckpointError where arrays are missing, left over, or of another shape or dtype."""
+
+    def form(about: Mapping[str, Any]) -> str:
+        return f"{about['dtype']} {list(about['shape'])}"
+
+    for name in dict.fromkeys([*expected, *found]):
+        here, there = (form(side[name]) if name in side else "nothing" for side in (expected, found))
+        if here != there:
+            raise CheckpointError(f"{where} {name}: found {there}, expected {here}")
+
+
+def state_names(tree: Any) -> list[str]:
+    """Names of an optimizer state's arrays, in the order of its leaves, such as 'trace.blocks.3.expand.kernel'.
+
+    They do not tell where in a chain a transformation stands: clipping may come and go. An array whose name would not
+    be its own has the class of its state in front, then a number.
+    """
+    found = list(_state_paths(tree, ()))
+    names = _told_apart([".".join(path) for _, path in found], [owner for owner, _ in found])
+    number = {name: iter(range(1, len(names) + 1)) for name in names}
+    return [f"{name}#{next(number[name])}" if names.count(name) > 1 else name for name in names]
+
+
+def _told_apart(names: list[str], owners: list[str]) -> list[str]:
+    """The names, with their owners in front where a name occurs more than once."""
+    times = collections.Counter(names)
+    return [f"{owner}.{name}" if times[name] > 1 else name for name, owner in zip(names, owners, strict=True)]
+
+
+def _state_paths(node: Any, path: tuple[str, ...], owner: str = "") -> Iterable[tuple[str, tuple[str, ...]]]:
+    """The innermost class of a state and the path inside it, of each array."""
+    if isinstance(node, tuple) and hasattr(node, "_fields"):
+        for field in node._fields:
+            yield from _state_paths(getattr(node, field), (field,), type(node).__name__)
+    elif isinstance(node, tuple | list):
+        for part in node:
+            yield from _state_paths(part, path, owner)
+    elif isinstance(node, dict):
+        for key in sorted(node):
+            yield from _state_paths(node[key], (*path, str(key)), owner)
+    elif node is not None:
+        yield owner, path
+
+
+def _training(state: TrainState, names: list[str] | None = None) -> dict:
     leaves = jax.tree.leaves(state.opt_state)
     return {
-        "optimizer": {f"{number:05d}": leaf for number, leaf in enumerate(leaves)},
+        "optimizer": dict(zip(names or state_names(state.opt_state), leaves, strict=True)),
         "step": state.step,
         "skipped": state.skipped,
         "skipped_in_row": state.skipped_in_row,

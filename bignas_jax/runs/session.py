@@ -4,7 +4,7 @@ import dataclasses
 import json
 import pathlib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -135,23 +135,30 @@ class Session:
         archs: dict[Architecture, Bucket],
         split: str,
         statistics: dict[Architecture, Any] | None = None,
+        tick: Callable[[], None] = lambda: None,
     ) -> dict[Architecture, Score]:
         """Calibrates the architectures on training images and scores them on a split ('val', 'holdout', 'train').
 
         Args:
+          weights: of the supernet.
+          archs: with the bucket that each runs in.
+          split: the images to score on.
           statistics: of the batch norms, where they are known: nothing is calibrated then.
+          tick: called before each batch; what it raises ends the evaluation.
         Raises:
           ValueError: too few training images for the calibration batches, or an empty split; one line.
         """
         if statistics is None:
-            statistics = self._calibrate(weights, archs)
+            statistics = self._calibrate(weights, archs, tick)
         with prefetch(self.loader(split, self.options.evaluation.batch_size).once(), self.mesh) as batches:
-            return self.evaluator.score(weights, archs, statistics, _tell_skipped(batches, split))
+            return self.evaluator.score(weights, archs, statistics, _tell_skipped(_ticked(batches, tick), split))
 
-    def _calibrate(self, weights: Any, archs: dict[Architecture, Bucket]) -> dict[Architecture, Any]:
+    def _calibrate(
+        self, weights: Any, archs: dict[Architecture, Bucket], tick: Callable[[], None]
+    ) -> dict[Architecture, Any]:
         calibration = self._calibration_loader()
         with prefetch(calibration.once(), self.mesh) as batches:
-            return self.evaluator.calibrate(weights, archs, batches, calibration.steps_per_epoch)
+            return self.evaluator.calibrate(weights, archs, _ticked(batches, tick), calibration.steps_per_epoch)
 
 
 def _check_moments(space: Space, options: Options, devices: int, training: bool) -> None:
@@ -198,6 +205,12 @@ def class_names(workdir: str | pathlib.Path, data: Data, like: Session) -> tuple
         return open_dataset(data).class_names
     except DataError:
         return None
+
+
+def _ticked(batches: Iterable[dict], tick: Callable[[], None]) -> Iterator[dict]:
+    for batch in batches:
+        tick()
+        yield batch
 
 
 def _tell_skipped(batches: Iterable[dict], split: str) -> Iterator[dict]:

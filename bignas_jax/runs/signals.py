@@ -8,6 +8,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from bignas_jax.errors import Interrupted
+
 AGREE_EVERY = 10  # steps between two questions of several processes whether one of them got a signal
 
 
@@ -28,9 +30,17 @@ class Signals:
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
 
+    def tick(self) -> None:
+        """Raises `Interrupted` where a signal came, for work that has no state to save.
+
+        Several processes must end such work at the same batch. They end it whole, and stop behind it.
+        """
+        if self.received and jax.process_count() == 1:
+            raise Interrupted(self.received)
+
     def _note(self, signum: int, _) -> None:
         if signum == signal.SIGINT and self.received == signal.SIGINT:
-            raise KeyboardInterrupt
+            raise Interrupted(signum)
         self.received = signum
 
 

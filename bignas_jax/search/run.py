@@ -108,13 +108,13 @@ def open_run(options: Options, workdir: pathlib.Path, checkpoint: str) -> tuple[
       ValueError: there is no such checkpoint, the run was trained with another config, or there are too few images; one
         line.
     """
-    checkpoints = Checkpoints(workdir, read_only=True)
+    checkpoints = Checkpoints(workdir, read_only=True, on_damage=options.checkpoint.on_damage)
     try:
         check_run(options, workdir, Use.SEARCH)
-        step = checkpoints.find(checkpoint)
+        checkpoints.find(checkpoint)  # refused before the images are looked at
         session = Session.open(options, run=workdir, use=Use.SEARCH)
         session.check_evaluation("holdout", "val")
-        weights, step = checkpoints.weights(session.shapes, session.mesh, step)
+        weights, step = checkpoints.weights(session.shapes, session.mesh, checkpoint)
     finally:
         checkpoints.close()
     return session, weights, step

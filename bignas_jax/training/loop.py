@@ -6,7 +6,7 @@ A single child is trained by the same loop, as the supernet of a space without c
 import contextlib
 import json
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ import numpy as np
 from bignas_jax.config.options import Data, Options
 from bignas_jax.data import DataError, Loader, prefetch
 from bignas_jax.data.prefetch import Prefetch
-from bignas_jax.errors import ConfigError, Stopped, TrainingError
+from bignas_jax.errors import ConfigError, Interrupted, Stopped, TrainingError
 from bignas_jax.evaluation import placed
 from bignas_jax.files import locked
 from bignas_jax.plugins import source
@@ -100,7 +100,7 @@ def _trained(
     session: Session, loader: Loader, workdir: pathlib.Path, origin: Origin | None, progress: bool
 ) -> list[dict[str, Any]]:
     """Trains to the end of the plan, and gives the rows of the final evaluation."""
-    checkpoints = Checkpoints(workdir, session.options.checkpoint.keep)
+    checkpoints = Checkpoints(workdir, session.options.checkpoint.keep, on_damage=session.options.checkpoint.on_damage)
     run = Run(session, loader, workdir, checkpoints, origin, progress)
     try:
         state = run.start()
@@ -213,7 +213,9 @@ class Run:
         with contextlib.closing(logs):
             # A slice's curve begins before the first step. After it: a signal came between a step and its evaluation.
             if (step or self.origin) and plan.evaluates(step) and not _same_everywhere(logs.evaluated):
-                self._evaluate(state, logs, step)
+                top1 = self._evaluate(state, logs, step)
+                if step:
+                    self.checkpoints.score(step, top1)
             if step >= plan.stop:
                 return state
             with self.batches, Signals() as signals:
@@ -240,8 +242,12 @@ class Run:
         failed = self.watch.add(step, metrics, drain=plan.saves(step))
         if failed:
             raise self._not_finite(failed)
-        stopped = _agreed(signals.received, step)
-        top1 = self._evaluate(state, logs, step) if plan.evaluates(step) and not stopped else None
+        stopped, top1 = _agreed(signals.received, step), None
+        if plan.evaluates(step) and not stopped:
+            try:
+                top1 = self._evaluate(state, logs, step, signals.tick)
+            except Interrupted as error:  # the state is saved, and the evaluation is made when the run goes on
+                stopped = error.signum
         # Weights whose last loss was not finite are no ground to go on from, unless there is nothing else to keep.
         if stopped or step == plan.stop or (plan.saves(step) and not self.watch.in_row):
             self.checkpoints.save(state, step, top1)
@@ -288,10 +294,12 @@ class Run:
             show["skipped"] = str(values["skipped_updates"])
         logs.record(step, values, show)
 
-    def _evaluate(self, state: TrainState, logs: Logs, step: int) -> float:
+    def _evaluate(
+        self, state: TrainState, logs: Logs, step: int, tick: Callable[[], None] = lambda: None
+    ) -> float:
         """Accuracies of MAX and MIN on the held-out images (on the validation split if none are held out)."""
         split = watched_split(self.options.data)
-        found = self.session.evaluate(state.weights, _extremes(self.session), split)
+        found = self.session.evaluate(state.weights, _extremes(self.session), split, tick=tick)
         scores = {name: found[arch] for name, arch in extremes(self.session.space).items()}
         values = {"epoch": step / self.plan.steps_per_epoch}
         for name, score in scores.items():

@@ -120,7 +120,7 @@ def _open(options: Options, workdir, names: Sequence[str], checkpoint: str):
     own = options
     # What leaves is float32, whatever it was trained in; so are the logits that it is compared with.
     options = dataclasses.replace(options, model=dataclasses.replace(options.model, dtype="float32"))
-    checkpoints = Checkpoints(workdir, read_only=True)
+    checkpoints = Checkpoints(workdir, read_only=True, on_damage=options.checkpoint.on_damage)
     try:
         check_run(own, workdir, Use.EXPORT)
         session = Session.open(options, run=workdir, use=Use.EXPORT)
