@@ -63,8 +63,7 @@ class Checkpoints:
         read_only: bool = False,
         on_damage: str = OnDamage.FALL_BACK,
     ):
-        # orbax reports every save and directory scan as a running commentary; errors still come through.
-        logging.getLogger("absl").setLevel(logging.ERROR)
+        _hush()
         self.folder = pathlib.Path(workdir).absolute() / "checkpoints"
         self._read_only, self._on_damage = read_only, on_damage
         if read_only and not self.folder.is_dir():
@@ -404,6 +403,27 @@ class Checkpoints:
     def close(self) -> None:
         with self._writing():
             self._manager.close()
+
+
+def _hush() -> None:
+    """Keeps orbax from telling on stderr what it raises as well.
+
+    It reports every save and every scan of a folder, and a write that failed with tracebacks from each of its threads.
+    """
+    for commentator in ("absl", "asyncio"):
+        logging.getLogger(commentator).setLevel(logging.CRITICAL)
+    if getattr(sys.excepthook, "__name__", "") != _but_closed_loops.__name__:
+        _hooks.append(sys.excepthook)
+        sys.excepthook = _but_closed_loops
+
+
+_hooks: list[Callable] = []
+
+
+def _but_closed_loops(kind: type[BaseException], error: BaseException, traceback: Any) -> None:
+    """What tensorstore's threads meet when the writes that they report to have failed is no news."""
+    if not (kind is RuntimeError and str(error) == "Event loop is closed"):
+        _hooks[-1](kind, error, traceback)
 
 
 def _meet(purpose: str) -> None:

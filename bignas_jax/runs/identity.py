@@ -117,9 +117,12 @@ def claim(workdir: pathlib.Path, options: Options, stop: int) -> int | None:
     if first:
         try:
             workdir.mkdir(parents=True, exist_ok=True)
-            write_text(path, to_json(options))
+            if not path.is_file() or path.read_text() != to_json(options):
+                write_text(path, to_json(options))
         except OSError as error:
-            raise ConfigError(f"--workdir: cannot write to {workdir} ({error.strerror}), expected a folder") from error
+            raise ConfigError(
+                f"--workdir: cannot write to {workdir} ({error.strerror}): make room, or give another folder"
+            ) from error
     return None
 
 

@@ -5,8 +5,10 @@ import json
 import math
 import pathlib
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 from tensorboardX import SummaryWriter
@@ -35,7 +37,7 @@ class Logs:
         self.evaluated = any(_is_evaluation(record, start) for _, record in kept)
         write_text(path, "".join(f"{line}\n" for line, _ in kept))
         self._file = open_lines(path)
-        self._board = SummaryWriter(str(workdir), purge_step=start + 1 if start else 0, flush_secs=20)
+        self._board = _Board(workdir, start)
         self._bar = tqdm(
             total=stop, initial=start, desc="train", unit="step", file=sys.stderr, mininterval=0.5, disable=not bar
         )
@@ -65,14 +67,14 @@ class Logs:
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         add_line(self._file, {"step": step, **finite}, sync=False)
         for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+            self._board.add("scalar", name, value, step)
         if show:
             self._bar.set_postfix(show, refresh=False)
 
     def images(self, name: str, images: np.ndarray, step: int) -> None:
         """A grid of uint8 images [N, H, W, 3]."""
         if self.active and len(images):
-            self._board.add_images(name, images, step, dataformats="NHWC")
+            self._board.add("images", name, images, step, dataformats="NHWC")
 
     def say(self, text: str) -> None:
         """A line for the user, which the progress bar makes way for."""
@@ -84,6 +86,55 @@ class Logs:
             self._bar.close()
             self._board.close()
             self._file.close()
+
+
+class _Board:
+    """TensorBoard's events. A disk that takes no more ends them with one line, and nothing besides.
+
+    The numbers are in metrics.jsonl, too, where a line that cannot be written ends the run.
+    """
+
+    def __init__(self, workdir: pathlib.Path, start: int):
+        self._writer, self._workdir, self._told = None, workdir, False
+        with self._failing():
+            self._writer = SummaryWriter(str(workdir), purge_step=start + 1 if start else 0, flush_secs=20)
+        self._hook, threading.excepthook = threading.excepthook, self._in_thread
+
+    def add(self, kind: str, *arguments: Any, **named: Any) -> None:
+        """Adds a value of a kind that SummaryWriter knows, such as 'scalar'."""
+        if self._writer is not None:
+            with self._failing():
+                getattr(self._writer, f"add_{kind}")(*arguments, **named)
+
+    def close(self) -> None:
+        if self._writer is not None:
+            with self._failing():
+                self._writer.close()
+        if not self._told:
+            threading.excepthook = self._hook  # otherwise the writer's thread has still to fail
+
+    @contextlib.contextmanager
+    def _failing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._give_up(error)
+
+    def _in_thread(self, args: Any) -> None:
+        """Of threads that end with an error: the writer's own is this one's to tell."""
+        if type(args.thread).__module__.startswith("tensorboardX") and isinstance(args.exc_value, OSError):
+            self._give_up(args.exc_value)
+        else:
+            self._hook(args)
+
+    def _give_up(self, error: OSError) -> None:
+        if self._writer is not None and self._writer.file_writer is not None:
+            self._writer.file_writer.event_writer = contextlib.nullcontext()
+            self._writer.file_writer.event_writer.close = lambda: None  # it is closed once more at the exit
+        if not self._told:
+            reason = error.strerror or error
+            print(f"\n{self._workdir}: TensorBoard's events are not written any more ({reason})", file=sys.stderr)
+        self._writer, self._told = None, True
 
 
 def _is_evaluation(record: Mapping[str, float], step: int) -> bool:

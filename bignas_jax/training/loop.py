@@ -88,7 +88,9 @@ def _held(workdir: pathlib.Path) -> Iterator[None]:
             if jax.process_index() == 0:
                 stack.enter_context(locked(workdir, "training"))
         except OSError as error:
-            refusal = ConfigError(f"--workdir: cannot write to {workdir} ({error.strerror}), expected a folder")
+            refusal = ConfigError(
+                f"--workdir: cannot write to {workdir} ({error.strerror}): make room, or give another folder"
+            )
         except ConfigError as error:
             refusal = error
         if not _same_everywhere(refusal is None):

@@ -111,7 +111,9 @@ def _write(options: Options, workdir: pathlib.Path, result: Imported, params: An
         write_json(workdir / NOTE, dataclasses.asdict(result), indent=2)
         write_text(workdir / "config.json", to_json(options))
     except OSError as error:
-        raise ConfigError(f"--workdir: cannot write to {workdir} ({error.strerror}), expected a folder") from error
+        raise ConfigError(
+            f"--workdir: cannot write to {workdir} ({error.strerror}): make room, or give another folder"
+        ) from error
     checkpoints = Checkpoints(workdir)
     try:
         checkpoints.save_imported(params, statistics)
