@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import jax
 
-from bignas_jax.cli import flags
+from bignas_jax.cli import flags, stopping
 from bignas_jax.errors import ExportError, Stopped, TrainingError, UserError
 
 
@@ -16,6 +16,7 @@ def run(program: str, work: Callable[[], None]) -> int:
     2: the command, the config, the data or a file must change. 1: the run failed. 128 + n: signal n ended it.
     """
     name = os.path.basename(program)
+    stopping.working()
     try:
         work()
     except (TrainingError, ExportError) as error:

@@ -31,6 +31,9 @@ def guarded(work: Callable[[], int]) -> Callable[[], int]:
             sys.stdout.flush()
             print(_line(os.path.basename(sys.argv[0]), signum), file=sys.stderr, flush=True)
             os._exit(128 + signum)  # threads that compile would be waited for otherwise
+        finally:
+            for signum in SIGNALS:  # the work is done; Python would let them end it without a word from here on
+                signal.signal(signum, signal.SIG_IGN)
 
     return main
 
@@ -54,8 +57,22 @@ def _install(program: str) -> None:
     threading.Thread(target=_watch, args=(os.path.basename(program), reading), daemon=True, name="signals").start()
 
 
+def working() -> None:
+    """From now on there is something to clear up behind. Before, a signal ends the process where it is.
+
+    Modules in C may crash where an error comes up in the middle of their import.
+    """
+    global _working
+    _working = True
+
+
+_working = False
+
+
 def _interrupt(signum: int, _) -> None:
-    raise Interrupted(signum)
+    if _working:
+        raise Interrupted(signum)
+    _end(os.path.basename(sys.argv[0]), signum)
 
 
 def _line(program: str, signum: int) -> str:
@@ -85,5 +102,5 @@ def _end_later(program: str, signum: int) -> None:
 
 
 def _end(program: str, signum: int) -> None:
-    os.write(sys.__stderr__.fileno(), f"\n{_line(program, signum)}\n".encode())
+    os.write(sys.__stderr__.fileno(), f"{_line(program, signum)}\n".encode())
     os._exit(128 + signum)

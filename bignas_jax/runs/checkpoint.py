@@ -368,6 +368,12 @@ class Checkpoints:
             if manifest:
                 _check_form(f"{misfit}: {item}", _manifest(form, checksum=False), manifest.get(item, {}))
         args = {name: ocp.args.StandardRestore(item) for name, item in items.items()}
+        for item in items:  # orbax can do without, but where one file is damaged others may be
+            try:
+                json.loads((folder / item / "_METADATA").read_text())
+            except (OSError, ValueError) as error:
+                where = f"{item}/_METADATA: {_reason(error)}"
+                raise DamagedCheckpoint(f"checkpoint {folder} is damaged: {where}") from error
         try:
             read = self._manager.restore(step, args=ocp.args.Composite(**args))
         except (ValueError, KeyError) as error:

@@ -26,9 +26,11 @@ class Signals:
                 self._before[signum] = signal.signal(signum, self._note)
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_) -> None:
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
+        if kind is None:
+            self.tick()  # it came after the last look
 
     def tick(self) -> None:
         """Raises `Interrupted` where a signal came, for work that has no state to save.
