@@ -47,6 +47,13 @@ class OnDamage(enum.StrEnum):
     REFUSE = "refuse"
 
 
+class OnCollapse(enum.StrEnum):
+    """What happens where the losses of all members jump to what guessing gives, and stay there."""
+
+    TELL = "tell"
+    STOP = "stop"
+
+
 class Optimizers(enum.StrEnum):
     """Rules of an update."""
 
@@ -436,6 +443,7 @@ class Options(Group):
     checkpoint: Checkpoint = Checkpoint()
     log: Log = Log()
     max_nonfinite_steps: int = _integer(1, 20)
+    on_collapse: str = _one_of(*OnCollapse, default=OnCollapse.TELL.value)
     distributed: Distributed = Distributed()
     num_devices: int = _integer(0, 0)
     max_steps: int = _integer(0, 0)

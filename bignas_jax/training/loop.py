@@ -5,6 +5,7 @@ A single child is trained by the same loop, as the supernet of a space without c
 
 import contextlib
 import json
+import math
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from bignas_jax.config.options import Data, Options
+from bignas_jax.config.options import Data, OnCollapse, Options
 from bignas_jax.data import DataError, Loader, prefetch
 from bignas_jax.data.prefetch import Prefetch
 from bignas_jax.errors import ConfigError, Interrupted, Stopped, TrainingError
@@ -147,7 +148,7 @@ class Run:
             schedule,
             identity=identity_of(session.network, recipe, options.optimizer, sizes, *map(source, plugged)),
         )
-        self.watch = Watch(options.max_nonfinite_steps)
+        self.watch = Watch(options.max_nonfinite_steps, options.model.num_classes)
         self.corrupt = 0  # images replaced since this process began
         self.batches: Prefetch | None = None
 
@@ -244,6 +245,8 @@ class Run:
         failed = self.watch.add(step, metrics, drain=plan.saves(step))
         if failed:
             raise self._not_finite(failed)
+        if self.watch.collapsed:
+            self._tell_collapse(logs)
         stopped, top1 = _agreed(signals.received, step), None
         if plan.evaluates(step) and not stopped:
             try:
@@ -269,6 +272,28 @@ class Run:
             f"their updates were left out; {last}: lower config.optimizer.learning_rate or set "
             "config.optimizer.clip_norm, and run the command again"
         )
+
+    def _tell_collapse(self, logs: Logs) -> None:
+        """Says that the network has forgotten what it knew, or ends the run before it does.
+
+        Raises:
+          TrainingError: `config.on_collapse` is stop. Checkpoints from then on are out of the way.
+        """
+        self.watch.collapsed, since = False, self.watch.collapse.since
+        classes = self.options.model.num_classes
+        found = (
+            f"the losses of all members have been at ln({classes}) = {math.log(classes):.2f}, what guessing gives, "
+            f"since step {since}"
+        )
+        advice = "lower config.optimizer.learning_rate or set config.optimizer.clip_norm"
+        if self.options.on_collapse == OnCollapse.TELL:
+            logs.say(f"{found}: {advice}; config.on_collapse=stop goes back to the last checkpoint before it")
+            return
+        newest = self.checkpoints.delete_from(since)
+        last = "there is no checkpoint from before that"
+        if newest is not None:
+            last = f"the last checkpoint from before that is step {newest} in {self.checkpoints.folder}"
+        raise TrainingError(f"{found}; {last}: {advice}, and run the command again")
 
     def _log(self, logs: Logs, step: int, metrics: Any) -> None:
         metrics = jax.device_get(metrics)
