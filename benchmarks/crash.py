@@ -2,16 +2,17 @@
 
     python benchmarks/crash.py [--kills 50] [--what train,child,search] [--seed 0] [--workdir FOLDER] [--json FILE]
 
-Each is killed with SIGKILL at random moments and started again with the same command, until it has been killed as often
-as asked; one that ends before is begun anew. A third of the kills wait for a checkpoint that is being saved, a third for
-an evaluation, the others for a random time; the first one of each kind comes while programs compile, with nothing kept
-from earlier runs. Afterwards every array of the last and the best checkpoint, every metric, the final evaluation and the
-search's result must be those of the undisturbed run, to the bit, and the folder must hold nothing but whole steps.
+Each is killed with SIGKILL at random moments and started again with the same command, until it has been killed as
+often as asked. One that ends before that is begun anew. A third of the kills wait for a checkpoint that is being saved,
+a third for an evaluation, the others for a random time. The first kill comes while programs compile, with nothing kept
+from earlier runs. Afterwards every array of the last and the best checkpoint, every metric, the final evaluation and
+the search's result must be those of the undisturbed run, to the bit, and the folder must hold nothing but whole steps.
 Exit code 1 where anything differs.
 """
 
 import argparse
 import json
+import logging
 import os
 import pathlib
 import random
@@ -187,6 +188,7 @@ def arrays(step: pathlib.Path) -> dict[str, bytes]:
     import jax
     import orbax.checkpoint as ocp
 
+    logging.getLogger("absl").setLevel(logging.ERROR)
     found = {}
     for item in ("params", "ema", "training"):
         if (step / item).is_dir():
