@@ -79,7 +79,7 @@ def param_shapes(space: Space, num_classes: int) -> dict:
 
 
 def _cut(name: str, shape: tuple[int, ...], array: Any) -> Any:
-    """The part of `array` in this shape: the centre of a kernel's two sides [k, k, ...], the first entries elsewhere."""
+    """The part of `array` in this shape: the centre of a kernel's sides [k, k, ...], the first entries elsewhere."""
     sides = 2 if len(shape) > 2 else 0
     starts = [(have - want) // 2 if axis < sides else 0
               for axis, (have, want) in enumerate(zip(array.shape, shape, strict=True))]  # fmt: skip
