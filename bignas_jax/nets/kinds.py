@@ -6,7 +6,7 @@ of the layer name the parts of the module. It is called as `module(x, layer, siz
     x: [B, H, W, C] input.
     layer: the layer of the architecture that is compiled.
     size: the sizes of the layer's dimensions by name.
-    mode: a Mode; its `statistics` are those of this layer alone, by convolution name.
+    mode: a Mode; its `statistics` hold this layer alone, by convolution name.
     drop_rate: the rate of drop-connect.
     rng: the layer's own random key, or None.
     returns: the output [B, H', W', C'], and a dictionary of convolution name to (mean, unbiased variance).

@@ -40,7 +40,7 @@ class PointwiseConv(nnx.Module):
         Args:
           x: [B, H, W, I] input; I is the number of input channels that are computed.
           out: the output channels.
-          into: the channels of x, or None. If they have `ends` to choose from, these are used, not those of `out`.
+          into: the channels of x, or None. If they have `ends` to choose from, the `ends` of `out` are not used.
         """
         kernel, flat = self.kernel[...][: x.shape[-1], : out.computed], x.reshape(-1, x.shape[-1])
         if self.mask_out:

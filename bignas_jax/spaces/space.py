@@ -329,7 +329,7 @@ def fields_of(cls: type, prefix: str, values: Any, without: str = "") -> dict[st
 
     Args:
       cls: the dataclass.
-      prefix: what stands before a field's name in messages, such as 'space.stages.mb2'.
+      prefix: the text before a field's name in messages, such as 'space.stages.mb2'.
       values: a mapping of field name to value.
       without: the name of a field that `values` does not hold.
     Raises:

@@ -98,7 +98,7 @@ def momentum(decay: float, nesterov: bool) -> optax.GradientTransformationExtraA
     that it moves all of them.
 
     Args:
-      decay: what the old trace is multiplied with.
+      decay: the factor of the old trace.
       nesterov: whether the momentum is Nesterov's.
     """
 

@@ -8,7 +8,7 @@ from bignas_jax.step.recipe import Recipe
 
 
 class Single:
-    """The biggest architecture alone, regularised. A child is trained in this way: its space has no other architecture."""
+    """The biggest architecture alone, regularised. A child, whose space has no other one, is trained in this way."""
 
     scores = False
 
