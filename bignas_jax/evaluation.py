@@ -279,7 +279,7 @@ def score_of(outcomes: np.ndarray, seconds: float = 0.0) -> Score:
 
     Args:
       outcomes: float32 [images, 3], as `Evaluator.outcomes` returns them.
-      seconds: of one image's forward pass; 0 if it was not measured.
+      seconds: duration of one image's forward pass; 0 if it was not measured.
     Raises:
       EvaluationError: there was no image.
     """

@@ -57,7 +57,7 @@ def load_run_config(path: Path) -> ConfigDict:
     """The config.json of a run's folder, unlocked. Fields that are newer than the file have their defaults.
 
     Args:
-      path: of the config.json.
+      path: the path of the config.json.
     Raises:
       ConfigError: the file cannot be read, or it is not a config that training wrote.
     """
@@ -71,7 +71,7 @@ def load_run_options(path: Path) -> Options:
     """The options of the config.json in a run's folder. Fields that are newer than the file have their defaults.
 
     Args:
-      path: of the config.json.
+      path: the path of the config.json.
     Raises:
       ConfigError: the file cannot be read, or it is not a config that training wrote.
     """

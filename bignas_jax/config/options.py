@@ -42,14 +42,14 @@ class OnCorrupt(enum.StrEnum):
 
 
 class OnDamage(enum.StrEnum):
-    """What happens where the newest checkpoint is damaged."""
+    """Ways to handle a damaged newest checkpoint."""
 
     FALL_BACK = "fall_back"
     REFUSE = "refuse"
 
 
 class OnCollapse(enum.StrEnum):
-    """What happens where the losses of all members jump to what guessing gives, and stay there."""
+    """Ways to handle a collapse: the losses of all members jump to the loss of guessing, and stay there."""
 
     TELL = "tell"
     STOP = "stop"

@@ -99,7 +99,7 @@ def load_recipe(path: str | Path = DEFAULT_CONFIG) -> ConfigDict:
     """The config of a recipe, checked and locked.
 
     Args:
-      path: of the file, such as 'configs/cifar10.py'. `find_config` looks for it.
+      path: the path of the file, such as 'configs/cifar10.py'. `find_config` looks for it.
     Raises:
       ConfigError: there is no such file, it fails, or the config cannot work; one line that names the field.
     """

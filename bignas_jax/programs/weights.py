@@ -17,7 +17,7 @@ def build(space: Space, num_classes: int, *, dtype: str = "float32", seed: int =
       space: the search space.
       num_classes: classes of the classifier.
       dtype: dtype of activations and products, 'bfloat16' or 'float32'.
-      seed: of the random weights.
+      seed: the seed of the random weights.
     Returns:
       graphdef: static and hashable; `nnx.merge(graphdef, params)` gives the Supernet.
       params: nested dictionary of float32 arrays.
@@ -35,7 +35,7 @@ def draw_weights(
       space: the search space.
       num_classes: classes of the classifier.
       dtype: dtype of activations and products, 'bfloat16' or 'float32'.
-      seed: of the random weights.
+      seed: the seed of the random weights.
       identity: a text that determines `space`, `num_classes` and `dtype`; see `kept.Program`. None means that the
         weights are drawn by an ordinary function of JAX, which can itself be traced.
     """

@@ -258,7 +258,7 @@ class Space(abc.ABC):
         Args:
           arch: the architecture to start from.
           rng: NumPy's generator of random numbers.
-          probability: from 0 to 1, of each choice.
+          probability: the probability that a choice changes, from 0 to 1.
         Raises:
           ValueError: `arch` is not in the space, or `probability` is outside 0..1.
         """

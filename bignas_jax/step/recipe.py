@@ -19,7 +19,7 @@ class Recipe:
       remat: whether blocks are recomputed in the backward pass.
       mean: three numbers, one a channel, of images scaled to 0..1.
       std: three numbers, one a channel, of images scaled to 0..1.
-      seed: of everything that is random.
+      seed: the seed of everything that is random.
       members: name of the sampler, or `package.module:Class`.
       loss: name of the loss, or `package.module:Class`.
     """

@@ -44,7 +44,7 @@ class Sandwich:
         return (self._space.biggest, *drawn, self._space.smallest)
 
     def member(self, arch: Architecture) -> Member:
-        """The member of an architecture. The biggest and the smallest have own programs, the others are masked."""
+        """The member of an architecture. The biggest and the smallest have programs of their own; others are masked."""
         own = {self._space.smallest: self._smallest, self._space.biggest: self._biggest}
         return Member(arch, own.get(arch) or self._shared(arch.resolution))
 
