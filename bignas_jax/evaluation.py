@@ -1,9 +1,9 @@
 """Calibration and evaluation of architectures on a trained supernet's weights.
 
-The supernet keeps no running statistics. Before an architecture is evaluated it gets its own, by forward passes
-over training images (Yu et al., 2020, section 3.1, "batch norm calibration"): the means and the unbiased variances
-of the batches, averaged with equal weight. A batch is the global one: its statistics are taken over all devices,
-so that a result does not depend on how many there are.
+The supernet keeps no running statistics. Before an architecture is evaluated, it gets its own by forward passes over
+training images (Yu et al., 2020, section 3.1, "batch norm calibration"). They are the means and the unbiased variances
+of the batches, averaged with equal weight. The statistics of a batch are computed over all devices, so that a result
+does not depend on the number of devices.
 """
 
 import dataclasses
@@ -37,9 +37,11 @@ class Score:
     """Accuracy of an architecture on a set of images.
 
     Attributes:
-      top1, top5: fractions of the images. loss: mean cross-entropy with the labels.
-      images: how many were scored. images_per_second: of the device's forward passes alone, without reading images;
-        0 if no batch was timed.
+      top1: fraction of the images whose label comes first.
+      top5: fraction of the images whose label is among the first five.
+      loss: mean cross-entropy with the labels.
+      images: the number of images that were scored.
+      images_per_second: speed of the forward passes on the device, without reading images; 0 if no batch was timed.
     """
 
     top1: float
@@ -53,9 +55,14 @@ class Evaluator:
     """Calibrates and scores architectures.
 
     Args:
-      space: the search space. graphdef: of its supernet. mesh: the devices.
-      mean, std: of images in 0..1, three numbers each.
-      identity: all that determines these arguments and the weights' shapes; see `buckets.compile_ahead`.
+      space: the search space.
+      graphdef: the graphdef of its supernet, as `weights.build` gives it.
+      mesh: the devices.
+      mean: three numbers, one a channel, of images scaled to 0..1.
+      std: three numbers, one a channel, of images scaled to 0..1.
+      identity: a text that determines these arguments and the shapes of the weights; see `compile.compile_ahead`.
+    Attributes:
+      executables: the compiled programs by key.
     """
 
     def __init__(
@@ -81,12 +88,15 @@ class Evaluator:
         batch: int,
         progress: bool = True,
     ) -> None:
-        """Compiles what the buckets need, unless it is there.
+        """Compiles the programs of some buckets that are not compiled yet.
 
         Args:
-          params: the weights, or their shapes. image_size: side of the uint8 images that will come.
-          calibration_batch, batch: images (over all devices) of a calibration and an evaluation batch; 0 where
-            `calibrate`, or `score`, will not be called.
+          params: the weights, or their shapes.
+          buckets: the buckets to compile for.
+          image_size: side of the uint8 images that will be evaluated, in pixels.
+          calibration_batch: images of a calibration batch, over all devices; 0 if `calibrate` will not be called.
+          batch: images of an evaluation batch, over all devices; 0 if `score` will not be called.
+          progress: whether a progress bar is shown.
         """
         split, whole = batch_sharding(self.mesh), NamedSharding(self.mesh, REPLICATED)
         params = shapes(params, whole)
@@ -128,13 +138,15 @@ class Evaluator:
         """Batch-norm statistics of each architecture, from one pass over the images.
 
         Args:
+          params: the weights.
           archs: architectures with the bucket that each runs in (`bucket_for`, or a sliced one of its own).
-          batches: `num_batches` batches with `image`, uint8 [B, S, S, 3] on the devices.
+          batches: batches with `image`, uint8 [B, S, S, 3] on the devices.
+          num_batches: the number of batches.
         Returns:
-          By architecture what `Supernet.__call__` takes as `Mode.statistics`: layer name to (mean, unbiased variance),
-          each [width of the bucket], on all devices.
+          By architecture, the statistics that `Mode.statistics` takes: layer name to (mean, unbiased variance), each
+          [width of the bucket], on all devices.
         Raises:
-          ValueError: another number of batches came.
+          ValueError: there were more or fewer batches.
         """
         sampled = self._sampled(archs)
         statistics = {arch: self._zero_statistics(params, bucket) for arch, bucket in archs.items()}
@@ -160,8 +172,10 @@ class Evaluator:
         """Accuracy of each architecture, from one pass over the images.
 
         Args:
-          statistics: as `calibrate` returns them.
-          batches: `image` uint8 [B, S, S, 3], `label` int32 [B], `weight` float32 [B] (0 for padding).
+          params: the weights.
+          archs: architectures with the bucket that each runs in.
+          statistics: by architecture, as `calibrate` returns them.
+          batches: batches with `image` uint8 [B, S, S, 3], `label` int32 [B] and `weight` float32 [B] (0 for padding).
         Raises:
           EvaluationError: there was no image to score.
         """
@@ -176,14 +190,18 @@ class Evaluator:
         batches: Iterable[Batch],
         timed: bool = False,
     ) -> tuple[dict[Architecture, np.ndarray], dict[Architecture, float]]:
-        """What became of each image, from one pass over them; arguments as of `score`.
+        """The outcome of each image for each architecture, from one pass over the images.
 
         Args:
-          timed: wait for each batch and measure it. Otherwise the devices' queues stay full.
+          params: the weights.
+          archs: architectures with the bucket that each runs in.
+          statistics: by architecture, as `calibrate` returns them.
+          batches: batches as for `score`.
+          timed: whether to wait for each batch and measure it. Without it, the devices always have work queued.
         Returns:
-          By architecture, float32 [images, 3] in the order of the batches, without padding: whether the label came
-          first (0 or 1), whether it was among the first five, and the cross-entropy with it. And the seconds of an
-          image's forward pass, 0 if none was measured.
+          The outcomes by architecture: float32 [images, 3] in the order of the batches, without padding. The columns
+          are whether the label came first (0 or 1), whether it was among the first five, and the cross-entropy with it.
+          And the seconds of one image's forward pass by architecture, 0 if none was measured.
         """
         sampled = self._sampled(archs)
         rows: dict[Architecture, list[jax.Array]] = {arch: [] for arch in archs}
@@ -194,7 +212,7 @@ class Evaluator:
                 operands = batch["image"], batch["label"], batch["weight"]
                 start = time.perf_counter()
                 rows[arch].append(run(params, statistics[arch], *operands, sampled[arch]))
-                if timed and number:  # the first call of an executable is no measure
+                if timed and number:  # the first call of an executable is slower and not measured
                     jax.block_until_ready(rows[arch])
                     spent[arch] += time.perf_counter() - start
             if timed:
@@ -211,7 +229,7 @@ class Evaluator:
         return nnx.merge(self.graphdef, params)(x, bucket.arch, sampled, mode)
 
     def _zero_statistics(self, params: Any, bucket: Bucket) -> Any:
-        """Zeros in the form of the bucket's statistics. Found by a trace of the network, so once a bucket."""
+        """Zeros in the form of the bucket's statistics. A trace of the network gives the form, once for each bucket."""
         if bucket in self._zeros:
             return self._zeros[bucket]
         side = bucket.arch.resolution
@@ -237,8 +255,8 @@ class Evaluator:
             logits, _ = self._forward(params, image, bucket, sampled, Mode(statistics=statistics))
             targets = jax.nn.one_hot(label, logits.shape[-1])
             losses = jax.vmap(lambda row, target: cross_entropy(row[None], target[None]))(logits, targets)
-            # Rank of the label's logit. A tie counts against it, and so do logits that are not numbers; where its own
-            # is none, it comes nowhere.
+            # The rank of the label's logit. Logits that are equal to it, or not numbers, count as larger. If the
+            # label's own logit is not a number, the label is not among the first five.
             own = jnp.sum(jnp.where(targets > 0, logits, 0), -1, keepdims=True)
             rank = jnp.sum(~(logits < own), -1) - 1 + 5 * jnp.isnan(own[:, 0])
             rows = jnp.stack([rank < 1, rank < 5, losses, weight], -1)
@@ -257,8 +275,11 @@ def _kept(rows: Sequence[jax.Array]) -> np.ndarray:
 
 
 def score_of(outcomes: np.ndarray, seconds: float = 0.0) -> Score:
-    """The score that `Evaluator.outcomes` amount to; `seconds` an image's forward pass took, 0 if not measured.
+    """The score of an architecture.
 
+    Args:
+      outcomes: float32 [images, 3], as `Evaluator.outcomes` returns them.
+      seconds: duration of one image's forward pass; 0 if it was not measured.
     Raises:
       EvaluationError: there was no image.
     """
@@ -269,5 +290,5 @@ def score_of(outcomes: np.ndarray, seconds: float = 0.0) -> Score:
 
 
 def placed(space: Space, archs: Iterable[Architecture], sliced: bool) -> dict[Architecture, Bucket]:
-    """The bucket of each architecture: its own if `sliced` (one compile each), otherwise a shared one."""
+    """The bucket of each architecture: its own if `sliced` (one compile each), otherwise as `bucket_for` gives it."""
     return {arch: Bucket(arch, masked=False) if sliced else bucket_for(space, arch) for arch in archs}

@@ -1,4 +1,4 @@
-"""A config with its fields: which there are, the defaults of a run, and what cannot work.
+"""The fields of a config: their names, their defaults, and the checks of their values.
 
 The fields themselves are declared in `options`.
 """
@@ -14,15 +14,15 @@ from bignas_jax.config.options import Costs, Crops, Field, Optimizers, Policies,
 from bignas_jax.errors import ConfigError
 from bignas_jax.spaces.registry import space_of
 
-# Every field but those of `space`, which the space's family checks.
+# Every field except the fields of `space`, which the space's family checks.
 FIELDS: dict[str, Field] = {name: field for name, field, _ in declared()}
 
-# Position n of each is the n-th budget of a search; a single value holds for all.
+# Position n of each is the n-th budget of a search. A single value belongs to all budgets.
 BUDGETS = tuple(f"search.max_{cost}" for cost in Costs)
 
 
 def base() -> ConfigDict:
-    """The fields that most recipes leave alone; a recipe adds `space`, `data` and `model.num_classes`."""
+    """A config of all fields that have a default. A recipe adds the others: `space`, `data` and `model.num_classes`."""
     values: dict[str, Any] = {}
     for name, _, default in declared():
         if default is not dataclasses.MISSING:
@@ -46,13 +46,13 @@ def flat(config: Mapping[str, Any] | ConfigDict, prefix: str = "") -> dict[str, 
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """', did you mean config.<one of names>?', or nothing where none is near."""
+    """The text ', did you mean config.<one of names>?'; '' if no name is near."""
     close = difflib.get_close_matches(name, list(names), n=1)
     return f", did you mean config.{close[0]}?" if close else ""
 
 
 def _check_fields(config: ConfigDict) -> dict[str, Any]:
-    """The values by name, without `space`'s, after a check of each on its own."""
+    """Checks each field on its own. Returns the values by name, without the fields of `space`."""
     values = {name: value for name, value in flat(config).items() if name.split(".")[0] != "space"}
     for name in values:
         if name not in FIELDS:
@@ -66,7 +66,7 @@ def _check_fields(config: ConfigDict) -> dict[str, Any]:
 
 
 def _check_together(v: Mapping[str, Any]) -> None:
-    """Refuses values that are possible one by one but not together."""
+    """Refuses values that are possible each on its own but not together."""
     processes = v["distributed.num_processes"]
     budgets = max(len(v[name]) for name in BUDGETS)
     rules = (
@@ -103,7 +103,7 @@ def validate(config: ConfigDict | Mapping[str, Any]) -> None:
     """Refuses a config that cannot work, before any work starts.
 
     Raises:
-      ConfigError: a field is missing, unknown, of the wrong type, impossible, or at odds with another.
+      ConfigError: a field is missing or unknown, has a wrong type or an impossible value, or contradicts another field.
     """
     values = _check_fields(config)
     if "space" not in config:
@@ -116,7 +116,7 @@ def validate(config: ConfigDict | Mapping[str, Any]) -> None:
 
 
 def canonical(config: ConfigDict) -> ConfigDict:
-    """A copy in which integers in number fields are floats and lists are tuples; other values as they are."""
+    """A copy with floats in place of integers, where a field is a number, and tuples in place of lists."""
     result = plain(config)
     for name, field in FIELDS.items():
         *path, last = name.split(".")

@@ -1,4 +1,4 @@
-"""A config as text: what a run leaves in its folder, and how two configs differ."""
+"""A config as text: the file that a run leaves in its folder, and the differences between two configs."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from bignas_jax.errors import ConfigError
 
 
 def with_defaults(config: ConfigDict) -> ConfigDict:
-    """The config, with the fields of `base` that it lacks: a run's folder may be older than a field."""
+    """The config with the defaults of all fields that it does not have. A run's folder may be older than a field."""
     values = config.to_dict()
     for name, default in flat(base()).items():
         *path, last = name.split(".")
@@ -23,12 +23,12 @@ def with_defaults(config: ConfigDict) -> ConfigDict:
 
 
 def to_json(config: ConfigDict | Options) -> str:
-    """The config as indented JSON, also that of options; `from_json` gives it back."""
+    """A config or options as indented JSON. `from_json` is the inverse."""
     return json.dumps(config.to_dict(), indent=2) + "\n"
 
 
 def from_json(text: str) -> ConfigDict:
-    """The inverse of `to_json`, locked as `flags.parse` returns it; lists are tuples. It is not validated.
+    """The inverse of `to_json`, with tuples in place of lists. The config is locked and not validated.
 
     Raises:
       ConfigError: the text is not a JSON object.
@@ -54,10 +54,12 @@ def differences(old: Options | ConfigDict, new: Options | ConfigDict) -> list[st
 
 
 def load_run_config(path: Path) -> ConfigDict:
-    """The config.json of a run's folder, unlocked; fields that came later have their defaults.
+    """The config.json of a run's folder, unlocked. Fields that are newer than the file have their defaults.
 
+    Args:
+      path: the path of the config.json.
     Raises:
-      ConfigError: the file is not what training writes.
+      ConfigError: the file cannot be read, or it is not a config that training wrote.
     """
     try:
         return with_defaults(from_json(path.read_text()).unlock())
@@ -66,10 +68,12 @@ def load_run_config(path: Path) -> ConfigDict:
 
 
 def load_run_options(path: Path) -> Options:
-    """The options of the config.json in a run's folder; fields that came later have their defaults.
+    """The options of the config.json in a run's folder. Fields that are newer than the file have their defaults.
 
+    Args:
+      path: the path of the config.json.
     Raises:
-      ConfigError: the file is not what training writes.
+      ConfigError: the file cannot be read, or it is not a config that training wrote.
     """
     try:
         return Options.of(load_run_config(path))

@@ -1,8 +1,9 @@
 """The options of a run: one frozen dataclass for each group of fields, made once from the config.
 
-Each field stands here alone, with its default, its type, the values it may hold and the words for them; the checks of a
-config, its defaults, `--help` and the messages are derived from it. A field without a default has to be given by the
-recipe. Names that a config chooses by are named here, and the code that acts on them uses these names.
+Each field is declared here and nowhere else, with its default, its type, the values that it may hold and the words for
+these values. The checks of a config, its defaults, `--help` and the messages are derived from the declaration. A recipe
+must give the fields that have no default. The names that a config can choose, such as those of optimizers, are also
+declared here, and all other code uses these enumerations.
 """
 
 import dataclasses
@@ -16,7 +17,7 @@ from bignas_jax.errors import ConfigError
 
 
 class Crops(enum.StrEnum):
-    """How a training image is cut out."""
+    """Ways to crop a training image."""
 
     RESIZED = "resized"
     PADDED = "padded"
@@ -24,7 +25,7 @@ class Crops(enum.StrEnum):
 
 
 class Policies(enum.StrEnum):
-    """Policies of colours and shapes that training images are changed by."""
+    """Policies that change the colours and shapes of training images."""
 
     NONE = "none"
     IMAGENET = "imagenet"
@@ -34,28 +35,28 @@ class Policies(enum.StrEnum):
 
 
 class OnCorrupt(enum.StrEnum):
-    """What happens at an image that cannot be decoded."""
+    """Ways to handle an image that cannot be decoded."""
 
     ERROR = "error"
     SKIP = "skip"
 
 
 class OnDamage(enum.StrEnum):
-    """What happens where the newest checkpoint is damaged."""
+    """Ways to handle a damaged newest checkpoint."""
 
     FALL_BACK = "fall_back"
     REFUSE = "refuse"
 
 
 class OnCollapse(enum.StrEnum):
-    """What happens where the losses of all members jump to what guessing gives, and stay there."""
+    """Ways to handle a collapse: the losses of all members jump to the loss of guessing, and stay there."""
 
     TELL = "tell"
     STOP = "stop"
 
 
 class Optimizers(enum.StrEnum):
-    """Rules of an update."""
+    """Rules by which a step changes the weights."""
 
     SGD = "sgd"
     RMSPROP = "rmsprop"
@@ -85,13 +86,13 @@ class MemberSamplers(enum.StrEnum):
 
 
 class Losses(enum.StrEnum):
-    """What the members of a step learn."""
+    """Losses of the members of a step."""
 
     SOFT_CROSS_ENTROPY = "soft_cross_entropy"
 
 
 class Costs(enum.StrEnum):
-    """Kinds of cost that a search may limit, and draw its front over."""
+    """Kinds of cost. A search can limit each of them, and draws its front over one of them."""
 
     MACS = "macs"
     PARAMS = "params"
@@ -100,12 +101,12 @@ class Costs(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """What a field may hold.
+    """The values that a field may hold.
 
     Attributes:
-      kind: its type; a tuple is one of numbers, a float may be given as an integer.
-      ok: a further condition on its value.
-      expected: both in words, for messages and `--help`.
+      kind: the type. A tuple holds numbers. A float may be given as an integer.
+      ok: a further condition on the value.
+      expected: type and condition in words, for messages and `--help`.
     """
 
     kind: type
@@ -113,10 +114,11 @@ class Field:
     expected: str
 
     def holds(self, value: Any) -> bool:
+        """Whether the field may hold this value."""
         return _has_type(self.kind, value) and self.ok(value)
 
     def canonical(self, value: Any) -> Any:
-        """The value with integers as floats and lists as tuples, where the field's type asks for that."""
+        """The value in the field's type: an integer becomes a float, or a list becomes a tuple of floats."""
         if not _has_type(self.kind, value):
             return value
         if self.kind is tuple:
@@ -133,7 +135,7 @@ def _has_type(kind: type, value: Any) -> bool:
 
 
 def _option(kind: type, ok: Callable[[Any], bool], expected: str, default: Any = dataclasses.MISSING) -> Any:
-    """A field of a group; without a default the recipe has to give it."""
+    """A field of a group. If it has no default, the recipe must give it."""
     return dataclasses.field(default=default, metadata={"field": Field(kind, ok, expected)})
 
 
@@ -146,7 +148,7 @@ def _number(ok: Callable[[float], bool], expected: str, default: Any = dataclass
 
 
 def _plugged(*names: str, default: Any = dataclasses.MISSING) -> Any:
-    """A name, or a class of the user's own."""
+    """A field for one of these names, or for a class of the user's own."""
     words = f"one of {', '.join(names)}, or a class of your own as package.module:Class"
     return _option(str, lambda v: v in names or bool(re.fullmatch(r"[\w.]+:\w+", v)), words, default)
 
@@ -197,10 +199,10 @@ class Group:
     """Options that belong together. Each field is checked when the group is made.
 
     Attributes:
-      prefix: what stands before the names of its fields in a config, with the dot.
+      prefix: the text before the names of its fields in a config, with the dot.
 
     Raises:
-      ConfigError: a field cannot have its value; the message names the field.
+      ConfigError: a field has a value that it may not hold; the message names the field.
     """
 
     prefix: ClassVar[str] = ""
@@ -216,12 +218,12 @@ class Group:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
-        """The group from its part of a config. Lists become tuples, and integers floats where a field is a number.
+        """The group from its part of a config. Values are brought to the types of their fields (`Field.canonical`).
 
         Args:
-          values: a mapping or a ConfigDict; fields that it lacks have their defaults.
+          values: a mapping or a ConfigDict. Fields that it does not have get their defaults.
         Raises:
-          ConfigError: a field is missing, unknown, or cannot have its value.
+          ConfigError: a field is missing or unknown, or has a value that it may not hold.
         """
         found, left = {}, dict(values.items())
         for name, field, inner, default in _members(cls):
@@ -237,7 +239,7 @@ class Group:
         return cls(**found)
 
     def to_dict(self) -> dict[str, Any]:
-        """The group as its part of a config: nested dictionaries, sorted by name as a ConfigDict's are."""
+        """The group as its part of a config: nested dictionaries, sorted by name as in a ConfigDict."""
         values = {option.name: getattr(self, option.name) for option in dataclasses.fields(self)}
         return {
             name: value.to_dict() if isinstance(value, Group) else plain(value)
@@ -246,14 +248,18 @@ class Group:
 
 
 def _members(group: type[Group]) -> Iterator[tuple[str, Field | None, type[Group] | None, Any]]:
-    """Name, field, type and default of each option of a group: it is a field, a group itself (type), or the space."""
+    """Name, field, group type and default of each option of a group.
+
+    An option is a field, or another group, or the space. The field is None unless the option is a field, and the type
+    is None unless it is a group.
+    """
     for option in dataclasses.fields(group):
         inner = option.type if isinstance(option.type, type) and issubclass(option.type, Group) else None
         yield option.name, option.metadata.get("field"), inner, option.default
 
 
 def plain(value: Any) -> Any:
-    """A config or a part of it as dictionaries, sorted by name; lists become tuples."""
+    """A config, or a part of it, as dictionaries that are sorted by name, with tuples in place of lists."""
     if isinstance(value, Mapping) or hasattr(value, "items"):
         return {name: plain(v) for name, v in sorted(value.items(), key=lambda item: str(item[0]))}
     return tuple(plain(v) for v in value) if isinstance(value, list | tuple) else value
@@ -293,7 +299,7 @@ class Augment(Group, part="data.augment"):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Data(Group, part="data"):
-    """The images: where they lie, how they are prepared and read."""
+    """The images: where they are, and how they are prepared and read."""
 
     source: str = _text(
         ok=lambda v: bool(re.fullmatch(r"\w+", v)),
@@ -383,7 +389,7 @@ class Search(Group, part="search"):
     resident_gb: float = _not_negative(0.0)
 
     def limits(self) -> dict[str, tuple[float, ...]]:
-        """The limits of the budgets by kind of cost; position n of each is the n-th budget, one value holds for all."""
+        """The limits by kind of cost. Position n of each is the n-th budget; a single value belongs to all budgets."""
         return {cost.value: getattr(self, f"max_{cost}") for cost in Costs}
 
 
@@ -398,7 +404,7 @@ class Checkpoint(Group, part="checkpoint"):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Log(Group, part="log"):
-    """What is logged of a run."""
+    """How often metrics are logged, and how many images."""
 
     every_steps: int = _integer(1, 50)
     images: int = _integer(0, 16)
@@ -452,7 +458,7 @@ class Options(Group):
 
 
 def declared(group: type = Options, prefix: str = "") -> Iterator[tuple[str, Field, Any]]:
-    """Every field by dotted name, with what it may hold and its default (dataclasses.MISSING: none), but the space."""
+    """Every field except the space: its dotted name, its Field, and its default or dataclasses.MISSING."""
     for name, field, inner, default in _members(group):
         if inner is not None:
             yield from declared(inner, f"{prefix}{name}.")

@@ -15,7 +15,7 @@ from bignas_jax.config.fields import canonical, validate
 from bignas_jax.errors import ConfigError
 
 PACKAGE = Path(__file__).resolve().parents[1]
-# In a checkout the recipes lie beside the package; where it is installed they are a part of it.
+# In a checkout the recipes lie beside the package. In an installed package they are a part of it.
 INSTALLED = PACKAGE / "recipes"
 RECIPES = INSTALLED if INSTALLED.is_dir() else PACKAGE.parent / "configs"
 ROOT = PACKAGE.parent
@@ -23,10 +23,10 @@ DEFAULT_CONFIG = "configs/digits.py"
 
 
 def find_config(path: str) -> Path:
-    """The config file at `path`: here, in the repository, or among the recipes that the package brought along.
+    """The config file at `path`: from the current folder, from the repository, or among the package's own recipes.
 
     Raises:
-      ConfigError: there is none.
+      ConfigError: there is no such file.
     """
     own = [RECIPES / Path(path).name] if Path(path).parent == Path("configs") else []
     for candidate in (Path(path), ROOT / path, *own):
@@ -37,10 +37,11 @@ def find_config(path: str) -> Path:
 
 
 def load_config(path: Path) -> ConfigDict:
-    """What `get_config()` of the file at `path` returns, not yet validated.
+    """The config that `get_config()` of the file at `path` returns. It is not validated.
 
     Raises:
-      ConfigError: the file fails (its name and line are given), or has no `get_config()` of a ConfigDict.
+      ConfigError: the file fails (the message has its name and line), or has no `get_config()` that returns a
+        ConfigDict.
     """
     _let_recipes_import_each_other()
     name = f"bignas_jax_config_{path.stem}"
@@ -59,9 +60,9 @@ def load_config(path: Path) -> ConfigDict:
 
 
 class _Recipes:
-    """Finds `configs` and its modules among RECIPES, where nothing before it in `sys.meta_path` has found them.
+    """Finds `configs` and its modules among RECIPES, if no finder before it in `sys.meta_path` has found them.
 
-    So a user's own folder `configs` hides only the recipes whose names it has.
+    So a user's own folder `configs` hides only recipes of the same names.
     """
 
     @staticmethod
@@ -73,7 +74,7 @@ class _Recipes:
 
 
 def _let_recipes_import_each_other() -> None:
-    """Makes `from configs import digits` work from any folder, and however the package is installed."""
+    """Makes `from configs import digits` work from any folder, whether the package is installed or a checkout."""
     if _Recipes not in sys.meta_path:
         sys.meta_path.append(_Recipes)
 
@@ -98,7 +99,7 @@ def load_recipe(path: str | Path = DEFAULT_CONFIG) -> ConfigDict:
     """The config of a recipe, checked and locked.
 
     Args:
-      path: of the file, such as 'configs/cifar10.py', looked for as `find_config` does.
+      path: the path of the file, such as 'configs/cifar10.py'. `find_config` looks for it.
     Raises:
       ConfigError: there is no such file, it fails, or the config cannot work; one line that names the field.
     """

@@ -1,4 +1,4 @@
-"""Activations of the family, each with its derivative: batch norm applies them inside its own gradient.
+"""The activations of the MobileNet family and their derivatives, which batch norm uses inside its own gradient.
 
 All three map 0 to 0, which keeps the masked channels of a bucket at zero.
 """
@@ -13,6 +13,7 @@ def _sigmoid_parts(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def identity(x: jax.Array) -> jax.Array:
+    """x itself."""
     return x
 
 
@@ -27,6 +28,7 @@ def h_swish(x: jax.Array) -> jax.Array:
 
 
 def relu(x: jax.Array) -> jax.Array:
+    """max(x, 0)."""
     return jnp.maximum(x, 0)
 
 

@@ -1,4 +1,4 @@
-"""A matrix product of which a sampled architecture needs a corner alone."""
+"""A matrix product in which a sampled architecture uses only a corner of the kernel."""
 
 from functools import partial
 
@@ -10,14 +10,16 @@ import jax.numpy as jnp
 def product_of_corner(
     x: jax.Array, kernel: jax.Array, chosen: jax.Array, corners: tuple[tuple[int, int], ...]
 ) -> jax.Array:
-    """x @ kernel where only a corner of the kernel matters: the first of x's channels, or of the result's.
+    """x @ kernel, computed with a corner of the kernel: its first rows and columns.
 
-    One branch of a `jax.lax.switch` for each corner, forwards and backwards. The gradient is written out, since that
-    of a switch keeps what every branch would need.
+    Each corner is a branch of a `jax.lax.switch`, in the forward and in the backward pass. The gradient is written by
+    hand: automatic differentiation of a switch stores the values that every branch needs.
 
     Args:
-      x: [N, I]. kernel: [I, O]. chosen: int32 scalar, which of `corners`.
-      corners: (rows, columns) of the kernel, each at most (I, O).
+      x: [N, I] input.
+      kernel: [I, O].
+      chosen: int32 scalar, position in `corners`.
+      corners: (rows, columns) of each corner, at most (I, O).
     Returns:
       [N, O] in the dtype of x, zero beyond the corner's columns.
     """
@@ -53,5 +55,5 @@ product_of_corner.defvjp(_corner_forward, _corner_backward)
 
 
 def _widen(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """`x` in the corner of zeros of this shape."""
+    """`x`, padded at its end with zeros to this shape."""
     return jnp.pad(x, [(0, wide - side) for side, wide in zip(x.shape, shape, strict=True)])

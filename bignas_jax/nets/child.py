@@ -1,4 +1,4 @@
-"""A child taken out of a supernet: its slice of the weights with its own batch-norm statistics, and nothing else."""
+"""A child of a supernet: its own slice of the weights and its own batch-norm statistics."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -24,10 +24,11 @@ class Child:
     """One architecture with weights of its own.
 
     Attributes:
-      space: the space whose one architecture it is (`slicing.single`). num_classes: of the classifier.
-      params: NumPy float32, nested as `supernet.build(space, num_classes)` gives them; once folded, each norm has only
-        a `bias`.
-      statistics: layer name to (mean, variance), float32; None once batch norm is folded.
+      space: a space with this architecture alone (`slicing.single`).
+      num_classes: classes of the classifier.
+      params: NumPy float32 arrays, nested as `weights.build(space, num_classes)` gives them. After `fold` each norm has
+        only a `bias`.
+      statistics: layer name to (mean, variance), float32; None after `fold`.
     """
 
     space: Space
@@ -37,14 +38,17 @@ class Child:
 
     @property
     def arch(self) -> Architecture:
+        """The child's architecture."""
         return self.space.biggest
 
     @property
     def layout(self) -> tuple[Layer, ...]:
+        """The child's layers in order."""
         return self.space.layout(self.arch, self.num_classes)
 
     @property
     def folded(self) -> bool:
+        """Whether batch norm is folded into the convolutions."""
         return self.statistics is None
 
 
@@ -52,7 +56,10 @@ def take(space: Space, params: Any, statistics: Mapping[str, Any], arch: Archite
     """The child `arch` of a supernet.
 
     Args:
-      space, params: of the supernet. statistics: of the child, as `Evaluator.calibrate` gives them.
+      space: the supernet's space.
+      params: the supernet's weights.
+      statistics: the child's batch-norm statistics, as `Evaluator.calibrate` gives them.
+      arch: the child's architecture.
     Raises:
       ValueError: the architecture is not in the space.
     """
@@ -68,7 +75,7 @@ def take(space: Space, params: Any, statistics: Mapping[str, Any], arch: Archite
 
 @dataclasses.dataclass(frozen=True)
 class _Normed:
-    """A convolution and the norm behind it, as paths in the parameters, and the name of the norm's statistics."""
+    """A convolution and the norm behind it: their paths in the parameters, and the name of the norm's statistics."""
 
     conv: Path
     norm: Path
@@ -85,10 +92,10 @@ def _normed(child: Child) -> list[_Normed]:
 
 
 def fold(child: Child) -> Child:
-    """The same function with every batch norm folded into the convolution before it.
+    """The same child, with every batch norm folded into the convolution before it (Jacob et al., 2018, section 3.2).
 
-    kernel * scale / sqrt(variance + epsilon), and as bias: bias - mean * scale / sqrt(variance + epsilon); computed in
-    float64. (Jacob et al., 2018, section 3.2.)
+    The new kernel is kernel * scale / sqrt(variance + epsilon). The new bias is
+    bias - mean * scale / sqrt(variance + epsilon). Both are computed in float64. The child computes the same function.
     """
     if child.folded:
         return child
@@ -103,7 +110,7 @@ def fold(child: Child) -> Child:
 
 
 class _Bias(nnx.Module):
-    """Stands where a folded batch norm stood: adds a bias, then applies the activation and the gate."""
+    """Takes the place of a folded batch norm: adds a bias, then applies the activation and the gate."""
 
     def __init__(self, bias: np.ndarray):
         self.bias = nnx.Param(bias)
@@ -116,7 +123,11 @@ class _Bias(nnx.Module):
 
 
 def forward(child: Child):
-    """The child in JAX, its weights inside: float32 [B, R, R, 3] normalised images to logits [B, classes]."""
+    """The child as a function in JAX that holds its weights.
+
+    Returns:
+      A function of float32 [B, R, R, 3] normalised images that gives the logits [B, classes].
+    """
     net = nnx.eval_shape(lambda: Supernet(child.space, child.num_classes, rngs=nnx.Rngs(0)))
     if child.folded:
         for part in _normed(child):

@@ -1,15 +1,15 @@
 """The modules that compute layers, by the layers' kind.
 
-A module is built as `Module(layer, rngs=...)` from its layer in the space's biggest architecture, whose `convs` name
-its parts. It is called as `module(x, layer, size, mode, drop_rate, rng)` and returns its output and the statistics of
-its batch norms:
+A module is built as `Module(layer, rngs=...)`, where `layer` belongs to the space's biggest architecture. The `convs`
+of the layer name the parts of the module. It is called as `module(x, layer, size, mode, drop_rate, rng)`:
 
     x: [B, H, W, C] input.
     layer: the layer of the architecture that is compiled.
     size: the sizes of the layer's dimensions by name.
-    mode: with `statistics` of this layer alone, by the names of its convolutions.
-    drop_rate: of drop-connect. rng: key of its own, or None.
-    returns: [B, H', W', C'], and a dictionary of convolution name to (mean, unbiased variance).
+    mode: a Mode; its `statistics` hold this layer alone, by convolution name.
+    drop_rate: the rate of drop-connect.
+    rng: the layer's own random key, or None.
+    returns: the output [B, H', W', C'], and a dictionary of convolution name to (mean, unbiased variance).
 """
 
 from flax import nnx
@@ -32,6 +32,6 @@ def module_of(layer: Layer) -> type[nnx.Module]:
     """The class of a layer's module.
 
     Raises:
-      ConfigError: there is none of its kind.
+      ConfigError: there is no module of this kind.
     """
     return find(layer.kind, MODULES, "space: kind of layer")

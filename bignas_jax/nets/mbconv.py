@@ -14,9 +14,8 @@ from bignas_jax.spaces.layers import Layer
 class MBConv(nnx.Module):
     """Inverted residual block (Sandler et al., 2018).
 
-    Squeeze-and-excitation and the shortcut are there where the layer has them.
-
-    Its convolutions are `expand` (left out at an expansion ratio of 1), `depthwise` and `project`.
+    Its convolutions are `expand` (left out at an expansion ratio of 1), `depthwise` and `project`. It has
+    squeeze-and-excitation and a shortcut if the layer has them.
 
     Args:
       layer: the block in the biggest architecture.
@@ -41,7 +40,12 @@ class MBConv(nnx.Module):
         """[B, H, W, in] -> [B, ceil(H / stride), ceil(W / stride), out]. See `nets.kinds`.
 
         Args:
-          size: `in`, `mid`, `out`, `se` and `kernel`.
+          x: [B, H, W, in] input.
+          layer: the block in the architecture that is compiled.
+          size: the sizes `in`, `mid`, `out`, `se` and `kernel`.
+          mode: how batch norm and regularisation act.
+          drop_rate: the rate of drop-connect.
+          rng: the block's own random key, or None.
         """
         statistics = {}
         activation = layer.convs[0].activation
@@ -71,6 +75,6 @@ class MBConv(nnx.Module):
 
 
 def _drop_images(x: jax.Array, rate: float, rng: jax.Array) -> jax.Array:
-    """Drop-connect: zeroes the branch for some images, scales it for the others (Huang et al., 2016)."""
+    """Drop-connect: sets the branch to zero for some images and scales it up for the others (Huang et al., 2016)."""
     keep = jax.random.bernoulli(rng, 1 - rate, (x.shape[0], 1, 1, 1))
     return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)

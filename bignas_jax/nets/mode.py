@@ -11,13 +11,14 @@ class Mode:
     """How one forward pass treats batch norm and regularisation.
 
     Attributes:
-      statistics: a child's batch-norm statistics to normalise with, as `Supernet.__call__` returns them; None:
-        those of the batch itself.
-      collect: also return the batch's statistics.
-      axis_name: mesh axis over which batch statistics are shared, or None.
-      rng: key for dropout and drop-connect; None switches both off.
-      dropout, drop_connect: their rates.
-      remat: recompute each block in the backward pass instead of keeping its insides.
+      statistics: batch-norm statistics to normalise with, as `Supernet.__call__` returns them; None means the batch's
+        own.
+      collect: whether the batch's statistics are returned too.
+      axis_name: mesh axis whose devices share the batch's statistics, or None.
+      rng: random key for dropout and drop-connect; None switches both off.
+      dropout: the rate of dropout before the classifier.
+      drop_connect: the rate that drop-connect grows to from block to block (`supernet.drop_connect_rate`).
+      remat: whether each block is recomputed in the backward pass, so that its inner values need no memory.
     """
 
     statistics: Any = None
@@ -29,7 +30,7 @@ class Mode:
     remat: bool = False
 
     def of(self, name: str) -> dict[str, Any]:
-        """Arguments of the batch norm of this name."""
+        """Arguments of the batch norm behind the convolution of this name."""
         stored = None if self.statistics is None else self.statistics[name]
         return {"statistics": stored, "axis_name": self.axis_name}
 

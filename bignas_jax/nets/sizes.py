@@ -1,4 +1,4 @@
-"""The sizes of a sampled architecture: what a shared executable is told at run time."""
+"""The sizes of a sampled architecture, which a shared executable gets at run time."""
 
 import jax
 import numpy as np
@@ -8,15 +8,19 @@ from bignas_jax.spaces.architecture import Architecture
 from bignas_jax.spaces.layers import Layer
 from bignas_jax.spaces.space import Space
 
-ACTIVE = 0  # the column that says whether a layer runs; the sizes of its dimensions follow
+ACTIVE = 0  # the column that says whether a layer runs; the sizes of its dimensions stand in the next columns
 
 
 def sizes(space: Space, outer: Architecture, arch: Architecture) -> np.ndarray:
-    """What an executable compiled for `outer` must know of `arch` at run time.
+    """The sizes of `arch` that an executable compiled for `outer` needs at run time.
 
+    Args:
+      space: the search space of both.
+      outer: the architecture that the executable is compiled for.
+      arch: the architecture that runs.
     Returns:
-      int32 [layers of `outer`, columns]; a row has 1 if the layer runs, then the sizes of its dimensions in order,
-      then zeros. The row of a layer that is skipped is all zeros.
+      int32 [layers of `outer`, columns]. The row of a layer that runs holds 1, then the sizes of its dimensions in
+      order, then zeros. The row of a layer that is skipped holds zeros.
     Raises:
       ValueError: `arch` does not fit inside `outer`, or has another resolution.
     """
@@ -43,8 +47,8 @@ def layer_sizes(layer: Layer, row: jax.Array | None) -> dict[str, Size]:
     """The sizes of a layer's dimensions by name.
 
     Args:
-      layer: of the architecture that is compiled.
-      row: of `sizes`, possibly traced; None if that architecture itself runs.
+      layer: a layer of the architecture that is compiled.
+      row: the layer's row of `sizes`, possibly traced; None means that the compiled architecture itself runs.
     """
     return {
         dim.name: Size(dim.size, None if row is None else row[1 + column], dim.ends)

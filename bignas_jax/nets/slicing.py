@@ -1,7 +1,7 @@
-"""A child's own weights: the slice of a supernet's that a forward pass of the child reads.
+"""A child's own weights: the slice of the supernet's weights that a forward pass of the child reads.
 
-The child is the supernet of a space that leaves it no choice, so that whatever runs on a supernet (training,
-calibration, evaluation, export) runs on a child, without a mask and without a weight too many.
+A child is the supernet of a space with one architecture. So everything that runs on a supernet (training, calibration,
+evaluation, export) runs on a child, without a mask and without unused weights.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from bignas_jax.spaces.space import Space
 
 
 def single(space: Space, arch: Architecture) -> Space:
-    """The space whose one architecture is `arch`; stages keep their names, strides and squeeze-and-excitation.
+    """The space with the architecture `arch` alone. Stages keep their names, strides and squeeze-and-excitation.
 
     Raises:
       ValueError: `arch` is not in `space`.
@@ -25,19 +25,19 @@ def single(space: Space, arch: Architecture) -> Space:
 
 
 def num_classes_of(params: Mapping[str, Any]) -> int:
-    """The classes of a supernet with these parameters."""
+    """The number of classes of a supernet with these parameters."""
     return params["classifier"]["conv"]["bias"].shape[0]
 
 
 def at(params: Any, path: Path) -> Any:
-    """What lies at a path of nested parameters."""
+    """The value at a path of nested parameters."""
     for key in path:
         params = params[key]
     return params
 
 
 def put(params: dict, path: Path, value: Any) -> None:
-    """Sets what lies at a path of nested parameters, and makes the dictionaries that lead there."""
+    """Sets the value at a path of nested parameters. Dictionaries that are missing on the way are made."""
     *way, last = path
     for key in way:
         params = params.setdefault(key, {})
@@ -45,14 +45,17 @@ def put(params: dict, path: Path, value: Any) -> None:
 
 
 def slice_params(space: Space, params: Any, arch: Architecture) -> dict:
-    """The weights of `arch` as the supernet of `single(space, arch)` takes them: the same logits, bit by bit or nearly.
+    """The weights of `arch`, as the supernet of `single(space, arch)` takes them.
 
-    Leading channels, the centre of each depthwise kernel, the first blocks of each stage.
+    They are the first channels, the centre of each depthwise kernel and the first blocks of each stage. The logits are
+    the same, bit by bit or nearly.
 
     Args:
-      params: of the supernet, nested as `weights.build` gives them, NumPy or JAX arrays.
+      space: the supernet's space.
+      params: the supernet's weights, nested as `weights.build` gives them, NumPy or JAX arrays.
+      arch: the architecture to slice to.
     Returns:
-      Arrays of the same kind (NumPy's are views), nested alike; blocks are numbered without gaps.
+      Arrays of the same kind (NumPy's are views), nested in the same way. Blocks are numbered without gaps.
     Raises:
       ValueError: `arch` is not in the space, or `params` are not of this space.
     """
@@ -68,7 +71,7 @@ def slice_params(space: Space, params: Any, arch: Architecture) -> dict:
 
 
 def param_shapes(space: Space, num_classes: int) -> dict:
-    """The supernet's parameters as shapes."""
+    """The supernet's parameters, as shapes and dtypes."""
     found: dict = {}
     for weight in weights(space.layout(space.biggest, num_classes)):
         put(found, weight.path, jax.ShapeDtypeStruct(weight.shape, np.float32))
@@ -76,7 +79,7 @@ def param_shapes(space: Space, num_classes: int) -> dict:
 
 
 def _cut(name: str, shape: tuple[int, ...], array: Any) -> Any:
-    """The leading part of `array` in this shape; of a kernel's two sides, [k, k, ...], the centre."""
+    """The part of `array` in this shape: the centre of a kernel's sides [k, k, ...], the first entries elsewhere."""
     sides = 2 if len(shape) > 2 else 0
     starts = [(have - want) // 2 if axis < sides else 0
               for axis, (have, want) in enumerate(zip(array.shape, shape, strict=True))]  # fmt: skip
@@ -87,10 +90,12 @@ def _cut(name: str, shape: tuple[int, ...], array: Any) -> Any:
 
 
 def slice_statistics(space: Space, statistics: dict, arch: Architecture) -> dict:
-    """Batch-norm statistics of `arch`, found on the supernet, under the names that its own slice gives them.
+    """Batch-norm statistics of `arch` that were collected on the supernet, under the layer names of the child.
 
     Args:
-      statistics: layer name to (mean, variance), each of the child's width or longer (those of a masked run).
+      space: the supernet's space.
+      statistics: layer name to (mean, variance), each of the child's width or longer (longer after a masked run).
+      arch: the child's architecture.
     """
     found = {}
     for own, wide in zip(single(space, arch).layout(arch), space.layout(arch), strict=True):

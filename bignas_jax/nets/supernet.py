@@ -1,8 +1,9 @@
-"""The supernet: weights as wide and deep as the space's biggest architecture, of which every architecture is a slice.
+"""The supernet: weights as wide and deep as the space's biggest architecture. Every architecture is a slice of them.
 
-A forward pass takes a static *outer* architecture, to which weights are sliced at trace time, and optionally the
-*sizes* of a sampled architecture inside it, which are traced. What the sampled one leaves unused is masked (channels,
-kernel border) or skipped (blocks). Without sizes, the outer architecture itself runs and no mask is traced.
+A forward pass takes an *outer* architecture, which is static: weights are sliced to it at trace time. It can also take
+the *sizes* of a sampled architecture inside the outer one, which are traced. Channels and kernel borders that the
+sampled architecture does not use are masked, and blocks that it does not have are skipped. Without sizes, the outer
+architecture itself runs and no mask is traced.
 """
 
 import dataclasses
@@ -24,8 +25,9 @@ class Supernet(nnx.Module):
     """All weights of a search space: a module for each layer of its biggest architecture.
 
     Args:
-      space: the search space. num_classes: classes of the linear classifier.
-      dtype: of activations and of the products ('bfloat16' or 'float32'); parameters and statistics are float32.
+      space: the search space.
+      num_classes: classes of the linear classifier.
+      dtype: dtype of activations and products, 'bfloat16' or 'float32'; parameters and statistics are float32.
     """
 
     def __init__(self, space: Space, num_classes: int, *, dtype: str = "float32", rngs: nnx.Rngs):
@@ -52,13 +54,14 @@ class Supernet(nnx.Module):
         """Logits of a batch.
 
         Args:
-          x: [B, R, R, 3] normalised images at the outer architecture's resolution (another one works too, where
+          x: [B, R, R, 3] normalised images at the outer architecture's resolution (another resolution works too, if
             the strides allow it).
-          outer: the architecture to slice to.
-          sampled: the result of `sizes`, possibly traced, or None.
+          outer: the architecture that weights are sliced to.
+          sampled: the result of `sizes`, possibly traced; None means that the outer architecture itself runs.
+          mode: how batch norm and regularisation act.
         Returns:
-          float32 [B, num_classes], and the batch-norm statistics if `mode.collect`, else None: a dictionary of
-          layer name (`block3.expand`) to (mean, unbiased variance), each of the outer architecture's width.
+          float32 [B, num_classes] logits, and the batch-norm statistics if `mode.collect`; otherwise None. The
+          statistics map a layer name (`block3.expand`) to (mean, unbiased variance), each of the outer width.
         """
         layout, statistics = self.layout(outer), {}
         for number, layer in enumerate(layout):
@@ -70,12 +73,16 @@ class Supernet(nnx.Module):
     def run(
         self, layer: Layer, x: jax.Array, row: jax.Array | None = None, mode: Mode = PLAIN, drop_rate: float = 0.0
     ) -> tuple[jax.Array, dict]:
-        """One layer: run, or skipped where the sampled architecture is shallower.
+        """Runs one layer, or skips it if the sampled architecture does not have it.
 
         Args:
-          row: of `sizes`, or None.
+          layer: a layer of the outer architecture.
+          x: [B, H, W, C] input.
+          row: the layer's row of `sizes`, or None.
+          mode: how batch norm and regularisation act.
+          drop_rate: the rate of drop-connect at this layer.
         Returns:
-          Its output, and its batch norms' statistics by name if `mode.collect`.
+          The output, and the statistics of the layer's batch norms by name (none without `mode.collect`).
         """
         module, position = (self.blocks[layer.path[1]], layer.path[1]) if layer.stage is not None else (
             getattr(self, layer.path[0]), len(self.blocks))  # fmt: skip
@@ -100,7 +107,7 @@ class Supernet(nnx.Module):
 
 
 def drop_connect_rate(layout: Sequence[Layer], layer: Layer, mode: Mode) -> float:
-    """Rate x block index / number of blocks, where the layer may be dropped (Tan and Le, 2019)."""
+    """Rate x block index / number of blocks if the layer may be dropped, otherwise 0 (Tan and Le, 2019)."""
     if not (mode.drop_connect and layer.drops):
         return 0.0
     blocks = [other.path for other in layout if other.stage is not None]

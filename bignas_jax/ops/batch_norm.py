@@ -11,12 +11,12 @@ from bignas_jax.ops.size import Size
 class BatchNorm(nnx.Module):
     """Elastic batch norm: the first channels of shared scales and biases.
 
-    Beyond the sampled size scale and bias are zero, so that those channels leave at zero (every activation maps 0
-    to 0) and send no gradient back. This is where a bucket's unused channels are switched off.
+    This module switches off the channels of a bucket that the sampled architecture does not use. Their scale and bias
+    are zero, so that they are zero in the output (every activation maps 0 to 0) and send no gradient back.
 
     Args:
       features: channels of the widest architecture.
-      zero_scale: start with scale 0 (Goyal et al., 2017, section 5.1), else 1.
+      zero_scale: whether the scale starts at 0 (Goyal et al., 2017, section 5.1) and not at 1.
     """
 
     def __init__(self, features: int, *, zero_scale: bool = False):
@@ -26,15 +26,19 @@ class BatchNorm(nnx.Module):
     def __call__(
         self, x, size: Size, *, activation="identity", statistics=None, axis_name=None, gate=None, weights=()
     ):
-        """Normalises [B, H, W, size.computed], then applies the activation, then the gate.
+        """Normalises x, then applies the activation, then the gate.
 
         Args:
-          statistics: (mean, variance), each [size.computed] or longer, to normalise with; None: the batch's own.
-          axis_name: mesh axis of synchronised batch norm.
-          gate, weights: as for `normalize`.
+          x: [B, H, W, size.computed] input.
+          size: the channels of x.
+          activation: a name in `kernels.activation.FUNCTIONS`.
+          statistics: (mean, variance) to normalise with, each [size.computed] or longer; None means the batch's own.
+          axis_name: mesh axis of synchronised batch norm, or None.
+          gate: as for `normalize`.
+          weights: as for `normalize`.
         Returns:
-          The output, same shape and dtype as x, and (mean, unbiased variance) [size.computed] of this batch (of the
-          given statistics where there are some).
+          The output, of the shape and dtype of x, and (mean, unbiased variance) of this batch, each [size.computed].
+          If statistics were given, they are returned instead.
         """
         scale = size.mask(self.scale[...][: size.computed])
         bias = size.mask(self.bias[...][: size.computed])

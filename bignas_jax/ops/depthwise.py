@@ -14,7 +14,9 @@ class DepthwiseConv(nnx.Module):
     A smaller kernel is the centre of the largest one (as in AttentiveNAS, Wang et al., 2021).
 
     Args:
-      features: channels of the widest architecture. kernel_size: its largest kernel. stride: 1 or 2.
+      features: channels of the widest architecture.
+      kernel_size: side of the largest kernel.
+      stride: 1 or 2.
     """
 
     def __init__(self, features: int, kernel_size: int, stride: int, *, rngs: nnx.Rngs):
@@ -26,8 +28,9 @@ class DepthwiseConv(nnx.Module):
         """[B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), C].
 
         Args:
-          kernel_size: `computed` is the side that is computed; taps outside the centre of side `sampled` are zero.
-          channels: those of x; beyond the sampled ones x is zero.
+          x: [B, H, W, C] input.
+          kernel_size: `computed` is the side that is computed. Taps outside the centre of side `sampled` are zero.
+          channels: the channels of x, which are zero beyond the sampled ones; None means that all are sampled.
         """
         side, count = kernel_size.sampled, None if channels is None else channels.sampled
         used = None

@@ -1,4 +1,4 @@
-"""What happens to a batch of images on the device: normalisation, and bicubic resize to a resolution."""
+"""Preparation of a batch of images on the device: normalisation, and bicubic resize to a resolution."""
 
 import functools
 
@@ -19,7 +19,7 @@ def _cubic(t: np.ndarray, a: float = -0.75) -> np.ndarray:
 def resize_matrix(size: int, new_size: int) -> np.ndarray:
     """[new_size, size] float32 weights of bicubic interpolation along one axis.
 
-    a = -0.75, half-pixel centres, no antialiasing, the border repeated: PyTorch's
+    a = -0.75, half-pixel centres, no antialiasing, the border repeated, as in PyTorch's
     `interpolate(mode="bicubic", align_corners=False)`.
     """
     centre = (np.arange(new_size) + 0.5) * (size / new_size) - 0.5
@@ -45,7 +45,10 @@ def prepare(images: jax.Array, resolution: int, mean, std) -> jax.Array:
     """uint8 [B, H, W, 3] -> normalised float32 [B, resolution, resolution, 3].
 
     Args:
-      mean, std: three numbers each, of images scaled to 0..1.
+      images: uint8 [B, H, W, 3].
+      resolution: side of the result in pixels.
+      mean: three numbers, one a channel, of images scaled to 0..1.
+      std: three numbers, one a channel, of images scaled to 0..1.
     """
     mean, std = np.asarray(mean, np.float32), np.asarray(std, np.float32)
     return bicubic_resize(images.astype(jnp.float32) * (1 / (255 * std)) - mean / std, resolution)

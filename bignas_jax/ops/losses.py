@@ -1,4 +1,4 @@
-"""Losses of the sandwich: labels for the biggest architecture, its predictions for all others."""
+"""Losses of the sandwich: the biggest architecture learns from labels, all others learn from its predictions."""
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +13,15 @@ def smooth_labels(labels: jax.Array, num_classes: int, smoothing: float) -> jax.
 
 
 def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """Mean over the batch of -sum_c targets log softmax(logits); both [B, num_classes].
+    """The mean over the batch of -sum_c targets log softmax(logits).
 
-    With the biggest architecture's softmax as targets this is in-place distillation at temperature 1 (Yu et al.,
-    2020, section 3.1).
+    If the targets are the softmax of the biggest architecture, this is in-place distillation at temperature 1 (Yu et
+    al., 2020, section 3.1).
+
+    Args:
+      logits: [B, num_classes].
+      targets: [B, num_classes], probabilities.
+    Returns:
+      A scalar.
     """
     return -jnp.mean(jnp.sum(targets * jax.nn.log_softmax(logits), -1))

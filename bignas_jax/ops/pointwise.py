@@ -1,7 +1,7 @@
 """Elastic 1x1 convolution: a matrix product over the channels.
 
-A program that architectures share computes a product of its full shape or, where channels come with `Size.ends`, one
-of several smaller ones, as the sampled architecture needs: `product_of_corner`.
+A program that architectures share usually computes the product of its full shape. If channels have `Size.ends`, it
+computes the smallest of several products that holds the sampled channels (`product_of_corner`).
 """
 
 import jax
@@ -19,10 +19,15 @@ def fan_out_normal(rngs: nnx.Rngs, shape: tuple[int, ...], fan_out: int) -> jax.
 
 
 class PointwiseConv(nnx.Module):
-    """1x1 convolution without bias whose first input and output channels are shared by all architectures.
+    """1x1 convolution without bias. All architectures share its first input and output channels.
 
-    Unused input channels need no mask: they arrive as zeros. Unused output channels leave as arbitrary finite
-    numbers, for the batch norm behind to switch off, unless `mask_out` is set.
+    Unused input channels need no mask: they are zero in the input. Unused output channels hold arbitrary finite
+    numbers, which the batch norm behind it switches off.
+
+    Args:
+      in_features: input channels of the widest architecture.
+      out_features: output channels of the widest architecture.
+      mask_out: whether unused output channels are zeros.
     """
 
     def __init__(self, in_features: int, out_features: int, *, rngs: nnx.Rngs, mask_out: bool = False):
@@ -30,10 +35,12 @@ class PointwiseConv(nnx.Module):
         self.mask_out = mask_out
 
     def __call__(self, x: jax.Array, out: Size, into: Size | None = None) -> jax.Array:
-        """[B, H, W, I] -> [B, H, W, out.computed], I being the input channels that are computed.
+        """[B, H, W, I] -> [B, H, W, out.computed].
 
         Args:
-          into: the channels of x, if they have `ends` to choose from; those of `out` do otherwise.
+          x: [B, H, W, I] input; I is the number of input channels that are computed.
+          out: the output channels.
+          into: the channels of x, or None. If they have `ends` to choose from, the `ends` of `out` are not used.
         """
         kernel, flat = self.kernel[...][: x.shape[-1], : out.computed], x.reshape(-1, x.shape[-1])
         if self.mask_out:
@@ -50,7 +57,11 @@ class PointwiseConv(nnx.Module):
 class Linear(nnx.Module):
     """The classifier: elastic in its input, fixed in its output; computed in float32.
 
-    Starts as normal(0, 0.01) with zero bias (Goyal et al., 2017, section 5.1).
+    Its kernel starts as normal(0, 0.01) and its bias as zero (Goyal et al., 2017, section 5.1).
+
+    Args:
+      in_features: input channels of the widest architecture.
+      out_features: classes.
     """
 
     def __init__(self, in_features: int, out_features: int, *, rngs: nnx.Rngs):

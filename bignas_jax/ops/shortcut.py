@@ -12,7 +12,7 @@ from bignas_jax.ops.size import Size
 def average_pool(x: jax.Array) -> jax.Array:
     """2x2 average pool of stride 2, [B, H, W, C] -> [B, ceil(H/2), ceil(W/2), C].
 
-    An odd side is padded by 1 at both ends, and the padding counts in the mean.
+    An odd side is padded with a zero at both ends. These zeros count in the mean.
     """
     batch, height, width, channels = x.shape
     pad = ((0, 0), (height % 2, height % 2), (width % 2, width % 2), (0, 0))
@@ -23,9 +23,14 @@ def average_pool(x: jax.Array) -> jax.Array:
 
 
 class Shortcut(nnx.Module):
-    """What a stage's first block adds to its output.
+    """The shortcut of a stage's first block, which is added to the output of the block.
 
-    Average pool where the stride is 2; 1x1 convolution without norm where the widths differ, else nothing.
+    It pools if the stride is 2. It applies a 1x1 convolution without norm if the widths differ.
+
+    Args:
+      in_features: input channels of the widest architecture.
+      out_features: output channels of the widest architecture.
+      stride: 1 or 2.
     """
 
     def __init__(self, in_features: int, out_features: int, stride: int, *, rngs: nnx.Rngs):
@@ -33,12 +38,12 @@ class Shortcut(nnx.Module):
         self.stride = stride
 
     def __call__(self, x: jax.Array, in_size: Size, out: Size) -> jax.Array:
-        """[B, H, W, in_size.computed] -> [B, H / stride, W / stride, out.computed]."""
+        """[B, H, W, in_size.computed] -> [B, ceil(H / stride), ceil(W / stride), out.computed]."""
         if self.stride == 2:
             x = average_pool(x)
         if in_size.sampled is None and out.sampled is None:
             return x if in_size.computed == out.computed else self.conv(x, out)
-        # Whether the sampled widths agree is known at run time only. Unused channels are zero in both branches.
+        # Only at run time is it known whether the sampled widths agree. Unused channels are zero in both branches.
         same = (in_size.computed if in_size.sampled is None else in_size.sampled) == (
             out.computed if out.sampled is None else out.sampled
         )

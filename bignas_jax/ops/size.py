@@ -1,4 +1,4 @@
-"""What elastic ops share: the size of an elastic dimension, and the precision of sums."""
+"""The size of an elastic dimension, which all elastic ops take."""
 
 import dataclasses
 
@@ -12,10 +12,10 @@ class Size:
 
     Attributes:
       computed: the number of channels that the executable computes; weights are sliced to it at trace time.
-      sampled: int32 scalar, at most `computed`: the channels that the sampled architecture uses. None says that
-        it uses all of them ("sliced"): no mask is traced.
-      ends: counts, ascending, the last one `computed`, of which products over these channels compute the first that
-        holds the sampled ones; () is (computed,).
+      sampled: int32 scalar, at most `computed`: the channels that the sampled architecture uses. None means that it
+        uses all of them ("sliced"), and no mask is traced.
+      ends: channel counts at which a product over these channels can stop, ascending; the last one is `computed`. The
+        product stops at the first one that holds the sampled channels. () means (computed,).
     """
 
     computed: int
@@ -29,11 +29,11 @@ class Size:
 
     @property
     def end(self) -> jax.Array:
-        """int32 scalar: which of `ends` is the first that holds the sampled channels."""
+        """int32 scalar: the position in `ends` of the first count that holds the sampled channels."""
         return jnp.sum(jnp.array(self.ends[:-1], jnp.int32) < self.sampled)
 
     def mask(self, x: jax.Array, axis: int = -1) -> jax.Array:
-        """Zeroes what lies beyond the sampled channels along `axis` of `x`, whose length there is `computed`."""
+        """`x` with zeros beyond the sampled channels along `axis`. The length of x along this axis is `computed`."""
         if self.sampled is None:
             return x
         used = jnp.arange(self.computed) < self.sampled

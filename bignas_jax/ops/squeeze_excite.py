@@ -8,12 +8,13 @@ from bignas_jax.ops.size import Size
 
 
 def gate(pooled: jax.Array, weights: tuple[jax.Array, ...]) -> jax.Array:
-    """hard_sigmoid(expand(relu(reduce(pooled)))), hard_sigmoid(x) = relu6(x + 3) / 6; in the dtype of the weights.
+    """hard_sigmoid(expand(relu(reduce(pooled)))), where hard_sigmoid(x) = relu6(x + 3) / 6.
 
     Args:
-      pooled: [B, C], means over the positions. weights: as `SqueezeExcite.weights` gives them.
+      pooled: [B, C], means over the positions.
+      weights: the result of `SqueezeExcite.weights`.
     Returns:
-      [B, C], between 0 and 1.
+      [B, C], between 0 and 1, in the dtype of the weights.
     """
     reduce_kernel, reduce_bias, expand_kernel, expand_bias, used = weights
     hidden = jax.nn.relu(pooled.astype(reduce_kernel.dtype) @ reduce_kernel + reduce_bias)
@@ -23,12 +24,13 @@ def gate(pooled: jax.Array, weights: tuple[jax.Array, ...]) -> jax.Array:
 
 
 class SqueezeExcite(nnx.Module):
-    """The weights of squeeze-and-excitation: a gate for each channel from the means of all channels.
+    """The weights of squeeze-and-excitation, which computes a gate for each channel from the means of all channels.
 
-    The batch norm in front applies the gate (`BatchNorm.__call__`, `normalize`), in the pass that it makes anyway.
+    The batch norm before it applies the gate in its own pass (`BatchNorm.__call__`, `normalize`).
 
     Args:
-      features: channels of the widest architecture; reduced: its squeezed channels.
+      features: channels of the widest architecture.
+      reduced: squeezed channels of the widest architecture.
     """
 
     def __init__(self, features: int, reduced: int, *, rngs: nnx.Rngs):
@@ -41,10 +43,15 @@ class SqueezeExcite(nnx.Module):
         self.expand_bias = nnx.Param(jnp.zeros(features))
 
     def weights(self, features: int, reduced: Size, dtype: jnp.dtype) -> tuple[jax.Array, ...]:
-        """What `gate` needs for the first `features` channels, squeezed to `reduced`, in `dtype`.
+        """The weights that `gate` takes.
 
-        Channels that arrive as zeros leave as zeros, whatever their gate: only the squeezed ones are masked, as
-        values, which are fewer than their weights.
+        Only the squeezed channels need a mask: unused channels are zero, whatever their gate is. The mask acts on the
+        values of the squeezed channels, which are fewer than their weights.
+
+        Args:
+          features: the number of channels that are computed.
+          reduced: the squeezed channels.
+          dtype: dtype of the weights that are returned.
         """
         weights = (
             self.reduce_kernel[...][:features, : reduced.computed],

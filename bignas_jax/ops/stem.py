@@ -8,7 +8,13 @@ from bignas_jax.ops.size import Size
 
 
 class StemConv(nnx.Module):
-    """3x3 convolution without bias, padding 1, from `in_features` image channels."""
+    """3x3 convolution without bias, with padding 1.
+
+    Args:
+      in_features: channels of the image.
+      out_features: output channels of the widest architecture.
+      stride: 1 or 2.
+    """
 
     def __init__(self, in_features: int, out_features: int, stride: int, *, rngs: nnx.Rngs):
         self.kernel = nnx.Param(fan_out_normal(rngs, (3, 3, in_features, out_features), 9 * out_features))

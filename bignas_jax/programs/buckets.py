@@ -1,7 +1,8 @@
-"""Which bucket an architecture runs in, and the executables of a run, compiled ahead of its first step.
+"""The bucket that an architecture runs in.
 
-A space has billions of architectures, too many to compile each: the biggest and the smallest have executables of
-their own ("sliced"), all others share one a resolution, as wide and deep as the biggest ("masked").
+A space has billions of architectures, too many to compile each of them. The biggest and the smallest have executables
+of their own ("sliced"). All other architectures of a resolution run in the same executable, which is as wide and deep
+as the biggest architecture ("masked").
 """
 
 import dataclasses
@@ -14,13 +15,18 @@ from bignas_jax.spaces.space import Space
 
 @dataclasses.dataclass(frozen=True)
 class Bucket:
-    """What an executable is compiled for: `arch` itself, or, if `masked`, every architecture inside it."""
+    """An architecture that executables are compiled for.
+
+    Attributes:
+      arch: the architecture; weights are sliced to it at trace time.
+      masked: whether every architecture inside `arch` can run in it, or only `arch` itself.
+    """
 
     arch: Architecture
     masked: bool
 
     def sampled(self, space: Space, arch: Architecture) -> dict | None:
-        """What the executable must be told of `arch`: None if it is `self.arch`, sliced.
+        """The sizes of `arch` that the executable gets at run time; None if it is sliced.
 
         Raises:
           ValueError: `arch` does not run in this bucket.
@@ -32,7 +38,7 @@ class Bucket:
         return None
 
     def executed(self, space: Space, arch: Architecture, num_classes: int) -> int:
-        """Multiply-adds of one image's forward pass of `arch` in this bucket's executable."""
+        """Multiply-adds of one image's forward pass of `arch` in this bucket's executable; see `spaces.cost`."""
         if self.masked:
             return executed(space, self.arch, arch, num_classes)
         return count(space, self.arch, num_classes).macs
@@ -44,7 +50,7 @@ def shared(space: Space, resolution: int) -> Bucket:
 
 
 def bucket_for(space: Space, arch: Architecture) -> Bucket:
-    """The bucket in which `arch` runs without a compile: the biggest and the smallest have their own, others share one.
+    """The bucket of `arch`: its own if it is the biggest or the smallest, otherwise the one that its resolution shares.
 
     Raises:
       ValueError: `arch` is not in the space.

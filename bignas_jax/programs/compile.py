@@ -18,14 +18,15 @@ def compile_ahead(
     progress: bool = True,
     identity: str | None = None,
 ) -> dict[Hashable, Any]:
-    """Compiles several programs side by side, or loads those that an earlier run left.
+    """Compiles several programs at the same time, or loads them if an earlier run kept them.
 
     Args:
-      lower: functions that trace and lower a program (`jax.jit(f).lower(...)`), by key. They run one after the
-        other, for tracing holds Python's lock; XLA compiles what is lowered meanwhile, on all cores.
-      title: of the progress bar. progress: whether to show it (on a terminal or not: one line a program is cheap).
-      identity: all that determines the programs beside their keys, this package and this machine, such as the run's
-        config; None: they are always traced, and found by their text at best.
+      lower: functions that trace and lower a program (`jax.jit(f).lower(...)`), by key. They run one after the other,
+        because tracing holds Python's lock. At the same time XLA compiles the lowered programs on all cores.
+      title: the title of the progress bar.
+      progress: whether the bar is shown. It is also shown outside of a terminal: one line a program is cheap.
+      identity: a text that determines the programs, together with their keys, this package and this machine, such as
+        the run's config. None means that programs are always traced; a kept one can still be found by its text.
     Returns:
       The compiled programs by key.
     """
@@ -47,6 +48,6 @@ def compile_ahead(
                 forget()
             return compiled
         finally:
-            # After an interrupt nobody waits for programs that have not begun to compile.
+            # After an interrupt, programs that have not begun to compile are dropped.
             pool.shutdown(wait=False, cancel_futures=True)
             give_back_freed_memory()

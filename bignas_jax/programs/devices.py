@@ -1,4 +1,4 @@
-"""The mesh of devices and what lies where on it: one `data` axis, for one device, eight, or many hosts."""
+"""The mesh of devices, and where arrays lie on it. It has one axis, `data`, for one device, eight, or many hosts."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +16,7 @@ SPLIT = PartitionSpec(AXIS)
 
 
 def connect(options: Distributed) -> None:
-    """Joins the processes of a run, before anything else touches JAX. Does nothing for one process."""
+    """Connects the processes of a run. It is called before JAX is used otherwise. With one process it does nothing."""
     if options.num_processes > 1:
         jax.distributed.initialize(options.coordinator, options.num_processes, options.process_id)
 
@@ -25,11 +25,11 @@ def make_mesh(num_devices: int, batch_sizes: dict[str, int]) -> Mesh:
     """A mesh with one axis, `data`.
 
     Args:
-      num_devices: how many of the devices to use; 0 for all.
-      batch_sizes: images a step by field name, each of which must divide evenly over the devices.
+      num_devices: how many devices to use; 0 means all.
+      batch_sizes: images a step, by the name of the config's field. Each must be a multiple of the devices in use.
     Raises:
-      ConfigError: there are fewer devices, a part of a multi-process run would be left out, or a batch does not
-        divide.
+      ConfigError: there are fewer devices, a run of several processes would not use all devices, or a batch size is
+        not a multiple of the devices.
     """
     devices = jax.devices()
     if num_devices > len(devices):
@@ -45,24 +45,31 @@ def make_mesh(num_devices: int, batch_sizes: dict[str, int]) -> Mesh:
 
 
 def replicate(mesh: Mesh, tree: Any) -> Any:
-    """Every device gets a copy of every array."""
+    """Copies every array of a tree to every device."""
     return jax.device_put(tree, NamedSharding(mesh, REPLICATED))
 
 
 def over_devices(mesh: Mesh, function: Callable, in_specs: Any, out_specs: Any, **jit_arguments: Any) -> Any:
     """`function` as one jitted program that each device runs on its part (SPLIT) or copy (REPLICATED) of the arrays.
 
-    JAX does not check that what leaves as REPLICATED is the same on all devices: the function sees to it.
+    JAX does not check that REPLICATED results are equal on all devices. The function must make sure of it.
+
+    Args:
+      mesh: the devices.
+      function: a function of arrays.
+      in_specs: SPLIT or REPLICATED for each of its arguments.
+      out_specs: SPLIT or REPLICATED for each of its results.
+      **jit_arguments: further arguments of `jax.jit`.
     """
     mapped = jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
     return jax.jit(mapped, **jit_arguments)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Of arrays whose first axis is the batch."""
+    """The sharding of arrays whose first axis is the batch."""
     return NamedSharding(mesh, SPLIT)
 
 
 def shapes(tree: Any, sharding: NamedSharding) -> Any:
-    """The tree's shapes and dtypes on a sharding, to lower a program with."""
+    """The shapes and dtypes of a tree of arrays, with a sharding. A program can be lowered with them."""
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(np.shape(a), a.dtype, sharding=sharding), tree)

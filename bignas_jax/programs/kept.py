@@ -1,10 +1,10 @@
-"""Compiled programs, kept from run to run under a name that costs no trace.
+"""Compiled programs that are kept from run to run. They are found by name, without a trace.
 
-JAX's own cache finds a program by its text, for which it must be traced and lowered first: two thirds of the warm
-start of a full-size run. Here a program is found by what its text follows from: the specs that it is made of (space,
-members, loss, step, mesh), the sources of this package and of the user's own classes, the versions of the libraries,
-JAX's settings, and the devices. A program with another name is found by its text as well, so that a change of the
-sources that leaves a program as it was costs a trace, no compile.
+JAX's own cache finds a program by its text. The program must be traced and lowered to get this text, which takes two
+thirds of the warm start of a full-size run. Here the name of a program is a digest of everything that determines its
+text: the specs that it is made of (space, members, loss, step, mesh), the sources of this package and of the user's own
+classes, the versions of the libraries, JAX's settings, and the devices. If no program has this name, it is traced and
+looked up by its text. So a change of the sources that does not change the program costs a trace but no compile.
 """
 
 import contextlib
@@ -32,11 +32,11 @@ from bignas_jax.kernels import native
 from bignas_jax.kernels.depthwise.choice import forced
 from bignas_jax.kernels.native import toolchain
 
-KEPT = 30 * 86400  # seconds after which a program that no run has loaded is removed
-LIMIT = 4 << 30  # bytes beyond which those that were loaded longest ago are removed
+KEPT = 30 * 86400  # seconds: a program that no run has loaded for so long is removed
+LIMIT = 4 << 30  # bytes of all programs: beyond them, the programs that were loaded longest ago are removed
 PACKAGE = pathlib.Path(bignas_jax.__file__).parent
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy")
-ON_GPUS = ("jax-cuda", "jax_cuda", "nvidia-", "nvidia_")  # beginnings of the distributions that GPU programs depend on
+ON_GPUS = ("jax-cuda", "jax_cuda", "nvidia-", "nvidia_")  # prefixes of the distributions that GPU programs use
 
 _own_folder: pathlib.Path | None = None
 
@@ -44,16 +44,16 @@ _own_folder: pathlib.Path | None = None
 def use_compilation_cache() -> pathlib.Path | None:
     """Keeps compiled programs in the user's cache folder, so that a second start does not compile.
 
-    The folder is `bignas_jax/programs` under `$XDG_CACHE_HOME` or `~/.cache`. Settings that the user made for JAX
-    stand: with `$JAX_COMPILATION_CACHE_DIR` it is `bignas_jax` under that, with JAX's cache disabled nothing is kept.
-    Where several processes share a program, and on other backends than CPUs and GPUs, it is JAX's own cache that
-    keeps them, in `bignas_jax/xla`.
+    The folder is `bignas_jax/programs` under `$XDG_CACHE_HOME` or `~/.cache`. The user's settings of JAX are respected:
+    with `$JAX_COMPILATION_CACHE_DIR` the folder is `bignas_jax` under it, and with JAX's cache disabled nothing is
+    kept. If several processes share a program, or the backend is neither CPU nor GPU, JAX's own cache keeps the
+    programs, in `bignas_jax/xla`.
 
     Returns:
-      The folder; None if it cannot be made, which is told, or if nothing is kept.
+      The folder; None if nothing is kept, or if the folder cannot be made (one line on stderr says so).
     """
     global _own_folder
-    package()  # now: the sources that this process has imported, whatever becomes of the files while it runs
+    package()  # now: the files may change while this process runs, but its sources are those that it has imported
     if not jax.config.jax_enable_compilation_cache:
         return None
     if jax.config.jax_compilation_cache_dir:
@@ -75,7 +75,7 @@ def use_compilation_cache() -> pathlib.Path | None:
 
 
 def folder() -> pathlib.Path | None:
-    """Where programs are kept, None where they are not: before `use_compilation_cache`, and as it says."""
+    """The folder of kept programs; None if none are kept, or before `use_compilation_cache` has been called."""
     given = jax.config.jax_compilation_cache_dir
     if not jax.config.jax_enable_compilation_cache or not _supported() or "://" in (given or ""):
         return None
@@ -87,12 +87,12 @@ def _supported() -> bool:
 
 
 class Program:
-    """A program's place among those kept.
+    """The place of one program among the kept programs.
 
     Args:
-      identity: what determines the program, together with `key` and all that is the same for every program of this
-        process; None: it is found by its text alone.
-      key: of the program among those of this identity; its repr is looked at.
+      identity: a text that determines the program, together with `key` and everything that all programs of this
+        process share. None means that the program is found by its text alone.
+      key: tells the programs of one identity apart, by its repr.
     """
 
     def __init__(self, identity: str | None, key: Hashable):
@@ -104,7 +104,7 @@ class Program:
                 self._name = self.folder / f"{name}.name"
 
     def load(self) -> jax.stages.Compiled | None:
-        """The compiled program, if it is kept under this identity, and whole."""
+        """The compiled program; None if it is not kept under this identity, or its file is damaged."""
         if self._name is None:
             return None
         try:
@@ -113,7 +113,7 @@ class Program:
             return None
 
     def compile(self, lowered: jax.stages.Lowered) -> jax.stages.Compiled:
-        """The compiled form of `lowered`, which is kept. What cannot be written or kept is compiled all the same."""
+        """Compiles a lowered program and keeps it. It returns the compiled program also if it cannot be kept."""
         text = None if self.folder is None else _text(lowered)
         if text is None:
             return lowered.compile()
@@ -123,7 +123,7 @@ class Program:
         if compiled is None:
             with _loads() as loads:
                 compiled = lowered.compile()
-            # On CPUs a program that came from JAX's own cache (the user's setting) lacks its code when it is written.
+            # The user may have set JAX's own cache. On CPUs, a program that came from it would be written without code.
             if loads or not _write(path, _packed(compiled)):
                 return compiled
         if self._name is not None:
@@ -134,18 +134,24 @@ class Program:
 def load_or_compile(
     identity: str | None, key: Hashable, lower: Callable[[], jax.stages.Lowered]
 ) -> jax.stages.Compiled:
-    """The program of this identity and key. It is loaded if it is kept; otherwise what `lower` gives is compiled."""
+    """The program of this identity and key. It is loaded if it is kept, otherwise `lower` is called and it is compiled.
+
+    Args:
+      identity: as for `Program`.
+      key: as for `Program`.
+      lower: traces and lowers the program.
+    """
     program = Program(identity, key)
     return program.load() or program.compile(lower())
 
 
 def identity_of(*specs: Any) -> str:
-    """A text that is equal for equal specs, and for no others.
+    """A text that is the same for equal specs, and different for different specs.
 
     Args:
-      specs: frozen dataclasses, numbers, strings, None, and tuples, lists and dictionaries of these.
+      *specs: frozen dataclasses, numbers, strings, None, and tuples, lists and dictionaries of these.
     Raises:
-      TypeError: a spec is something else, whose text might hold an address.
+      TypeError: a spec is of another type, whose text might hold an address in memory.
     """
 
     def plain(value: Any) -> Any:
@@ -164,7 +170,7 @@ def identity_of(*specs: Any) -> str:
 
 
 def surroundings() -> tuple[str, ...]:
-    """What programs of one text depend on, on this machine and in this process."""
+    """Everything besides its text that a program depends on, on this machine and in this process."""
     settings = {name: value for name, value in jax.config.values.items() if "cache" not in name}
     devices = [(d.id, d.device_kind, d.client.platform_version) for d in jax.devices()]
     flags = [os.environ.get(name, "") for name in ("XLA_FLAGS", "NVIDIA_TF32_OVERRIDE")]
@@ -191,9 +197,12 @@ def package() -> str:
 
 
 def _text(lowered: jax.stages.Lowered) -> tuple[str, ...] | None:
-    """All that makes a program what it is: two may have one text and take other arguments, of which they drop some."""
+    """Everything that tells a program from others; None if JAX does not give it.
+
+    The text alone is not enough: programs of the same text can take other arguments, because they drop unused ones.
+    """
     try:
-        arguments = lowered._lowering.compile_args  # noqa: SLF001 - nothing public tells which arguments are dropped
+        arguments = lowered._lowering.compile_args  # noqa: SLF001 - JAX has no public way to see the dropped arguments
         kept, devices = sorted(arguments["kept_var_idx"]), [d.id for d in lowered._lowering._device_list]  # noqa: SLF001
     except (AttributeError, KeyError):
         return None
@@ -202,7 +211,7 @@ def _text(lowered: jax.stages.Lowered) -> tuple[str, ...] | None:
 
 
 def forget(now: float | None = None) -> None:
-    """Removes what no run has loaded for KEPT seconds, and what was loaded longest ago beyond LIMIT bytes."""
+    """Removes old programs: those not loaded for KEPT seconds, and beyond LIMIT bytes those loaded longest ago."""
     where, now, size, found = folder(), time.time() if now is None else now, 0, []
     for path in where.glob("*") if where is not None else ():
         with contextlib.suppress(OSError):
@@ -225,7 +234,7 @@ def _packed(compiled: jax.stages.Compiled) -> bytes | None:
     """The program as bytes, with the devices that it runs on; None if this program cannot be kept."""
     try:
         return pickle.dumps((_device_ids(compiled), *serialize_executable.serialize(compiled)))
-    except Exception:  # noqa: BLE001 - whatever a backend or JAX's version says: a start without it is only slower
+    except Exception:  # noqa: BLE001 - backends and versions of JAX raise their own; without it a start is only slower
         return None
 
 
@@ -237,7 +246,12 @@ def _device_ids(compiled: jax.stages.Compiled) -> list[int]:
 
 
 def _read(path: pathlib.Path, touched: pathlib.Path | None = None) -> jax.stages.Compiled | None:
-    """The program in a file; None if there is none, or none that can be loaded here: it is removed then."""
+    """The program in a file; None if there is no file, or it cannot be loaded here. Such a file is removed.
+
+    Args:
+      path: the file.
+      touched: another file that is marked as used, if the program is loaded.
+    """
     try:
         content = path.read_bytes()
     except OSError:
@@ -246,7 +260,7 @@ def _read(path: pathlib.Path, touched: pathlib.Path | None = None) -> jax.stages
         ids, *parts = pickle.loads(content)
         devices = {d.id: d for d in jax.devices()}
         compiled = serialize_executable.deserialize_and_load(*parts, execution_devices=[devices[i] for i in ids])
-    except Exception as error:  # noqa: BLE001 - cut off, or of a library that reads it otherwise
+    except Exception as error:  # noqa: BLE001 - the file is cut off, or a library has changed its form
         print(f"compiling again what cannot be read from {path}: {str(error)[:200]}", file=sys.stderr)
         with contextlib.suppress(OSError):
             path.unlink()
@@ -258,9 +272,12 @@ def _read(path: pathlib.Path, touched: pathlib.Path | None = None) -> jax.stages
 
 
 def _write(path: pathlib.Path, content: bytes | None) -> bool:
-    """Whether `content` is in the file now: whole or not at all, for other runs may be reading or writing it.
+    """Writes `content` to a file, all of it or nothing, because other runs may read or write the file.
 
-    Only the user may read and write it: who else could write it could run code as this user.
+    Only the user may read and write the file: somebody else who could write it could run code as this user.
+
+    Returns:
+      Whether the content is in the file now.
     """
     if content is None:
         return False
@@ -277,7 +294,7 @@ _counting = threading.local()
 
 @contextlib.contextmanager
 def _loads() -> Iterator[list]:
-    """What this thread gets from JAX's own cache meanwhile."""
+    """A context with a list that gets an entry for each program that this thread loads from JAX's own cache."""
     _listen()
     _counting.events = []
     try:

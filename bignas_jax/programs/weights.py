@@ -11,8 +11,13 @@ from bignas_jax.spaces.space import Space
 
 
 def build(space: Space, num_classes: int, *, dtype: str = "float32", seed: int = 0):
-    """A supernet with fresh weights, as (graphdef, params).
+    """A supernet with fresh weights.
 
+    Args:
+      space: the search space.
+      num_classes: classes of the classifier.
+      dtype: dtype of activations and products, 'bfloat16' or 'float32'.
+      seed: the seed of the random weights.
     Returns:
       graphdef: static and hashable; `nnx.merge(graphdef, params)` gives the Supernet.
       params: nested dictionary of float32 arrays.
@@ -27,8 +32,12 @@ def draw_weights(
     """Fresh weights of a supernet: a nested dictionary of float32 arrays.
 
     Args:
-      identity: determines `space`, `num_classes` and `dtype`; see `programs.Program`. None: an ordinary function of
-        JAX, which may be traced.
+      space: the search space.
+      num_classes: classes of the classifier.
+      dtype: dtype of activations and products, 'bfloat16' or 'float32'.
+      seed: the seed of the random weights.
+      identity: a text that determines `space`, `num_classes` and `dtype`; see `kept.Program`. None means that the
+        weights are drawn by an ordinary function of JAX, which can itself be traced.
     """
 
     def init(key):

@@ -31,10 +31,11 @@ class Architecture:
       resolution: side of the square input in pixels.
       width: output channels of the stem, of each stage, and of the head; `len(depth) + 2` entries.
       kernel_size: side of the depthwise kernel, one entry a stage.
-      expand_ratio: expanded channels over input channels, one entry a stage.
+      expand_ratio: expanded channels divided by input channels, one entry a stage.
       depth: number of blocks, one entry a stage.
+
     An entry of `kernel_size` or `expand_ratio` may be a tuple with one integer for each block of its stage. A tuple of
-    equal integers becomes that integer, so that one network has one spelling.
+    equal integers is stored as this integer, so that a network can be written in one way only.
 
     Raises:
       ValueError: a size is not a positive integer, or the lengths disagree.
@@ -83,7 +84,7 @@ class Architecture:
         return tuple(checked)
 
     def to_dict(self) -> dict[str, Any]:
-        """A dictionary of integers and (nested) lists, as the field writes it in JSON."""
+        """A dictionary of integers and (nested) lists, in the JSON form that is usual in the field."""
         def listed(entries):
             return [list(e) if isinstance(e, tuple) else e for e in entries]
 
@@ -99,6 +100,8 @@ class Architecture:
     def from_dict(cls, values: Mapping[str, Any]) -> "Architecture":
         """The inverse of `to_dict`.
 
+        Args:
+          values: a mapping with the names of the attributes as its keys.
         Raises:
           ValueError: a key is missing or unknown, or a value is malformed; the message names it.
         """

@@ -1,4 +1,4 @@
-"""What an architecture costs: the one place that counts multiply-adds and parameters."""
+"""The cost of an architecture. Multiply-adds and parameters are counted here and nowhere else."""
 
 import dataclasses
 
@@ -9,7 +9,12 @@ from bignas_jax.spaces.space import Space
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Multiply-adds of one image's forward pass, and the number of trained parameters."""
+    """The cost of an architecture.
+
+    Attributes:
+      macs: multiply-adds of one image's forward pass.
+      params: the number of trained parameters.
+    """
 
     macs: int
     params: int
@@ -41,11 +46,15 @@ def _shortcut_macs(layer: Layer) -> int:
 
 
 def count(space: Space, arch: Architecture, num_classes: int) -> Cost:
-    """Multiply-adds and parameters of `arch` on its own resolution.
+    """Multiply-adds and parameters of `arch` at its own resolution.
 
-    Multiply-adds are those of convolutions (shortcuts included), squeeze-and-excitation and the classifier;
-    nothing else counts. Parameters include batch norm's scales and biases. A shortcut counts where it projects.
+    Multiply-adds are counted in convolutions (also of shortcuts), in squeeze-and-excitation and in the classifier, and
+    nowhere else. Parameters include batch norm's scales and biases. A shortcut counts if it projects.
 
+    Args:
+      space: the search space.
+      arch: the architecture.
+      num_classes: outputs of the classifier.
     Raises:
       ValueError: `arch` has another number of stages than the space.
     """
@@ -54,15 +63,17 @@ def count(space: Space, arch: Architecture, num_classes: int) -> Cost:
 
 
 def executed(space: Space, outer: Architecture, arch: Architecture, num_classes: int) -> int:
-    """Multiply-adds that one image's forward pass of `arch` takes in the shared program compiled for `outer`.
+    """Multiply-adds of one image's forward pass of `arch` in the shared program that is compiled for `outer`.
 
-    They are counted as `count` does, for XLA's own operations: every product and convolution at the outer widths
-    and kernel sizes, except that blocks are skipped and that products stop at one of `Dim.ends`. The native kernels of
-    the CPU stop earlier, with the sampled channels and kernel size.
+    They are counted as in `count`, with XLA's own operations. Products and convolutions have the outer widths and
+    kernel sizes, with two exceptions: blocks that `arch` does not have are skipped, and products stop at one of
+    `Dim.ends`. The native kernels of the CPU compute less: they stop at the sampled channels and kernel size.
 
     Args:
-      outer: the architecture that the program was compiled for.
-      arch: one that fits inside it.
+      space: the search space.
+      outer: the architecture that the program is compiled for.
+      arch: an architecture that fits inside `outer`.
+      num_classes: outputs of the classifier.
     """
     active = {layer.path: layer for layer in space.layout(arch, num_classes)}
     return sum(
@@ -71,13 +82,13 @@ def executed(space: Space, outer: Architecture, arch: Architecture, num_classes:
 
 
 def _executed(outer: Layer, inner: Layer) -> int:
-    """Multiply-adds of a layer of a shared program, for a sampled architecture whose layer is `inner`."""
+    """Multiply-adds of the layer `outer` of a shared program, when a sampled architecture has `inner` there."""
     ends = {dim.name: dim.end_for(inner.sizes[dim.name]) for dim in outer.dims if dim.ends}
     total = 0
     for conv in outer.convs:
         stops = {} if conv.depthwise else ends
         total += _conv_macs(conv, stops.get(conv.into, conv.in_width), stops.get(conv.out, conv.out_width))
     if outer.shortcut is not None and outer.shortcut.elastic:
-        # Whether the widths differ is known at run time only.
+        # Only at run time is it known whether the widths differ, so the projection is always computed.
         total += _shortcut_macs(outer)
     return total

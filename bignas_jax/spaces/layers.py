@@ -1,7 +1,7 @@
-"""The layers of a network as plain values: the one description that everything else is read from.
+"""The layers of a network as plain values. Everything that depends on the form of a network is computed from them.
 
 `space.layout(arch)` gives the layers of an architecture in order. Cost, weight names, slices, statistics, exports and
-latency parts are folds over them.
+the parts whose latency is measured follow from them.
 """
 
 import dataclasses
@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable
 
 Path = tuple[str | int, ...]
-# Forms of a kernel: [k, k, in, out]; [k, k, channels]; [in, out] on every position; [in, out] on the means.
+# Forms of a kernel, in order: [k, k, in, out]; [k, k, channels]; [in, out] at every position; [in, out] on the means.
 FORMS = ("dense", "depthwise", "pointwise", "linear")
 
 
@@ -18,10 +18,10 @@ class Dim:
     """A size of a layer that differs between architectures, such as its middle channels.
 
     Attributes:
-      name: in the layer, such as 'mid'.
-      size: of this architecture.
-      ends: channel counts, ascending, the last one `size`, after which a product over these channels may stop in a
-        program that architectures share; () means (size,).
+      name: its name in the layer, such as 'mid'.
+      size: its value in this architecture.
+      ends: channel counts at which a product over these channels can stop, in a program that architectures share;
+        ascending, the last one is `size`. () means (size,).
     """
 
     name: str
@@ -29,23 +29,28 @@ class Dim:
     ends: tuple[int, ...] = ()
 
     def end_for(self, size: int) -> int:
-        """The first of `ends` that holds `size` channels."""
+        """The first of `ends` that is at least `size` channels."""
         return next(end for end in self.ends or (self.size,) if end >= size)
 
 
 @dataclasses.dataclass(frozen=True)
 class Conv:
-    """A convolution or a matrix product, and what follows it directly.
+    """A convolution or a matrix product, with the norm, activation and squeeze-and-excitation that follow it.
 
     Attributes:
-      form: of its kernel, one of FORMS.
-      name: of its module in the layer's module; the batch norm behind it is called `<name>_norm`.
-      into, out: names of the layer's dimensions that are its input and output channels; '' for fixed channels.
-      in_width, out_width: channels. kernel_size, stride: of both sides.
-      side: of its square output, in pixels.
-      bias: whether it has one. norm: whether batch norm follows.
-      activation: behind the norm; a name in `kernels.activation.FUNCTIONS`.
-      squeeze: channels that squeeze-and-excitation behind the activation reduces to; 0 means that there is none.
+      name: the name of its module in the layer's module; the batch norm behind it is called `<name>_norm`.
+      in_width: input channels.
+      out_width: output channels.
+      side: side of its square output, in pixels.
+      kernel_size: side of its kernel.
+      stride: its stride along both sides.
+      form: the form of its kernel, one of FORMS.
+      bias: whether it has a bias.
+      norm: whether batch norm follows.
+      activation: the activation behind the norm, a name in `kernels.activation.FUNCTIONS`.
+      squeeze: squeezed channels of the squeeze-and-excitation behind the activation; 0 means that there is none.
+      into: name of the layer's dimension that is its input channels; '' if they are fixed.
+      out: name of the layer's dimension that is its output channels; '' if they are fixed.
     """
 
     name: str
@@ -64,23 +69,28 @@ class Conv:
 
     @property
     def depthwise(self) -> bool:
-        """Whether each channel is convolved alone; `in_width` and `out_width` are equal then."""
+        """Whether each channel is convolved alone. If so, `in_width` and `out_width` are equal."""
         return self.form == "depthwise"
 
     @property
     def kernel_shape(self) -> tuple[int, ...]:
-        """Of its kernel in the supernet's layout."""
+        """The shape of its kernel in the supernet's parameters."""
         sides, channels = (self.kernel_size, self.kernel_size), (self.in_width, self.out_width)
         return {"dense": (*sides, *channels), "depthwise": (*sides, self.out_width)}.get(self.form, channels)
 
 
 @dataclasses.dataclass(frozen=True)
 class Shortcut:
-    """What a layer adds to its output: its input, pooled 2x2 where the stride is 2, projected where the widths differ.
+    """The input of a layer, which is added to its output.
+
+    It is pooled 2x2 if the stride is 2, and projected if the widths differ.
 
     Attributes:
-      in_width, out_width: channels. stride: 1 or 2. side: of the square input, in pixels.
-      elastic: whether the widths can differ in some architecture, so that the supernet has weights for a projection.
+      in_width: input channels.
+      out_width: output channels.
+      stride: 1 or 2.
+      side: side of the square input, in pixels.
+      elastic: whether the widths differ in some architecture. If so, the supernet has weights for a projection.
     """
 
     in_width: int
@@ -91,36 +101,45 @@ class Shortcut:
 
     @property
     def projects(self) -> bool:
+        """Whether the widths differ."""
         return self.in_width != self.out_width
 
 
 @dataclasses.dataclass(frozen=True)
 class Weight:
-    """A tensor of a layer. `path` leads to it in the supernet's parameters; `name` is what checkpoints call it."""
+    """A tensor of a layer.
+
+    Attributes:
+      path: where it lies in the supernet's parameters.
+      shape: its shape.
+    """
 
     path: Path
     shape: tuple[int, ...]
 
     @property
     def name(self) -> str:
+        """Its name in checkpoints."""
         return weight_name(self.path)
 
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """A layer: the stem, a block, the head, the classifier.
+    """A layer: the stem, a block, the head or the classifier.
 
     Attributes:
-      kind: which module computes it (`nets.kinds`), and how exports write it; `package.module:Class` for one of the
-        user's own.
-      path: leads to its weights in the supernet's parameters, such as ('blocks', 3).
-      convs: in order. shortcut: around them, or None.
-      dims: its elastic sizes, in the order in which a shared program is told them.
-      side: of its square input, in pixels.
+      kind: the name of the module that computes it (`nets.kinds`) and of the form in which it is exported;
+        `package.module:Class` names a class of the user's own.
+      path: where its weights lie in the supernet's parameters, such as ('blocks', 3).
+      convs: its convolutions in order.
+      side: side of its square input, in pixels.
+      dims: its elastic sizes, in the order in which a shared program gets them.
+      shortcut: the shortcut around its convolutions, or None.
       pools: whether it ends with the mean over all positions.
-      stage, index: of a block, both from 0; None for other layers.
-      optional: whether some architectures of the space lack it.
-      drops: whether drop-connect may leave it out for an image.
+      stage: the number of a block's stage, from 0; None for other layers.
+      index: a block's position in its stage, from 0; None for other layers.
+      optional: whether some architectures of the space do not have it.
+      drops: whether drop-connect may skip it for an image.
     """
 
     kind: str
@@ -142,14 +161,17 @@ class Layer:
 
     @property
     def in_width(self) -> int:
+        """Input channels."""
         return self.convs[0].in_width
 
     @property
     def out_width(self) -> int:
+        """Output channels."""
         return self.convs[-1].out_width
 
     @property
     def stride(self) -> int:
+        """Side of the input over side of the output, before any pooling to the mean."""
         return math.prod(conv.stride for conv in self.convs)
 
     @property
@@ -162,14 +184,15 @@ class Layer:
         return self.label if conv.name == "conv" else f"{self.label}.{conv.name}"
 
     def statistics(self) -> dict[str, int]:
-        """Name to channels of the batch-norm statistics, such as 'block3.expand' or 'stem'."""
+        """Channels of each of its batch norms, by the name of the statistics, such as 'block3.expand' or 'stem'."""
         return {self.statistics_name(conv): conv.out_width for conv in self.convs if conv.norm}
 
     def statistics_name(self, conv: Conv) -> str:
+        """The name of the statistics of the batch norm behind a convolution."""
         return self.conv_label(conv).replace("blocks.", "block")
 
     def weights(self) -> tuple[Weight, ...]:
-        """The tensors, in the supernet's layouts."""
+        """Its tensors, with their shapes in the supernet's parameters."""
         found = []
         for conv in self.convs:
             found += _conv_weights((*self.path, conv.name), conv)
@@ -201,9 +224,9 @@ def _squeeze_weights(path: Path, width: int, reduced: int) -> list[Weight]:
 
 
 def weight_name(path: Path) -> str:
-    """What checkpoints call the tensor at a path: 'blocks.3.expand_norm.scale', or 'stem_norm.scale'.
+    """The name in checkpoints of the tensor at a path: 'blocks.3.expand_norm.scale', or 'stem_norm.scale'.
 
-    A layer outside the blocks has one convolution, whose tensors bear the layer's name alone.
+    A layer outside the blocks has one convolution. The names of its tensors hold the name of the layer alone.
     """
     layer, *rest = path
     if len(rest) == 2 and rest[0] in ("conv", "conv_norm"):
@@ -212,7 +235,7 @@ def weight_name(path: Path) -> str:
 
 
 def after_stride(side: int, stride: int) -> int:
-    """The side of a map behind a convolution with padding k // 2, or behind a pooling."""
+    """The side of a feature map after a convolution with padding k // 2, or after a pooling, in pixels."""
     return -(-side // stride)
 
 
@@ -222,5 +245,5 @@ def weights(layout: Iterable[Layer]) -> tuple[Weight, ...]:
 
 
 def statistics(layout: Iterable[Layer]) -> dict[str, int]:
-    """Name to channels of all batch-norm statistics, in order."""
+    """Channels of all batch norms in order, by the name of the statistics."""
     return {name: width for layer in layout for name, width in layer.statistics().items()}

@@ -25,9 +25,9 @@ ACTIVATIONS = ("swish", "h_swish", "relu")
 
 
 def make_divisible(value: float, divisor: int = 8) -> int:
-    """`value` rounded half up to a multiple of `divisor`, at least `divisor` and at least 0.9 `value`.
+    """`value` rounded half up to a multiple of `divisor`; the result is at least `divisor` and at least 0.9 `value`.
 
-    The rounding of channel counts in the MobileNet family (Sandler et al., 2018, reference code).
+    The MobileNet family rounds channel counts in this way (Sandler et al., 2018, reference code).
     """
     rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
     return rounded + divisor if rounded < 0.9 * value else rounded
@@ -62,7 +62,7 @@ ByBlock = tuple[int, ...] | tuple[tuple[int, ...], ...]
 
 
 def _check_by_block(field: str, choices: Any, blocks: int, expected: str, allowed) -> None:
-    """Checks choices of a stage, or of each of its blocks."""
+    """Checks the choices of a stage, or of each of its blocks."""
     if not (isinstance(choices, tuple) and choices and all(isinstance(c, tuple) for c in choices)):
         _check_choices(field, choices, expected, allowed)
         return
@@ -78,10 +78,12 @@ class Stage:
 
     Attributes:
       name: its name in configs and messages.
-      width, depth: the values to choose from, ascending.
-      kernel_size, expand_ratio: the values to choose from, ascending: once for all blocks of the stage, or a tuple with
-        the values of each block, as many as the largest depth.
-      stride: 1 or 2, that of the first block.
+      width: output channels to choose from, ascending.
+      depth: numbers of blocks to choose from, ascending.
+      kernel_size: sides of the depthwise kernel to choose from, ascending. They are given once for all blocks of the
+        stage, or as a tuple with the values of each block, as many as the largest depth.
+      expand_ratio: expansion ratios to choose from, given as for `kernel_size`.
+      stride: stride of the first block, 1 or 2.
       se: whether its blocks have squeeze-and-excitation.
 
     Raises:
@@ -106,7 +108,7 @@ class Stage:
         for index in range(most):
             ratios = self.of_block("expand_ratio", index)
             if 1 in ratios and len(ratios) > 1:
-                # A ratio of 1 has no expansion convolution: such a block is another network, not a slice.
+                # A block with a ratio of 1 has no expansion convolution: it is not a slice of a block that has one.
                 raise ValueError(f"{prefix}.expand_ratio: found {ratios!r}, expected 1 to stand alone")
         _check_stride(f"{prefix}.stride", self.stride)
         _check_flag(f"{prefix}.se", self.se)
@@ -116,16 +118,25 @@ class Stage:
         return isinstance(getattr(self, kind)[0], tuple)
 
     def of_block(self, kind: str, index: int) -> tuple[int, ...]:
-        """The values of this kind that a block can have."""
+        """The values of this kind, 'kernel_size' or 'expand_ratio', that a block can have."""
         values = getattr(self, kind)
         return values[index] if self.by_block(kind) else values
 
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """One inverted-residual block of an architecture. Widths are channels; `se_width` 0 means none.
+    """One inverted residual block of an architecture.
 
-    `stage` counts from 0, and so does `index`, the block's position inside its stage.
+    Attributes:
+      stage: the number of its stage, from 0.
+      index: its position in the stage, from 0.
+      in_width: input channels.
+      mid_width: expanded channels.
+      out_width: output channels.
+      se_width: squeezed channels of squeeze-and-excitation; 0 means that there is none.
+      kernel_size: side of the depthwise kernel.
+      stride: 1 or 2.
+      expand_ratio: expanded channels divided by input channels, before rounding.
     """
 
     stage: int
@@ -145,9 +156,10 @@ class SearchSpace(Space):
 
     Attributes:
       resolution: sides of the square input in pixels, ascending.
-      stem_width: channels of the stem; `stem_stride` is 1 or 2.
+      stem_width: channels of the stem to choose from, ascending.
+      stem_stride: 1 or 2.
       stages: the stages in order.
-      head_width: channels of the features that the classifier sees.
+      head_width: channels of the classifier's input to choose from, ascending.
       v3_head: whether the head expands before the pooling and projects after it (Howard et al., 2019,
         MobileNetV3, section 5.1).
       activation: 'swish', 'h_swish' or 'relu'.
@@ -180,8 +192,10 @@ class SearchSpace(Space):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "SearchSpace":
-        """The space of a config's `space` part, or of `to_dict()`. Stages sort naturally: mb10 follows mb9.
+        """The space of a config's `space` part, or of `to_dict()`.
 
+        Args:
+          config: the fields of the space. Its stages are sorted by the numbers in their names: mb10 follows mb9.
         Raises:
           ValueError: a field is missing, unknown or malformed.
         """
@@ -205,7 +219,7 @@ class SearchSpace(Space):
 
     @property
     def total_stride(self) -> int:
-        """Input side over the side of the last feature map."""
+        """Side of the input divided by the side of the last feature map."""
         return self.stem_stride * math.prod(stage.stride for stage in self.stages)
 
     @cached_property
@@ -252,7 +266,7 @@ class SearchSpace(Space):
         )  # fmt: skip
 
     def _alone(self, arch: Architecture) -> "SearchSpace":
-        """The space whose one architecture is `arch`."""
+        """The space with the architecture `arch` alone."""
         self.check(arch)
 
         def fixed(entry: int | tuple[int, ...]) -> tuple:
@@ -269,10 +283,13 @@ class SearchSpace(Space):
         )
 
     def layout(self, arch: Architecture, num_classes: int = 1) -> tuple[Layer, ...]:
-        """The stem, the blocks, the head, where it has two parts its second one, and the classifier.
+        """The stem, the blocks, the head, its second part if it has one, and the classifier.
 
+        Args:
+          arch: the architecture.
+          num_classes: outputs of the classifier.
         Raises:
-          ValueError: `arch` has another number of stages than the space, or a stage has more blocks.
+          ValueError: `arch` has another number of stages than the space, or more blocks in a stage.
         """
         side = after_stride(arch.resolution, self.stem_stride)
         stem = Conv("conv", 3, arch.width[0], side, 3, self.stem_stride, "dense", activation=self.activation, out="out")
@@ -284,7 +301,7 @@ class SearchSpace(Space):
 
     @cached_property
     def _positions(self) -> dict[tuple[int, int], int]:
-        """The number of each block, by stage and position in it, among all blocks of the supernet."""
+        """The number of each block among all blocks of the supernet, by its stage and its position in the stage."""
         places = [(n, index) for n, stage in enumerate(self.stages) for index in range(stage.depth[-1])]
         return {place: number for number, place in enumerate(places)}
 
@@ -335,15 +352,15 @@ def _classifier(width: int, num_classes: int) -> Layer:
 
 
 def head_mid_width(arch: Architecture) -> int:
-    """Channels between the two convolutions of the v3 head: six times the last stage's."""
+    """Channels between the two convolutions of the v3 head: six times the channels of the last stage, rounded."""
     return make_divisible(6 * arch.width[-2])
 
 
 def middle_ends(space: SearchSpace, block: Block) -> tuple[int, ...]:
-    """How many of a block's middle channels its convolutions can stop after, where architectures share a program.
+    """Counts of a block's middle channels at which its products can stop, in a program that architectures share.
 
-    One number for each expansion ratio of the stage up to the block's own, at the block's width, ascending. Narrower
-    widths of a ratio share its number: more of them would save little and make programs larger.
+    There is one count for each expansion ratio that the block can choose up to its own, at the block's input width,
+    ascending. Narrower input widths use the same counts: more counts would save little and make programs larger.
     """
     choices = space.stages[block.stage].of_block("expand_ratio", block.index)
     ratios = [ratio for ratio in choices if ratio < block.expand_ratio]
@@ -351,7 +368,7 @@ def middle_ends(space: SearchSpace, block: Block) -> tuple[int, ...]:
 
 
 def blocks(space: SearchSpace, arch: Architecture) -> tuple[Block, ...]:
-    """The active blocks of `arch` in order.
+    """The blocks of `arch` that run, in order.
 
     Raises:
       ValueError: `arch` has another number of stages than the space.

@@ -1,4 +1,4 @@
-"""Architectures by name: those that a user writes on the command line, and the two ends of a space."""
+"""Architectures by name: the names that a user writes on the command line, and the names of a space's two ends."""
 
 import pathlib
 from collections.abc import Container, Sequence
@@ -9,7 +9,7 @@ from bignas_jax.spaces.space import Space
 
 
 def extremes(space: Space) -> dict[str, Architecture]:
-    """The biggest and the smallest architecture as MAX and MIN; as CHILD where they are the same."""
+    """The biggest architecture under MAX and the smallest under MIN. If they are the same, it is under CHILD."""
     if space.size == 1:
         return {"CHILD": space.biggest}
     return {"MAX": space.biggest, "MIN": space.smallest}
@@ -18,13 +18,15 @@ def extremes(space: Space) -> dict[str, Architecture]:
 def read_architectures(space: Space, names: Sequence[str], flag: str = "--arch") -> dict[str, Architecture]:
     """Architectures by name, from 'max', 'min', the path of a JSON file, or JSON itself.
 
-    Each keeps a name of its own, also where two files are called alike. MAX and MIN are the two ends of the space and
-    nothing besides, whatever a file is called.
+    Each architecture has a name of its own, also if two files have the same name. MAX and MIN are always the two ends
+    of the space, whatever the name of a file is.
 
     Args:
-      space: that the architectures must be in.
-      names: as a user writes them.
-      flag: that gave the names, for messages.
+      space: the space that the architectures must be in.
+      names: the names, as a user writes them.
+      flag: the command line's flag that gave the names, for messages.
+    Returns:
+      Name to architecture, in the order of `names`.
     Raises:
       ConfigError: a file is missing or malformed, or an architecture is not in the space; one line that names it.
     """

@@ -15,8 +15,8 @@ def space_of(config: Any) -> Space:
     """The space of a config's `space` part, or of `Space.to_dict`.
 
     Args:
-      config: `family`, a name in FAMILIES or `package.module:Class`, MobileNet's if it is not given; and the family's
-        fields.
+      config: the fields of the family, and `family`, a name in FAMILIES or `package.module:Class`. Without `family` it
+        is MobileNet's.
     Raises:
       ValueError: there is no such family; a field is missing, unknown or malformed.
     """
@@ -31,8 +31,8 @@ def load_space(config: Any) -> Space:
     """The search space of a config.
 
     Args:
-      config: with a part `space`, as `load_config` gives it.
+      config: a config with a part `space`, as `load_config` gives it.
     Raises:
-      ValueError: as `space_of`.
+      ValueError: as in `space_of`.
     """
     return space_of(config["space"])

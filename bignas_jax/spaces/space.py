@@ -1,4 +1,4 @@
-"""What every search space has: choices, what can be drawn from them, and the layers that a choice stands for."""
+"""The base of every search space: its choices, the architectures that they allow, and the layers of an architecture."""
 
 import abc
 import dataclasses
@@ -23,9 +23,9 @@ class Choice:
 
     Attributes:
       kind: one of KINDS.
-      part: of the network: 'resolution', 'stem', the name of a stage, or 'head'.
-      block: the block of the stage that it is for, from 0; None if it holds for the whole part.
-      values: to choose from, ascending.
+      part: the part of the network: 'resolution', 'stem', the name of a stage, or 'head'.
+      block: the block of the stage that it belongs to, from 0; None if it belongs to the whole part.
+      values: the values to choose from, ascending.
     """
 
     kind: str
@@ -47,19 +47,20 @@ class Choice:
 
 
 class Space(abc.ABC):
-    """The choices of a supernet. A family of networks is a subclass; it is a frozen, hashable value.
+    """The choices of a supernet. A family of networks is a subclass; its instances are frozen, hashable values.
 
-    A subclass gives `choices` and `layout`; what follows from the choices alone stands here. An architecture is known
-    by its genes: for each choice, the position of its value. The genes of blocks that do not run are 0.
+    A subclass defines `choices`, `layout` and `restricted`. This class defines everything that follows from the choices
+    alone. Genes are another form of an architecture: for each choice, the position of its value. The genes of blocks
+    that do not run are 0.
     """
 
     @property
     @abc.abstractmethod
     def choices(self) -> tuple[Choice, ...]:
-        """All choices: the resolution, the stem's width, the stages' in order, the head's width.
+        """All choices: the resolution, the stem's width, the choices of each stage in order, the head's width.
 
-        A stage has 'width', 'depth', 'kernel_size' and 'expand_ratio', the last two once or for each block. Its depth
-        stands before the choices of its blocks.
+        A stage has 'width', 'depth', 'kernel_size' and 'expand_ratio'. It has the last two once, or for each block. Its
+        depth stands before the choices of its blocks.
         """
 
     @abc.abstractmethod
@@ -67,6 +68,7 @@ class Space(abc.ABC):
         """The layers of an architecture in order, from the stem to the classifier.
 
         Args:
+          arch: the architecture.
           num_classes: outputs of the classifier.
         Raises:
           ValueError: `arch` has another number of stages than the space.
@@ -79,13 +81,13 @@ class Space(abc.ABC):
         max_resolution: int = 0,
         largest: Mapping[str, int] | None = None,
     ) -> Self:
-        """The part of the space that is left under these limits; stages keep their names.
+        """The part of the space within these limits. Stages keep their names.
 
         Args:
-          only: leaves this architecture alone.
-          max_resolution: the largest resolution that is left; 0 means any.
-          largest: how many of the largest values of each kind of choice are left, such as {'depth': 2}; kinds that are
-            not named keep all.
+          only: the one architecture that is kept; None means no such limit.
+          max_resolution: the largest resolution that is kept, in pixels; 0 means no such limit.
+          largest: how many of the largest values of a kind of choice are kept, such as {'depth': 2}. Kinds that are not
+            named keep all values.
         Raises:
           ValueError: `only` is not in the space, or nothing is left.
         """
@@ -100,8 +102,7 @@ class Space(abc.ABC):
         return cls(**fields_of(cls, "space", plain_mapping(config)))
 
     def to_dict(self) -> dict[str, Any]:
-        """A dictionary that JSON can hold and `registry.space_of` reads: the family (by default MobileNet's is not
-        named) and the fields."""
+        """A dictionary that JSON can hold and `registry.space_of` reads: the family and the fields."""
         return self.family() | {field.name: listed(getattr(self, field.name)) for field in dataclasses.fields(self)}
 
     @classmethod
@@ -111,7 +112,7 @@ class Space(abc.ABC):
 
     @cached_property
     def groups(self) -> dict[str, tuple[int, ...]]:
-        """Positions in `choices` by part of the network: resolution, stem, each stage by its name, head."""
+        """Positions in `choices` by part of the network: 'resolution', 'stem', the name of each stage, 'head'."""
         found: dict[str, tuple[int, ...]] = {}
         for position, choice in enumerate(self.choices):
             found[choice.part] = (*found.get(choice.part, ()), position)
@@ -127,7 +128,7 @@ class Space(abc.ABC):
 
     @cached_property
     def _depths(self) -> tuple[int | None, ...]:
-        """For each choice of one block, where its stage's depth stands in `choices`; None for other choices."""
+        """For each choice of one block, the position of its stage's depth in `choices`; None for other choices."""
         at = {choice.part: n for n, choice in enumerate(self.choices) if choice.kind == "depth"}
         return tuple(None if choice.block is None else at[choice.part] for choice in self.choices)
 
@@ -136,14 +137,14 @@ class Space(abc.ABC):
         return any(choice.block is not None for choice in self.choices)
 
     def active(self, genes: Sequence[int]) -> tuple[bool, ...]:
-        """For each choice whether it matters, given the depths among the genes: those of idle blocks do not."""
+        """For each choice, whether it matters. With the depths among these genes, choices of idle blocks do not."""
         return tuple(
             depth is None or choice.block < self.choices[depth].values[genes[depth]]
             for choice, depth in zip(self.choices, self._depths, strict=True)
         )
 
     def indices(self, arch: Architecture) -> tuple[int, ...]:
-        """The genes of `arch`; `at` is the inverse.
+        """The genes of `arch`. `at` is the inverse.
 
         Raises:
           ValueError: `arch` is not in the space.
@@ -153,10 +154,13 @@ class Space(abc.ABC):
         return tuple(0 if value is None else choice.values.index(value) for value, choice in values)
 
     def at(self, genes: Sequence[int]) -> Architecture:
-        """The architecture with these genes; those of blocks that do not run are dropped.
+        """The architecture with these genes. The genes of blocks that do not run are dropped.
 
+        Args:
+          genes: for each choice, the position of its value.
         Raises:
-          ValueError: another number of genes. IndexError: a gene has no value.
+          ValueError: there are more or fewer genes than choices.
+          IndexError: a gene is not the position of a value.
         """
         return self._pack(tuple(choice.values[i] for i, choice in zip(genes, self.choices, strict=True)))
 
@@ -180,7 +184,7 @@ class Space(abc.ABC):
         )
 
     def _unpack(self, arch: Architecture) -> list:
-        """The value of each choice; None where its block does not run."""
+        """The value of each choice; None if its block does not run."""
         stage_of = {name: number for number, name in enumerate(self._stages)}
         found = []
         for kind, part, block in self._keys:
@@ -199,7 +203,7 @@ class Space(abc.ABC):
 
     @cached_property
     def biggest(self) -> Architecture:
-        """The architecture with every choice at its largest; the supernet has its shapes."""
+        """The architecture with every choice at its largest. The supernet has its shapes."""
         return self._pack(tuple(choice.values[-1] for choice in self.choices))
 
     @cached_property
@@ -214,7 +218,7 @@ class Space(abc.ABC):
 
     @cached_property
     def size(self) -> int:
-        """The number of architectures. What blocks that do not run would have chosen counts nothing."""
+        """The number of architectures. The choices of blocks that do not run do not count."""
         total = 1
         for positions in self.groups.values():
             choices = [self.choices[position] for position in positions]
@@ -225,11 +229,11 @@ class Space(abc.ABC):
         return total
 
     def enumerate(self) -> Iterator[Architecture]:
-        """Every architecture once, from the smallest to the biggest; for spaces of modest `size`."""
+        """Every architecture once, from the smallest to the biggest. Use it if `size` is small enough."""
         return map(self.at, self._genes(()))
 
     def _genes(self, before: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
-        """All genes that begin with these, in order; those of idle blocks are 0."""
+        """All genes that begin with these, in order. The genes of idle blocks are 0."""
         if not self._by_block:
             yield from itertools.product(*(range(len(choice)) for choice in self.choices))
             return
@@ -246,10 +250,15 @@ class Space(abc.ABC):
         return self._pack(tuple(choice.values[rng.integers(len(choice))] for choice in self.choices))
 
     def mutate(self, arch: Architecture, rng: np.random.Generator, probability: float) -> Architecture:
-        """`arch` with each choice moved, with `probability`, to another of its values, drawn uniformly.
+        """`arch` with some of its choices changed.
 
-        The choices of a block that begins to run are drawn anew.
+        Each choice changes with this probability, to another of its values, drawn uniformly. The choices of a block
+        that begins to run are always drawn.
 
+        Args:
+          arch: the architecture to start from.
+          rng: NumPy's generator of random numbers.
+          probability: the probability that a choice changes, from 0 to 1.
         Raises:
           ValueError: `arch` is not in the space, or `probability` is outside 0..1.
         """
@@ -264,9 +273,9 @@ class Space(abc.ABC):
         return self._pack(values)
 
     def crossover(self, a: Architecture, b: Architecture, rng: np.random.Generator) -> Architecture:
-        """An architecture that takes each choice from `a` or from `b`, with even odds.
+        """An architecture that takes each choice from `a` or from `b`, with equal probability.
 
-        What only one of them has, the choice of a block that runs in it alone, comes from that one.
+        If a block runs in only one of them, its choices come from this one.
 
         Raises:
           ValueError: `a` or `b` is not in the space.
@@ -281,7 +290,7 @@ class Space(abc.ABC):
         return self._pack(values)
 
     def why_not(self, arch: Architecture) -> str | None:
-        """Why `arch` is not in the space (what was found, what is allowed), or None if it is."""
+        """The reason why `arch` is not in the space, with the values found and allowed; None if it is in the space."""
         if len(arch.depth) != len(self._stages):
             return f"found {len(arch.depth)} stages, the space has {len(self._stages)}"
         for value, choice in zip(self._unpack(arch), self.choices, strict=True):
@@ -294,14 +303,14 @@ class Space(abc.ABC):
         return self.why_not(arch) is None
 
     def check(self, arch: Architecture) -> None:
-        """Raises ValueError with the reason and the allowed values if `arch` is not in the space."""
+        """Raises ValueError, with the reason and the allowed values, if `arch` is not in the space."""
         reason = self.why_not(arch)
         if reason is not None:
             raise ValueError(f"architecture not in the search space: {reason}")
 
 
 def listed(value: Any) -> Any:
-    """A value with lists in place of tuples, as JSON has them."""
+    """A value with lists in place of tuples, as in JSON."""
     return [listed(v) for v in value] if isinstance(value, tuple | list) else value
 
 
@@ -311,15 +320,18 @@ def tupled(value: Any) -> Any:
 
 
 def plain_mapping(config: Any) -> Any:
-    """A ConfigDict, which is no Mapping, as a dictionary; other values as they are."""
+    """A ConfigDict, which is not a Mapping, as a dictionary. Other values are returned as they are."""
     return config.to_dict() if hasattr(config, "to_dict") else config
 
 
 def fields_of(cls: type, prefix: str, values: Any, without: str = "") -> dict[str, Any]:
-    """The values of a dataclass's fields, lists as tuples.
+    """The values of a dataclass's fields, with tuples in place of lists.
 
     Args:
-      prefix: of the fields' names in messages, such as 'space.stages.mb2'. without: a field that is given elsewhere.
+      cls: the dataclass.
+      prefix: the text before a field's name in messages, such as 'space.stages.mb2'.
+      values: a mapping of field name to value.
+      without: the name of a field that `values` does not hold.
     Raises:
       ValueError: a field is missing or unknown, or `values` is no mapping.
     """

@@ -1,4 +1,4 @@
-"""What a member learns: losses of its logits, the labels and the teacher's logits."""
+"""The losses of a member, computed from its logits, the labels and the teacher's logits."""
 
 from typing import Protocol
 
@@ -14,7 +14,7 @@ class Loss(Protocol):
     """A loss. It is made as `Class(recipe)`, with the step's `Recipe`.
 
     Attributes:
-      metrics: names of further scalars that it returns, to be logged beside the loss.
+      metrics: names of the other scalars that it returns, which are logged beside the loss.
     """
 
     metrics: tuple[str, ...]
@@ -22,12 +22,12 @@ class Loss(Protocol):
     def __call__(
         self, logits: jax.Array, labels: jax.Array, teacher_logits: jax.Array | None
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The mean over a device's images, traced inside the member's program.
+        """The mean loss over a device's images. It is traced inside the member's program.
 
         Args:
-          logits: [B, classes] of the member.
+          logits: [B, classes], of the member.
           labels: int32 [B].
-          teacher_logits: [B, classes] of the step's first member, without a gradient; None for members that learn from
+          teacher_logits: [B, classes], of the step's first member, without a gradient; None if the member learns from
             the labels.
         Returns:
           The loss, a float32 scalar, and the scalars that `metrics` names.
@@ -37,7 +37,7 @@ class Loss(Protocol):
 class SoftCrossEntropy:
     """Cross-entropy with smoothed labels, or with the teacher's soft predictions.
 
-    The latter is in-place distillation at temperature 1 (Yu et al., 2020, section 3.1).
+    With the teacher it is in-place distillation at temperature 1 (Yu et al., 2020, section 3.1).
     """
 
     metrics = ()
@@ -57,9 +57,11 @@ LOSSES: dict[str, type[Loss]] = {Losses.SOFT_CROSS_ENTROPY: SoftCrossEntropy}
 
 
 def loss_class(name: str) -> type[Loss]:
-    """The loss of a name.
+    """The loss class of this name.
 
+    Args:
+      name: a name in LOSSES, or `package.module:Class`.
     Raises:
-      ConfigError: there is none.
+      ConfigError: there is no such class.
     """
     return find(name, LOSSES, "config.sandwich.loss")

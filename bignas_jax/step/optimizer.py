@@ -11,16 +11,17 @@ from bignas_jax.errors import ConfigError
 
 
 def schedule(options: Optimizer, steps_per_epoch: int, epochs: int) -> optax.Schedule:
-    """Learning rate by step: linear warm-up from 0, then decay.
+    """The learning rate by step: linear warm-up from 0, then decay.
 
-    'exponential' multiplies by `decay_rate` every `decay_epochs` epochs and stays at `end_factor` of the start once
-    it gets there (Yu et al., 2020, section 3.1); the decay counts from step 0, as if there were no warm-up.
-    'cosine' falls from the start, after the warm-up, to `end_factor` of it at the last epoch (Loshchilov and
-    Hutter, 2017).
+    'exponential' multiplies the rate by `decay_rate` every `decay_epochs` epochs. It stops at `end_factor` of the start
+    rate (Yu et al., 2020, section 3.1). The decay counts from step 0, as if there were no warm-up. 'cosine' starts
+    after the warm-up. It falls from the start rate to `end_factor` of it at the last epoch (Loshchilov and Hutter,
+    2017).
 
     Args:
-      options: name the schedule, its rate and its decay.
-      steps_per_epoch, epochs: of the whole run.
+      options: the schedule's name, its start rate and its decay.
+      steps_per_epoch: steps of one epoch.
+      epochs: epochs of the whole run.
     Raises:
       ConfigError: there is no schedule of that name.
     """
@@ -64,14 +65,17 @@ def _named(makers: Mapping[str, Callable], name: str, field: str) -> Callable:
 
 
 def decayed(params: dict) -> dict:
-    """Which parameters weight decay acts on: kernels; not batch norm's scales and biases, nor other biases."""
+    """A mask of the parameters that weight decay acts on: kernels, but neither batch norm's scales nor any biases."""
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key.endswith("kernel"), params)
 
 
 def clip(max_norm: float) -> optax.GradientTransformation:
-    """optax.clip_by_global_norm with one factor.
+    """The same as optax.clip_by_global_norm, with one factor for all gradients.
 
-    optax divides every gradient, which costs XLA on CPUs a copy of them all.
+    optax divides every gradient. On CPUs, XLA then copies all of them.
+
+    Args:
+      max_norm: the largest norm of all gradients together.
     """
 
     def update(updates, state, params=None):
@@ -83,15 +87,19 @@ def clip(max_norm: float) -> optax.GradientTransformation:
 
 
 class KeptTrace(optax.TraceState):
-    """The state of `momentum`: after an update that was not finite it is that from before."""
+    """The state of `momentum`. An update that is not finite leaves it as it is."""
 
 
 def momentum(decay: float, nesterov: bool) -> optax.GradientTransformationExtraArgs:
-    """optax.trace whose trace stays as it is where the argument `finite` of `update` is false.
+    """The same as optax.trace, but the trace stays as it is if the argument `finite` of `update` is false.
 
     The new trace is computed once, in the memory of the old one. The update is computed from the new trace. Otherwise
     XLA computes both from the old trace, side by side. For that it copies the trace and the weights: 2 of the 5 times
     that it moves all of them.
+
+    Args:
+      decay: the factor of the old trace.
+      nesterov: whether the momentum is Nesterov's.
     """
 
     def update(updates, state, params=None, *, finite=True, **_):
@@ -109,11 +117,15 @@ def momentum(decay: float, nesterov: bool) -> optax.GradientTransformationExtraA
 
 
 def optimizer(options: Optimizer, learning_rate: optax.Schedule) -> optax.GradientTransformation:
-    """Clip, then L2 weight decay, then momentum, then the learning rate.
+    """The update of a step: clipping, then L2 weight decay, then momentum, then the learning rate.
 
-    The decay is added once to the summed gradients of the sandwich: as in the paper, where it regularises the
-    biggest architecture's loss alone (Yu et al., 2020, section 3.1), it acts once a step, not once a member.
+    Weight decay is added to the summed gradients of the sandwich, so that it acts once a step and not once a member. In
+    the paper it also acts once: it regularises the loss of the biggest architecture alone (Yu et al., 2020, section
+    3.1).
 
+    Args:
+      options: the optimizer's name and its constants.
+      learning_rate: the result of `schedule`.
     Raises:
       ConfigError: there is no optimizer of that name.
     """
@@ -128,7 +140,7 @@ def optimizer(options: Optimizer, learning_rate: optax.Schedule) -> optax.Gradie
 
 def _sgd(options: Optimizer, learning_rate: optax.Schedule) -> optax.GradientTransformation:
     step = optax.scale_by_learning_rate(learning_rate)
-    # In a chain of their own, as in optax.sgd.
+    # A chain of their own, as in optax.sgd.
     return optax.chain(momentum(options.momentum, options.nesterov), step) if options.momentum else step
 
 

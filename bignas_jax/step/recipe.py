@@ -7,10 +7,21 @@ from bignas_jax.config.options import Options
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """What a step needs of the options, as plain values.
+    """The options that a step needs, as plain values.
 
     Attributes:
-      members, loss: names, or `package.module:Class`. mean, std: of images scaled to 0..1, three numbers each.
+      num_random: random architectures of a sandwich.
+      label_smoothing: the part of a label that is spread over all classes.
+      dropout: the rate of dropout.
+      drop_connect: the rate of drop-connect.
+      sync_batch_norm: whether all devices share batch statistics.
+      ema_decay: decay of the weights' exponential moving average; 0 switches it off.
+      remat: whether blocks are recomputed in the backward pass.
+      mean: three numbers, one a channel, of images scaled to 0..1.
+      std: three numbers, one a channel, of images scaled to 0..1.
+      seed: the seed of everything that is random.
+      members: name of the sampler, or `package.module:Class`.
+      loss: name of the loss, or `package.module:Class`.
     """
 
     num_random: int = 2
@@ -28,6 +39,7 @@ class Recipe:
 
     @classmethod
     def of(cls, options: Options) -> "Recipe":
+        """The recipe of a run's options."""
         return cls(
             members=options.sandwich.members,
             loss=options.sandwich.loss,

@@ -1,4 +1,4 @@
-"""What a run carries from step to step."""
+"""The state that a run carries from step to step."""
 
 import dataclasses
 from typing import Any
@@ -12,10 +12,12 @@ class TrainState:
     """All that a run carries from step to step.
 
     Attributes:
-      params, ema: weights, and their exponential moving average (None if off).
-      opt_state: of the optax chain.
-      step: int32, steps made. skipped, skipped_in_row: int32, those whose update was left out because the loss or
-        the gradient was not finite: in all, and without a good one since.
+      params: the weights.
+      opt_state: the state of the optax chain.
+      ema: the exponential moving average of the weights; None if it is off.
+      step: int32, the number of steps made.
+      skipped: int32, the number of steps without an update, because the loss or the gradient was not finite.
+      skipped_in_row: int32, the number of such steps since the last update.
     """
 
     params: Any
@@ -27,5 +29,5 @@ class TrainState:
 
     @property
     def weights(self) -> Any:
-        """What to evaluate: the moving average where there is one."""
+        """The weights to evaluate: the moving average if there is one, otherwise `params`."""
         return self.params if self.ema is None else self.ema

@@ -1,7 +1,8 @@
-"""A train step: the gradients of its members on one batch, summed, and one update.
+"""A train step: the gradients of its members on one batch are summed, and one update follows.
 
-Each member's gradient is an executable of its own, compiled for its bucket; every device adds its members'
-gradients up for itself. One last executable reduces the sum over the devices, once, and updates.
+The gradient of each member is computed by an executable of its own, which is compiled for the member's bucket. Every
+device adds up the gradients of all members on its own images. One last executable takes the mean over the devices and
+makes the update.
 """
 
 import dataclasses
@@ -40,14 +41,19 @@ class TrainStep:
     """The executables of a step, and the step itself.
 
     Args:
-      space: the search space. graphdef: of its supernet. recipe: members, loss and regularisation.
-      optimizer: optax transformation of the summed gradient. schedule: its learning rate by update, to report.
-      mesh: devices, as `devices.make_mesh` gives them.
-      identity: all that determines these arguments, and the shapes to compile for; see `compile.compile_ahead`.
+      space: the search space.
+      graphdef: the graphdef of its supernet, as `weights.build` gives it.
+      recipe: members, loss and regularisation.
+      optimizer: optax transformation of the summed gradient.
+      mesh: the devices, as `devices.make_mesh` gives them.
+      schedule: the optimizer's learning rate by update; it is only reported.
+      identity: a text that determines these arguments and the shapes to compile for; see `compile.compile_ahead`.
     Attributes:
-      members: the sampler. loss: the loss.
+      members: the sampler of members.
+      loss: the loss of a member.
+      executables: the compiled programs by key.
     Raises:
-      ConfigError: the recipe names members or a loss that are not there.
+      ConfigError: the recipe names members or a loss that do not exist.
     """
 
     def __init__(
@@ -66,7 +72,7 @@ class TrainStep:
         self.executables: dict[Any, Any] = {}
 
     def init(self, params: Any) -> TrainState:
-        """A train state at step 0 on the mesh."""
+        """The train state at step 0 with these weights, on all devices of the mesh."""
         zero = np.int32(0)
         ema = jax.tree.map(np.array, params) if self.recipe.ema_decay else None
         opt_state = jax.jit(self.optimizer.init)(params)
@@ -76,8 +82,9 @@ class TrainStep:
         """Compiles every executable that a step can need.
 
         Args:
-          state: the state, or its shapes. batch: `image` uint8 [B, S, S, 3] and `label` int32 [B], B being the
-            global batch; shapes suffice.
+          state: the train state, or its shapes.
+          batch: `image` uint8 [B, S, S, 3] and `label` int32 [B], or their shapes; B is the global batch size.
+          progress: whether a progress bar is shown.
         """
         split, whole = batch_sharding(self.mesh), NamedSharding(self.mesh, REPLICATED)
         params = shapes(state.params, whole)
@@ -107,14 +114,16 @@ class TrainStep:
         self.executables = compile_ahead(jobs, "compile sandwich", progress, self.identity)
 
     def __call__(self, state: TrainState, batch: dict[str, jax.Array], step: int) -> tuple[TrainState, Any]:
-        """One step. `state` is donated.
+        """One step.
 
         Args:
-          step: `state.step` as the host knows it.
+          state: the train state, which is donated.
+          batch: `image` uint8 [B, S, S, 3] and `label` int32 [B] on the devices.
+          step: `state.step`, as a number that the host knows.
         Returns:
-          The new state, and metrics on the device: `loss`, `accuracy` (agreement with the labels) and what the loss
-          names, each [members]; `gradient_norm` before clipping, `learning_rate`, `finite` (whether the update was
-          made), and the counters `skipped` and `skipped_in_row`.
+          The new state, and a dictionary of metrics on the device. `loss`, `accuracy` (agreement with the labels) and
+          the scalars in `Loss.metrics` are [members] each. `gradient_norm` (before clipping), `learning_rate`, `finite`
+          (whether the update was made), and the counters `skipped` and `skipped_in_row` are scalars.
         """
         grads = teacher = None
         all_metrics = []
@@ -134,14 +143,19 @@ class TrainStep:
         total: Any = None,
         number: int = 0,
     ) -> tuple[Any, jax.Array, jax.Array | None]:
-        """Adds the gradient of a member to that of the members before it.
+        """Adds the gradient of a member to the gradients of the members before it.
 
         Args:
-          teacher: logits of the first member; None for itself.
-          total: the sum so far, which is donated; None for the first member.
-          number: of the member in the step; each draws its own regularisation.
+          params: the weights.
+          batch: `image` uint8 [B, S, S, 3] and `label` int32 [B] on the devices.
+          member: the member.
+          step: the number of the step.
+          teacher: [B, classes] logits of the first member; None for the first member itself.
+          total: the sum of the gradients so far, which is donated; None for the first member.
+          number: the member's position in the step. Members at different positions draw different regularisation.
         Returns:
-          The sum, with a leading axis of devices; the member's metrics; and its logits if it is the first, else None.
+          The sum, with a leading axis of devices; the member's metrics; and the member's logits if it is the first,
+          otherwise None.
         """
         part = member.part
         return self.executables[part](
@@ -155,10 +169,14 @@ class TrainStep:
         )
 
     def score(self, params: Any, batch: dict[str, jax.Array], archs: Sequence[Architecture]) -> list[float]:
-        """Losses of architectures with the labels on this batch, equal on all hosts.
+        """The cross-entropy of architectures with the labels on this batch. It is equal on all hosts.
 
+        Args:
+          params: the weights.
+          batch: `image` uint8 [B, S, S, 3] and `label` int32 [B] on the devices.
+          archs: the architectures.
         Raises:
-          RuntimeError: the members' sampler has not said that it `scores`.
+          RuntimeError: `Members.scores` of the sampler is False, so that no programs were compiled for scores.
         """
         if not self.members.scores:
             raise RuntimeError("step: found a score asked for, expected a sampler of members whose `scores` is True")
@@ -170,7 +188,7 @@ class TrainStep:
         return [float(loss) for loss in jax.device_get(found)]
 
     def _shape_of_totals(self, params: Any) -> tuple[Any, Any]:
-        """Shapes of the gradient, one a device, and of a member's metrics."""
+        """Shapes of the gradients, one for each device, and of a member's metrics."""
         devices, split = self.mesh.size, batch_sharding(self.mesh)
 
         def one_a_device(a):
@@ -190,7 +208,7 @@ class TrainStep:
         return net(x, outer, sampled, mode)[0]
 
     def _gradient(self, part: Part):
-        """The program of `learn`. The gradient has a leading axis of the devices, each of which holds its own."""
+        """The program of `learn`. The gradient has a leading axis of devices; each device holds its own gradient."""
         recipe, bucket = self.recipe, part.bucket
 
         def learn(params, image, label, step, teacher, sampled, total):
@@ -226,7 +244,7 @@ class TrainStep:
         return over_devices(self.mesh, loss, (REPLICATED, SPLIT, SPLIT, REPLICATED), REPLICATED)
 
     def _update(self):
-        """The one reduction over the devices, the clip and the update."""
+        """The last program of a step: the mean over the devices, the clip and the update."""
         recipe = self.recipe
 
         def update(state, grads, metrics):
@@ -240,7 +258,7 @@ class TrainStep:
             params = optax.apply_updates(state.params, updates)
             ema = state.ema
             if ema is not None:
-                # Early on the average follows the weights faster, so as not to keep their start.
+                # At the start the average follows the weights faster, so that it forgets the initial weights.
                 decay = jnp.minimum(recipe.ema_decay, (1 + state.step) / (10 + state.step))
                 ema = optax.incremental_update(params, ema, 1 - decay)
             keep = partial(_keep, finite)
@@ -269,15 +287,15 @@ class TrainStep:
 
 
 def _mean_over_devices(tree: Any, devices: int) -> Any:
-    """The mean over AXIS, as one vector, so that one all-reduce carries all of it."""
+    """The mean of a tree over AXIS. The tree is joined to one vector, so that there is one all-reduce."""
     if devices == 1:
-        return tree  # spares a copy of all gradients there and back: 40 of 95 ms on CPUs
+        return tree  # saves two copies of all gradients, to the vector and back: 40 of 95 ms on CPUs
     vector, unravel = ravel_pytree(tree)
     return unravel(jax.lax.pmean(vector, AXIS))
 
 
 def _keep(finite: jax.Array, new: Any, old: Any) -> Any:
-    """`new` if finite, else `old`. The momentum of `optimizer.momentum` has been kept by itself."""
+    """`new` if finite, otherwise `old`. The state of `optimizer.momentum` is always `new`: it has done this itself."""
 
     def is_trace(node):
         return isinstance(node, KeptTrace)
@@ -289,10 +307,10 @@ def _keep(finite: jax.Array, new: Any, old: Any) -> Any:
 
 
 def _stack(grads: Any) -> Any:
-    """A leading axis, which the devices share."""
+    """Adds a leading axis to every gradient, which is divided among the devices."""
     return jax.tree.map(lambda g: g[None], grads)
 
 
 def _metrics(loss: jax.Array, logits: jax.Array, label: jax.Array, further: Sequence[jax.Array]) -> jax.Array:
-    """[1, 2 + further]: loss and accuracy of this device's images, and what else the loss gives."""
+    """[1, 2 + further]: loss and accuracy of this device's images, and the other scalars that the loss gives."""
     return jnp.stack([loss, jnp.mean(jnp.argmax(logits, -1) == label), *further])[None]

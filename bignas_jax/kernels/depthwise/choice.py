@@ -1,8 +1,8 @@
-"""Depthwise convolution, by whichever implementation is fastest where it runs, with its own gradient.
+"""Depthwise convolution with its own gradient. It uses the implementation that is fastest on the device.
 
-No single implementation is fast everywhere: XLA's grouped convolution is slow for one channel a group, on CPUs above
-all (JAX issues 13800 and 23713). Each implementation gives the forward pass and both gradients, and each of the three
-is chosen for itself, when it is traced.
+No implementation is fast everywhere. XLA's grouped convolution is slow with one channel a group, above all on CPUs
+(JAX issues 13800 and 23713). Each implementation has a forward pass and two gradients. The implementation of each of
+these three is chosen on its own, when it is traced.
 """
 
 import contextlib
@@ -26,10 +26,11 @@ class Implementation:
     """One way to compute a depthwise convolution with padding k // 2, k odd, stride 1 or 2, summed in float32.
 
     Attributes:
-      forward: (x, kernel, stride) -> y; x [B, H, W, C], kernel [k, k, C] float32, y
+      forward: (x, kernel, stride) -> y. x is [B, H, W, C]; kernel is [k, k, C] float32; y is
         [B, ceil(H / stride), ceil(W / stride), C] in the dtype of x.
-      input_gradient: (g, kernel, stride, shape) -> dx; g as y, dx of `shape` [B, H, W, C] in the dtype of g.
-      kernel_gradient: (x, g, size, stride) -> float32 [size, size, C].
+      input_gradient: (g, kernel, stride, shape) -> dx. g has the shape of y; dx has `shape` [B, H, W, C] and the
+        dtype of g.
+      kernel_gradient: (x, g, size, stride) -> d_kernel, float32 [size, size, C].
     """
 
     forward: Callable
@@ -52,20 +53,22 @@ IMPLEMENTATIONS = {
     ),
 }
 
-# Told at run time, and alone, which channels and taps of its operands the sampled architecture has.
+# Its functions alone also take `used`: the channels and the kernel side of the sampled architecture, known at run time.
 NATIVE = Implementation(
     depthwise_native.forward, depthwise_native.input_gradient, depthwise_native.kernel_gradient
 )
 
-# Part of the key of every jit cache: a function traced under one value is traced again under another.
+# JAX makes this value a part of the key of every jit cache: a function is traced again under another value.
 _forced = jax.make_user_context(None)
 
 
 def using(implementation: str):
-    """A context in which every depthwise convolution is traced as the named one of IMPLEMENTATIONS.
+    """A context in which every depthwise convolution uses one implementation.
 
+    Args:
+      implementation: a name in IMPLEMENTATIONS.
     Raises:
-      ValueError: there is none of that name.
+      ValueError: there is no implementation of that name.
     """
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"found depthwise implementation {implementation!r}, expected one of {list(IMPLEMENTATIONS)}")
@@ -73,15 +76,15 @@ def using(implementation: str):
 
 
 def forced() -> str | None:
-    """The implementation that `using` names here, or None."""
+    """The implementation of the `using` context that is active now; None outside of one."""
     return _forced.value
 
 
 @contextlib.contextmanager
 def portable():
-    """A context for programs that leave this machine: no custom call is traced, only operations of StableHLO.
+    """A context for programs that leave this machine: they are traced as operations of StableHLO, no custom calls.
 
-    Exports trace in it. The platform they are traced on says nothing about those they will run on.
+    Exports are traced in it, because they may run on another platform than this one.
     """
     with native.off(), using("shifted"):
         yield
@@ -96,13 +99,18 @@ def choose(
     direction: str = "forward",
     kind: str | None = None,
 ) -> str:
-    """The name in IMPLEMENTATIONS of what computes one direction of a convolution on a platform.
+    """The implementation that computes one direction of a convolution on a platform.
 
     Args:
-      platform: 'cpu', 'gpu' or another of `jax.default_backend()`. shape: [B, H, W, C] of the input; B may be
-        symbolic. size: k. dtype: of the input.
+      platform: 'cpu', 'gpu' or another value of `jax.default_backend()`.
+      shape: [B, H, W, C] of the input; B may be symbolic.
+      size: side k of the kernel.
+      stride: 1 or 2.
+      dtype: dtype of the input.
       direction: 'forward', 'input_gradient' or 'kernel_gradient'.
-      kind: of the device, a key of the table of measurements; None for that of the first device here.
+      kind: the kind of device, a key of the table of measurements; None means the first device of this process.
+    Returns:
+      A name in IMPLEMENTATIONS.
     """
     if platform == "cpu":
         return "shifted_loop"
@@ -125,9 +133,11 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array, stride: int, used: jax.Array
     """Depthwise convolution with padding k // 2, summed in float32.
 
     Args:
-      x: [B, H, W, C]. kernel: [k, k, C], float32, k odd. stride: 1 or 2.
-      used: int32 [2], the channels and the side of the kernel that the sampled architecture has: what is outside of
-        them is zero in x or in the kernel. None: all.
+      x: [B, H, W, C] input.
+      kernel: [k, k, C], float32, k odd.
+      stride: 1 or 2.
+      used: int32 [2], the channels and the kernel side of the sampled architecture; None means all. Channels of x and
+        taps of the kernel outside of them are zero.
     Returns:
       [B, ceil(H / stride), ceil(W / stride), C] in the dtype of x.
     """

@@ -1,6 +1,7 @@
-"""Depthwise convolution by the native kernels of the CPU (bignas_jax/kernels/native/depthwise.cc), float32 alone.
+"""Depthwise convolution by the native kernels of the CPU (bignas_jax/kernels/native/depthwise.cc), float32 only.
 
-They know the sampled channels and kernel side at run time, and compute no more than those: `used` is int32 [2].
+`used` is int32 [2], the channels and the kernel side of the sampled architecture. The kernels read it at run time and
+compute only these.
 """
 
 import jax
@@ -16,18 +17,18 @@ def _result(shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
 
 
 def forward(x: jax.Array, kernel: jax.Array, stride: int, used: jax.Array) -> jax.Array:
-    """[B, H, W, C] and [k, k, C] -> [B, ceil(H / stride), ceil(W / stride), C]."""
+    """x [B, H, W, C] and kernel [k, k, C] -> [B, ceil(H / stride), ceil(W / stride), C]."""
     batch, height, width, channels = x.shape
     shape = (batch, -(-height // stride), -(-width // stride), channels)
     return native.call("depthwise_forward", _result(shape), x, kernel, used, stride=stride)
 
 
 def input_gradient(g: jax.Array, kernel: jax.Array, stride: int, shape: tuple[int, ...], used: jax.Array) -> jax.Array:
-    """The transpose of `forward` in x: [B, H, W, C] of the given shape."""
+    """The gradient with respect to x, of this shape [B, H, W, C]."""
     return native.call("depthwise_input_gradient", _result(shape), g, kernel, used, stride=stride)
 
 
 def kernel_gradient(x: jax.Array, g: jax.Array, size: int, stride: int, used: jax.Array) -> jax.Array:
-    """The transpose of `forward` in its kernel: [k, k, C]."""
+    """The gradient with respect to the kernel: [k, k, C]."""
     shape = (size, size, x.shape[3])
     return native.call("depthwise_kernel_gradient", _result(shape), x, g, used, stride=stride)

@@ -1,11 +1,11 @@
 """Depthwise convolution as Pallas kernels that Triton compiles for NVIDIA GPUs.
 
-A program computes a tile of positions x channels: a position is a column and a strip of a few rows of one image, so
-that a value that was loaded serves every row of the strip that it meets. Positions of all images are numbered through,
-and only the last program has a ragged end. Channels are contiguous. Products and sums are float32.
+A program computes a tile of positions x channels. A position is one column in a strip of a few rows of one image: each
+loaded value is used for all rows of the strip that need it. The positions of all images are numbered in one sequence,
+so that only the last program has a partial tile. Channels are contiguous. Products and sums are float32.
 
-What Triton asks for shapes this: tiles have a power of two of entries, and nothing can be shifted inside registers, so
-that each tap is a load of its own (from the L1 cache, after the first).
+Triton sets two limits. The number of entries of a tile is a power of two. Values cannot be shifted inside registers,
+so that each tap is a load of its own (from the L1 cache, after the first).
 """
 
 import dataclasses
@@ -20,15 +20,15 @@ from jax.experimental.pallas import triton as plgpu
 
 _DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
 _WARPS = 4
-# Entries of a tile: 4 of each thread. ptxas for sm_90 spills registers at twice as many, above all in float32.
+# Entries of a tile: 4 for each thread. With twice as many, ptxas for sm_90 spills registers, above all in float32.
 _ENTRIES = 512
-_KERNEL_GRADIENT_ENTRIES = {3: 512, 5: 256, 7: 128}  # k^2 sums are held for each
-_KERNEL_GRADIENT_PROGRAMS = 512  # some four for each multiprocessor; each leaves k^2 sums a channel to add up
+_KERNEL_GRADIENT_ENTRIES = {3: 512, 5: 256, 7: 128}  # by k; each entry holds k^2 sums
+_KERNEL_GRADIENT_PROGRAMS = 512  # about four for each multiprocessor; each one's k^2 sums a channel are added up later
 _MOST_ROWS = 5
 
 
 def supports(shape: tuple[int, ...], size: int, stride: int, dtype: jnp.dtype) -> bool:
-    """Whether the kernels take it: static [B, H, W, C] below 2^31 entries, k of 3, 5 or 7, at most float32."""
+    """Whether the kernels can compute it: static [B, H, W, C] below 2^31 entries, k of 3, 5 or 7, at most float32."""
     static = all(isinstance(side, int) for side in shape)
     known = size in _KERNEL_GRADIENT_ENTRIES and stride in (1, 2) and jnp.dtype(dtype) in map(jnp.dtype, _DTYPES)
     return static and known and shape[0] * shape[1] * shape[2] * shape[3] < 2**31
@@ -36,11 +36,16 @@ def supports(shape: tuple[int, ...], size: int, stride: int, dtype: jnp.dtype) -
 
 @dataclasses.dataclass(frozen=True)
 class _Tiles:
-    """How positions and channels are dealt to programs.
+    """How positions and channels are divided among programs.
 
     Attributes:
-      batch, rows, columns: the grid of positions, rows of it `strip` at a time. channels: of the arrays.
-      positions, block: positions and channels of one program, powers of two.
+      batch: number of images.
+      rows: rows of the grid that is computed, of one image.
+      columns: columns of that grid.
+      channels: channels of the arrays.
+      strip: rows of the grid that one position covers.
+      positions: positions of one program, a power of two.
+      block: channels of one program, a power of two.
     """
 
     batch: int
@@ -53,29 +58,36 @@ class _Tiles:
 
     @property
     def strips(self) -> int:
+        """Strips of one image."""
         return pl.cdiv(self.rows, self.strip)
 
     @property
     def position_programs(self) -> int:
+        """Programs that cover all positions of a block of channels."""
         return pl.cdiv(self.batch * self.strips * self.columns, self.positions)
 
     @property
     def channel_programs(self) -> int:
+        """Programs that cover all channels of a position."""
         return pl.cdiv(self.channels, self.block)
 
     def place(self, program: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Image, first row and column of each position of a program; past the last one, images from `batch` on."""
+        """Image, first row and column of each position of a program.
+
+        Positions past the last one get image numbers from `batch` on.
+        """
         number = program * self.positions + lax.iota(jnp.int32, self.positions)
         strip = lax.div(number, jnp.int32(self.columns))
         image = lax.div(strip, jnp.int32(self.strips))
         return image, lax.rem(strip, jnp.int32(self.strips)) * self.strip, lax.rem(number, jnp.int32(self.columns))
 
     def channel(self, program: jax.Array) -> jax.Array:
+        """int32 [block]: the channels of a program."""
         return program * self.block + lax.iota(jnp.int32, self.block)
 
 
 def _tiles(shape: tuple[int, ...], rows: int, columns: int, size: int, step: int, entries: int) -> _Tiles:
-    """Tiles for a grid of rows x columns positions, `step` rows of which lie between neighbours in what is loaded."""
+    """Tiles for a grid of rows x columns outputs; neighbouring rows of it read rows that lie `step` apart."""
     batch, channels = shape[0], shape[3]
 
     def waste(block: int) -> float:
@@ -85,7 +97,7 @@ def _tiles(shape: tuple[int, ...], rows: int, columns: int, size: int, step: int
     block = next((b for b in blocks if waste(b) <= 1 / 8), min(blocks, key=waste))
 
     def work(strip: int) -> int:
-        # Multiply-adds, and loads, each of which costs about as much as two with its address and its conversion.
+        # Multiply-adds plus loads. A load, with its address and its conversion, costs about two multiply-adds.
         return pl.cdiv(rows, strip) * (strip * size**2 + 2 * size * (step * (strip - 1) + size))
 
     strip = min(range(1, _MOST_ROWS + 1), key=work)
@@ -93,7 +105,7 @@ def _tiles(shape: tuple[int, ...], rows: int, columns: int, size: int, step: int
 
 
 def _address(shape: tuple[int, ...], image, row, column, channel) -> tuple[jax.Array, jax.Array]:
-    """Offsets [positions, block] into a flat array of `shape`, and which of them are inside it."""
+    """Offsets [positions, block] into a flat array of `shape`, and a mask of those that are inside it."""
     batch, height, width, channels = shape
     inside = (image < batch) & (row >= 0) & (row < height) & (column >= 0) & (column < width)
     offset = ((image * height + row) * width + column) * channels
@@ -120,7 +132,7 @@ def _taps(ref, size: int, column: int, channels: int, channel) -> list[jax.Array
 
 
 def _run(kernel, tiles: _Tiles, output: jax.ShapeDtypeStruct, programs: int, interpret: bool | None, *arrays):
-    """Runs a kernel on flat arrays, programs x channel programs; on a CPU it is interpreted, for tests."""
+    """Runs a kernel on flat arrays, on a grid of programs x channel programs. A CPU interprets it, for tests."""
     call = pl.pallas_call(
         kernel,
         out_shape=jax.ShapeDtypeStruct((output.size,), output.dtype),
@@ -149,7 +161,7 @@ def _forward_kernel(tiles: _Tiles, shape, out_shape, size: int, stride: int, x_r
 
 @partial(jax.jit, static_argnames=("stride", "interpret"))
 def forward(x: jax.Array, kernel: jax.Array, stride: int, interpret: bool | None = None) -> jax.Array:
-    """[B, H, W, C] and [k, k, C] -> [B, ceil(H / stride), ceil(W / stride), C] in the dtype of x."""
+    """x [B, H, W, C] and kernel [k, k, C] -> [B, ceil(H / stride), ceil(W / stride), C] in the dtype of x."""
     size = kernel.shape[0]
     out = x.shape[0], pl.cdiv(x.shape[1], stride), pl.cdiv(x.shape[2], stride), x.shape[3]
     tiles = _tiles(x.shape, out[1], out[2], size, stride, _ENTRIES)
@@ -159,7 +171,10 @@ def forward(x: jax.Array, kernel: jax.Array, stride: int, interpret: bool | None
 
 
 def _transposed_kernel(tiles: _Tiles, shape, g_shape, size: int, g_ref, kernel_ref, dx_ref):
-    """The input gradient at stride 2: a position is a 2 x 2 square of dx, whose parities meet other taps of g."""
+    """The input gradient at stride 2.
+
+    Each row of a position is a 2 x 2 square of dx. Its four values use different taps, by the parity of row and column.
+    """
     image, row, column = tiles.place(pl.program_id(0))
     channel = tiles.channel(pl.program_id(1))
     half = size // 2
@@ -183,12 +198,12 @@ def _transposed_kernel(tiles: _Tiles, shape, g_shape, size: int, g_ref, kernel_r
 def input_gradient(
     g: jax.Array, kernel: jax.Array, stride: int, shape: tuple[int, ...], interpret: bool | None = None
 ) -> jax.Array:
-    """The transpose of `forward` in x: [B, H, W, C] of the given shape in the dtype of g."""
+    """The gradient with respect to x, of this shape [B, H, W, C], in the dtype of g."""
     if stride == 1:
         return forward(g, kernel[::-1, ::-1], 1, interpret)
     size = kernel.shape[0]
     tiles = _tiles(shape, g.shape[1], g.shape[2], size, 1, _ENTRIES)
-    tiles = dataclasses.replace(tiles, strip=min(tiles.strip, 2))  # of four sums for each position
+    tiles = dataclasses.replace(tiles, strip=min(tiles.strip, 2))  # each row of a position has four sums
     body = partial(_transposed_kernel, tiles, shape, g.shape, size)
     output = jax.ShapeDtypeStruct(shape, g.dtype)
     return _run(body, tiles, output, tiles.position_programs, interpret, g, kernel.astype(jnp.float32))
@@ -222,9 +237,9 @@ def _kernel_gradient_kernel(
 
 @partial(jax.jit, static_argnames=("size", "stride", "interpret"))
 def kernel_gradient(x: jax.Array, g: jax.Array, size: int, stride: int, interpret: bool | None = None) -> jax.Array:
-    """The transpose of `forward` in its kernel: float32 [k, k, C].
+    """The gradient with respect to the kernel: float32 [k, k, C].
 
-    Each program leaves its sums, which XLA adds up: always in the same order, as atomic additions would not.
+    Each program writes its sums, and XLA adds them up, always in the same order. Atomic additions have no fixed order.
     """
     tiles = _tiles(x.shape, g.shape[1], g.shape[2], size, stride, _KERNEL_GRADIENT_ENTRIES[size])
     tiles = dataclasses.replace(tiles, strip=min(tiles.strip, 4))

@@ -1,6 +1,6 @@
 """Depthwise convolution as shifted multiply-adds: plain array operations, for any device and any export.
 
-Each tap of the kernel is a shifted copy of the input times a vector over channels; XLA fuses all of them into one
+Each tap of the kernel multiplies a shifted copy of the input by a vector over channels. XLA fuses all taps into one
 loop that reads the input once. Sums are float32 (float64 for float64).
 """
 
@@ -17,13 +17,13 @@ def _pad(x: jax.Array, before: int, after: int) -> jax.Array:
 
 
 def _tap(x: jax.Array, top: int, left: int, rows: int, columns: int, stride: int) -> jax.Array:
-    """[B, rows, columns, C]: every stride-th row and column of x from (top, left) on."""
+    """[B, rows, columns, C]: every `stride`-th row and column of x, from (top, left) on."""
     limit = (x.shape[0], top + stride * (rows - 1) + 1, left + stride * (columns - 1) + 1, x.shape[3])
     return jax.lax.slice(x, (0, top, left, 0), limit, (1, stride, stride, 1))
 
 
 def forward(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """[B, H, W, C] and [k, k, C] -> [B, ceil(H / stride), ceil(W / stride), C] in the dtype of x."""
+    """x [B, H, W, C] and kernel [k, k, C] -> [B, ceil(H / stride), ceil(W / stride), C] in the dtype of x."""
     size = kernel.shape[0]
     rows, columns = -(-x.shape[1] // stride), -(-x.shape[2] // stride)
     padded = at_least_float32(_pad(x, size // 2, size // 2))
@@ -33,13 +33,13 @@ def forward(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
 
 
 def input_gradient(g: jax.Array, kernel: jax.Array, stride: int, shape: tuple[int, ...]) -> jax.Array:
-    """The transpose of `forward` in x: [B, H, W, C] of the given shape in the dtype of g."""
+    """The gradient with respect to x, of this shape [B, H, W, C], in the dtype of g."""
     if stride == 1:
         return forward(g, kernel[::-1, ::-1], 1)
     size = kernel.shape[0]
     batch, height, width, channels = shape
-    # Rows of one parity of the padded input meet only the taps of that parity: four dense convolutions of the
-    # output's size, interleaved, instead of one over a gradient blown up with zeros.
+    # Rows and columns of one parity of the padded input use only the taps of that parity. So four dense convolutions
+    # of the output's size are computed and interleaved, instead of one over a gradient widened with zeros.
     reach = (size + 1) // 2 - 1
     rows, columns = -(-(height + size - 1) // 2), -(-(width + size - 1) // 2)
     after = max(rows - g.shape[1], columns - g.shape[2])
@@ -51,7 +51,7 @@ def input_gradient(g: jax.Array, kernel: jax.Array, stride: int, shape: tuple[in
             _tap(padded, reach - (i - a) // 2, reach - (j - b) // 2, rows, columns, 1) * kernel[i, j]
             for i, j in taps
         )
-        zeros = jnp.zeros((batch, rows, columns, channels), padded.dtype)  # all there is of a 1x1 kernel's odd phases
+        zeros = jnp.zeros((batch, rows, columns, channels), padded.dtype)  # a 1x1 kernel has no taps in the odd phases
         return sum(terms, start=zeros)
 
     phases = jnp.stack([jnp.stack([phase(a, b) for b in (0, 1)], 3) for a in (0, 1)], 2)
@@ -61,7 +61,10 @@ def input_gradient(g: jax.Array, kernel: jax.Array, stride: int, shape: tuple[in
 
 
 def kernel_gradient(x: jax.Array, g: jax.Array, size: int, stride: int) -> jax.Array:
-    """[k, k, C], at least float32: sums over images and positions of shifted input times gradient."""
+    """The gradient with respect to the kernel: [k, k, C], float32 or wider.
+
+    It is the sum of the shifted input times g over images and positions.
+    """
     padded, g = at_least_float32(_pad(x, size // 2, size // 2)), at_least_float32(g)
     rows, columns = g.shape[1:3]
     taps = itertools.product(range(size), repeat=2)
@@ -70,11 +73,11 @@ def kernel_gradient(x: jax.Array, g: jax.Array, size: int, stride: int) -> jax.A
 
 
 def kernel_gradient_in_loop(x: jax.Array, g: jax.Array, size: int, stride: int) -> jax.Array:
-    """The same for a CPU, whose reductions would write every shifted copy to memory first.
+    """The same as `kernel_gradient`, made for CPUs, where XLA's reductions first write every shifted copy to memory.
 
-    A loop over a few rows at a time; one column of taps is one fused loop over [k, columns, C] that adds up the
-    terms of those rows straight from the operands. Measured on 2 cores at 16x56x56x144 with a 5x5 kernel: 15 ms,
-    against 270 ms for `kernel_gradient`.
+    It loops over a few rows at a time. For each column of taps, one fused loop over [k, columns, C] adds up the terms
+    of these rows, read from the operands directly. Measured on 2 cores at 16x56x56x144 with a 5x5 kernel: 15 ms,
+    against 270 ms with `kernel_gradient`.
     """
     padded, g = at_least_float32(_pad(x, size // 2, size // 2)), at_least_float32(g)
     batch, rows, columns, channels = g.shape

@@ -1,8 +1,8 @@
-"""Which implementation of a depthwise convolution was fastest, by measurement, on kinds of GPU.
+"""The implementation of a depthwise convolution that was measured to be the fastest on a kind of GPU.
 
-table.json holds what `python benchmarks/depthwise.py --write-table` measured: device kind to entries, each a
-direction ('forward', 'input_gradient', 'kernel_gradient') of one convolution with the milliseconds of every
-implementation that ran. A shape that was not measured takes the answer of the nearest one.
+`python benchmarks/depthwise.py --write-table` writes table.json: device kind to entries. An entry is one direction
+('forward', 'input_gradient', 'kernel_gradient') of one convolution, with the milliseconds of every implementation that
+ran. A shape that was not measured takes the answer of the nearest shape.
 """
 
 import functools
@@ -15,15 +15,15 @@ import jax.numpy as jnp
 
 PATH = pathlib.Path(__file__).with_suffix(".json")
 
-# Of a device that nobody measured. One fused loop that XLA makes for every device; the grouped convolution depends on
-# which library it ends in, and the Pallas kernels have Triton's own list of GPUs.
+# For devices that were not measured: XLA compiles it to one fused loop on every device. The speed of the grouped
+# convolution depends on the library that computes it, and the Pallas kernels run only on the GPUs that Triton knows.
 DEFAULT = "shifted"
 
 Entry = Mapping[str, object]  # direction, shape [B, H, W, C], size, stride, dtype, milliseconds: {name: ms}
 
 
 def read(path: pathlib.Path) -> dict[str, list[Entry]]:
-    """A table from a file: device kind to entries."""
+    """The table in a file: device kind to entries."""
     return json.loads(path.read_text())
 
 
@@ -34,12 +34,12 @@ def load() -> dict[str, list[Entry]]:
 
 
 def same_question(a: Entry, b: Entry) -> bool:
-    """Whether two entries differ in nothing but their shape and their figures."""
+    """Whether two entries differ only in their shape and their milliseconds."""
     return all(a[name] == b[name] for name in ("direction", "size", "stride", "dtype"))
 
 
 def _distance(a: Sequence[int], b: Sequence[int]) -> float:
-    """Of two shapes [B, H, W, C]: factors of two between their sides, their channels and, if known, their batches."""
+    """How far two shapes [B, H, W, C] are apart, in factors of two. Symbolic dimensions do not count."""
     pairs = [(x, y) for x, y in zip(a, b, strict=True) if isinstance(x, int) and isinstance(y, int)]
     return sum(abs(math.log2(x / y)) for x, y in pairs)
 
@@ -54,14 +54,20 @@ def fastest(
     usable: Sequence[str],
     table: Mapping[str, Sequence[Entry]] | None = None,
 ) -> str:
-    """The name of the implementation to use; DEFAULT where nothing like it was measured on this kind of device.
+    """The name of the implementation to use.
 
-    Among the entries of the same direction, kernel size, stride and dtype, the one of the nearest shape answers, with
-    the fastest of the implementations in `usable`.
+    It is looked up among the entries of the same direction, kernel size, stride and dtype: the fastest of `usable` in
+    the entry of the nearest shape. It is DEFAULT if this kind of device has no such entry.
 
     Args:
-      shape: [B, H, W, C] of the input, symbolic dimensions allowed. usable: names that can run on this very shape.
-      table: instead of `load()`.
+      kind: the kind of device, a key of the table.
+      shape: [B, H, W, C] of the input; dimensions may be symbolic.
+      size: side of the kernel.
+      stride: 1 or 2.
+      dtype: dtype of the input.
+      direction: 'forward', 'input_gradient' or 'kernel_gradient'.
+      usable: names of the implementations that can run on this shape.
+      table: the table to look in; None means `load()`.
     """
     question = {"direction": direction, "size": size, "stride": stride, "dtype": jnp.dtype(dtype).name}
     entries = (load() if table is None else table).get(kind, ())
@@ -75,7 +81,10 @@ def fastest(
 def merge(
     table: Mapping[str, Sequence[Entry]], kind: str, entries: Sequence[Entry]
 ) -> dict[str, list[Entry]]:
-    """The table with new entries of a device kind in the place of those of the same question and shape."""
+    """The table with new entries of a device kind.
+
+    A new entry replaces an old one of the same direction, kernel size, stride, dtype and shape.
+    """
 
     def replaced(old: Entry) -> bool:
         return any(same_question(old, new) and list(old["shape"]) == list(new["shape"]) for new in entries)
@@ -85,7 +94,7 @@ def merge(
 
 
 def dumps(table: Mapping[str, Sequence[Entry]]) -> str:
-    """JSON with a line for each entry, so that changes are read easily."""
+    """The table as JSON, with one line for each entry, so that a diff is easy to read."""
     kinds = []
     for kind, entries in sorted(table.items()):
         rows = ",\n".join(f"  {json.dumps(entry)}" for entry in entries)

@@ -1,8 +1,8 @@
-"""Kernels in C++ for the CPU, called from XLA's programs by `jax.ffi`: what XLA is slow at there.
+"""Kernels in C++ for the CPU, which XLA's programs call by `jax.ffi`: for operations that XLA itself computes slowly.
 
-They are built from the sources in this folder by the machine's own C++ compiler, for its own processor: by
-`make setup` (`python -m bignas_jax.kernels.native`), or else before the first program is traced. Without a compiler
-everything works as before, on XLA's operations alone.
+The C++ compiler of the machine builds them for its own processor, from the sources in this folder. `make setup`
+(`python -m bignas_jax.kernels.native`) builds them ahead; otherwise they are built before the first program is traced.
+Without a compiler everything works with XLA's operations alone.
 """
 
 import ctypes
@@ -29,12 +29,12 @@ TARGETS = (
     "norm_input_gradient",
 )
 
-# Part of the key of every jit cache: a function traced under one value is traced again under another.
+# JAX makes this value a part of the key of every jit cache: a function is traced again under another value.
 _off = jax.make_user_context(False)
 
 
 def off():
-    """A context in which no native kernel is traced: for programs that leave this machine, and for comparisons."""
+    """A context without native kernels: for programs that leave this machine, and for comparisons."""
     return _off(True)
 
 
@@ -44,12 +44,16 @@ def usable(dtype: jnp.dtype) -> bool:
 
 
 def identity() -> str:
-    """Of the kernels that a program traced now may call; empty if there are none."""
+    """The name of the library of kernels that a program traced now may call; empty if it may call none."""
     return (library() or "") if usable(jnp.float32) else ""
 
 
 def load() -> bool:
-    """Registers the kernels with XLA, building them if need be; False, and one line on why, if that is impossible."""
+    """Builds the kernels if they are missing, and registers them with XLA.
+
+    Returns:
+      Whether that worked; if not, one line on stderr says why.
+    """
     return library() is not None
 
 
@@ -71,11 +75,15 @@ def library() -> str | None:
 
 
 def call(target: str, results, *arguments: jax.Array, **attributes):
-    """A call of one of TARGETS.
+    """Calls a kernel.
 
     Args:
-      results: jax.ShapeDtypeStruct, one or a tuple.
-      attributes: Python ints and bools, as the kernel declares them.
+      target: a name in TARGETS.
+      results: shape and dtype of the result, a jax.ShapeDtypeStruct, or a tuple of them.
+      *arguments: the arrays that the kernel takes, in order.
+      **attributes: Python ints and bools, as the kernel declares them.
+    Returns:
+      One array, or one for each of the results.
     """
     function = jax.ffi.ffi_call(f"bignas_{target}", results, vmap_method="sequential")
     return function(*arguments, **attributes)

@@ -1,4 +1,4 @@
-// What the kernels share: vectors of channels, loops over XLA's own threads, and the activations.
+// Shared by the kernels: vectors of channels, loops on XLA's own threads, and the activations.
 #ifndef BIGNAS_JAX_NATIVE_COMMON_H_
 #define BIGNAS_JAX_NATIVE_COMMON_H_
 
@@ -55,8 +55,9 @@ inline void for_channels(int64_t channels, F&& f, int64_t begin = 0) {
 
 // Runs f(0) .. f(count - 1) on XLA's threads, the caller's included; returns when all are done.
 //
-// Helpers that start late find nothing left and touch nothing but the shared counter, so that the caller waits only
-// for work that a running thread holds: no deadlock if all threads of the pool are inside kernels.
+// The caller takes work itself and waits only for work that a running thread has taken. So there is no deadlock if all
+// threads of the pool are inside kernels. A helper that starts late finds no work left and touches nothing but the
+// shared counter.
 template <typename F>
 void parallel_for(ffi::ThreadPool& pool, int64_t count, F&& f) {
   struct Shared {
@@ -82,7 +83,7 @@ void parallel_for(ffi::ThreadPool& pool, int64_t count, F&& f) {
   shared->all_done.wait(lock, [&] { return shared->done == count; });
 }
 
-// e^x, to 2 units in the last place between -87 and 88, where it saturates. NaN stays NaN.
+// e^x, accurate to 2 units in the last place from -87 to 88. Beyond these it saturates. NaN stays NaN.
 template <int width>
 inline typename Lanes<width>::Vec exponential(typename Lanes<width>::Vec x) {
   using L = Lanes<width>;
@@ -109,7 +110,8 @@ inline typename Lanes<width>::Vec exponential(typename Lanes<width>::Vec x) {
   return p * scale;
 }
 
-// The activations by the number that bignas_jax/native/__init__.py gives them: value and derivative at z.
+// The activations, with value and derivative at z. `with_activation` knows them by their position in ACTIVATIONS of
+// bignas_jax/kernels/native/__init__.py.
 template <int w>
 struct Both {
   typename Lanes<w>::Vec value, slope;

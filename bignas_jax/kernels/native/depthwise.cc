@@ -1,8 +1,9 @@
 // Depthwise convolution, forward and backward, over neighbouring channels at once.
 //
-// Arrays are float32 and row-major: x and dx are [N, H, W, C], y and g [N, ceil(H / stride), ceil(W / stride), C], the
-// kernel [k, k, C] with k odd; padding is k // 2. used holds two numbers: channels from used[0] on belong to the
-// bucket but not to the architecture and leave as zeros, and taps outside the centre of side used[1] are skipped.
+// Arrays are float32 and row-major. x and dx are [N, H, W, C]; y and g are [N, ceil(H / stride), ceil(W / stride), C];
+// the kernel is [k, k, C] with k odd. Padding is k // 2. used is int32 [2]. Channels from used[0] on belong to the
+// bucket but not to the sampled architecture: their results are zeros. Taps outside the centre of side used[1] are
+// skipped.
 
 #include <vector>
 
@@ -28,18 +29,18 @@ struct Geometry {
   int64_t pad() const { return side / 2; }
 };
 
-// One source of an output row: a row of pixels and, by tap, where it reads and what it is multiplied with.
+// One source of an output row: a row of pixels, and the taps that it is multiplied with.
 struct Source {
   const float* pixels;
-  const float* taps;  // [taps, C], of which tap q lies at `taps + q * tap_step`
+  const float* taps;  // [taps, C]; tap q lies at `taps + q * tap_step`
 };
 
-// The taps along a row: output t reads pixel `step * t + offset[q]`, if that is in [0, width).
+// The taps along a row: output t reads pixel `step * t + offset[q]` for tap q, if this pixel is in [0, width).
 struct Reach {
   int count = 0;
   int64_t offset[kLargest], tap[kLargest], step, width;
 
-  // Outputs [low, high) of [0, columns) for which every tap is inside.
+  // The outputs [low, high) of [0, columns) whose taps are all inside.
   void inside(int64_t columns, int64_t& low, int64_t& high) const {
     low = 0, high = columns;
     for (int q = 0; q < count; ++q) {
@@ -88,7 +89,7 @@ void output_row(const std::vector<Source>& sources, const Reach& reach, int64_t 
                 int64_t tap_step, int64_t columns, float* to, int64_t to_step) {
   int64_t low, high;
   reach.inside(columns, low, high);
-  // Channels innermost: memory is read in order, and the pixels of one tile are still in cache for the next.
+  // Channels are the innermost loop: memory is read in order, and the next tile finds its pixels in the cache.
   auto tile = [&](auto width, int64_t t) {
     for_channels(used, [&](auto lanes, int64_t c) {
       outputs<width, decltype(lanes)>(sources, reach, channels, tap_step, t, c, to + t * to_step, to_step);
@@ -137,8 +138,8 @@ ffi::Error forward(ffi::ThreadPool pool, Floats x, Floats kernel, Ints used, Flo
   return ffi::Error::Success();
 }
 
-// dx: every input pixel gathers from the outputs that it went into. With stride 2, pixels of one parity meet the taps
-// of one parity: a dense convolution for each.
+// dx: every input pixel collects the gradients of the outputs that it was used in. With stride 2, pixels of one parity
+// use the taps of one parity, so that each parity is a dense convolution.
 ffi::Error input_gradient(ffi::ThreadPool pool, Floats g, Floats kernel, Ints used, FloatsOut dx, int64_t stride) {
   const Geometry s(*dx, kernel.dimensions()[0], stride, used);
   if (s.side > kLargest) return ffi::Error::InvalidArgument("the kernel is larger than 15x15");
@@ -174,7 +175,7 @@ ffi::Error input_gradient(ffi::ThreadPool pool, Floats g, Floats kernel, Ints us
   return ffi::Error::Success();
 }
 
-// Adds to sum [taps of a row, C] what one row of x (or none) and one row of g give, for one block of channels.
+// Adds the products of one row of x and one row of g to sum [taps of a row, C], for one block of channels.
 template <int n, typename L>
 inline void row_products(const float* x, const float* g, const Geometry& s, int64_t first, int64_t c, float* sum) {
   typename L::Vec total[n];
@@ -194,8 +195,8 @@ inline void row_products(const float* x, const float* g, const Geometry& s, int6
   for (int q = 0; q < n; ++q) L::store(sum + q * s.channels + c, total[q]);
 }
 
-// d_kernel: sums over images and positions of shifted input times gradient. Images in at most 8 runs, whose partial
-// sums are added in order: the same bits whatever the threads do.
+// d_kernel: sums of shifted input times gradient, over images and positions. The images are divided into at most 8
+// runs. Their partial sums are added in a fixed order, so that the bits do not depend on the threads.
 ffi::Error kernel_gradient(ffi::ThreadPool pool, Floats x, Floats g, Ints used, FloatsOut d_kernel, int64_t stride) {
   const Geometry s(x, d_kernel->dimensions()[0], stride, used);
   const int64_t size = s.side * s.side * s.channels, run = std::max<int64_t>(1, (s.images + 7) / 8);

@@ -2,9 +2,11 @@
 //
 // All arrays are float32 and row-major. x, g and the outputs of their size are [N, P, C]: images, positions, channels.
 // mean, inverse (1 / standard deviation), scale and bias are [C]; z = (x - mean) * inverse * scale + bias. gate and
-// extra are [N, C]. Channels from used[0] on belong to the bucket but not to the architecture: they leave as zeros.
+// extra are [N, C]. Channels from used[0] on belong to the bucket but not to the sampled architecture: their results
+// are zeros.
 //
-// Sums run over fixed runs of rows whose partial results are added in order: the same bits whatever the threads do.
+// Rows are summed in fixed runs, and the partial sums are added in a fixed order, so that the bits do not depend on the
+// threads.
 
 #include <vector>
 
@@ -13,7 +15,7 @@
 namespace bignas {
 namespace {
 
-constexpr int64_t kRows = 4;  // rows that one sweep over the channels takes together
+constexpr int64_t kRows = 4;  // rows that one loop over the channels processes together
 
 struct Shape {
   int64_t images, positions, channels, used;
@@ -25,7 +27,7 @@ Shape shape_of(const Floats& x, const Ints& used) {
   return {d[0], d[1], d[2], std::clamp<int64_t>(used.typed_data()[0], 0, d[2])};
 }
 
-// Rows in at most 32 runs, none shorter than 64.
+// Rows, divided into at most 32 runs of at least 64 rows (the last one may be shorter).
 struct Runs {
   int64_t rows, length;
   explicit Runs(int64_t rows) : rows(rows), length(std::max<int64_t>((rows + 31) / 32, 64)) {}
@@ -34,7 +36,7 @@ struct Runs {
   int64_t end(int64_t run) const { return std::min(rows, (run + 1) * length); }
 };
 
-// Calls f(first row, rows) with `kRows` rows at a time, then single ones; never across images.
+// Calls f(rows, first row) with `kRows` rows at a time, then with single rows. A call never crosses images.
 template <typename F>
 void for_rows(int64_t begin, int64_t end, int64_t positions, F&& f) {
   for (int64_t row = begin; row < end;) {
@@ -56,7 +58,7 @@ void add_up(const std::vector<float>& partial, int64_t count, int64_t size, floa
     for (int64_t i = 0; i < size; ++i) total[i] += partial[k * size + i];
 }
 
-// What normalises: [C] each.
+// The vectors [C] that normalise.
 struct Affine {
   const float *mean, *inverse, *scale, *bias;
 
@@ -77,7 +79,8 @@ Affine affine_of(const Floats& mean, const Floats& inverse, const Floats& scale,
   return {mean.typed_data(), inverse.typed_data(), scale.typed_data(), bias.typed_data()};
 }
 
-// Mean and biased variance about a value of the data itself, so that nothing cancels when the mean is large.
+// Mean and biased variance. A value of the data is subtracted before squaring: the squares do not cancel when the mean
+// is large.
 ffi::Error moments(ffi::ThreadPool pool, Floats x, Ints used, FloatsOut mean, FloatsOut variance) {
   const Shape s = shape_of(x, used);
   const float* data = x.typed_data();
@@ -115,7 +118,7 @@ ffi::Error moments(ffi::ThreadPool pool, Floats x, Ints used, FloatsOut mean, Fl
   return ffi::Error::Success();
 }
 
-// Calls f(image, begin, end) for all images and used channels, in pieces enough for several threads.
+// Calls f(image, begin, end) for all images and used channels, in enough pieces for several threads.
 template <typename F>
 void for_images(ffi::ThreadPool& pool, const Shape& s, F&& f) {
   const int64_t wanted = s.images >= 8 ? 1 : (8 + s.images - 1) / s.images;
@@ -127,7 +130,7 @@ void for_images(ffi::ThreadPool& pool, const Shape& s, F&& f) {
   });
 }
 
-// out [N, C]: mean over the positions of activation(z).
+// out [N, C]: the mean of activation(z) over the positions.
 template <typename A>
 void pool_images(ffi::ThreadPool& pool, const Shape& s, const float* x, const Affine& affine, float* out) {
   std::fill(out, out + s.images * s.channels, 0.0f);
@@ -147,7 +150,7 @@ void pool_images(ffi::ThreadPool& pool, const Shape& s, const float* x, const Af
   });
 }
 
-// y = activation(z), times gate where there is one.
+// y = activation(z), multiplied by the gate if there is one.
 template <typename A, bool gated>
 void apply_rows(ffi::ThreadPool& pool, const Shape& s, const float* x, const Affine& affine, const float* gate,
                 float* y) {
@@ -170,8 +173,9 @@ void apply_rows(ffi::ThreadPool& pool, const Shape& s, const float* x, const Aff
   });
 }
 
-// out [5, N, C]: sums over the positions of g activation(z), g slope(z), slope(z), and of the last two times the
-// normalised x. The gate's gradient, and with the gate and `extra`, which follow from it, those of bias and scale.
+// out [5, N, C]: the sums over the positions of g activation(z), g slope(z), slope(z), g slope(z) n and slope(z) n,
+// where n is the normalised x. The first is the gradient of the gate. The gradients of bias and scale are computed from
+// the others, the gate and `extra`.
 template <typename A>
 void gate_sums_images(ffi::ThreadPool& pool, const Shape& s, const float* x, const float* g, const Affine& affine,
                       float* out) {
@@ -212,7 +216,8 @@ inline auto inner(const Affine::At<w>& at, typename Lanes<w>::Vec x, typename La
   return g * A::template slope<w>(at.z(x));
 }
 
-// Sums over images and positions of the inner gradient, and of it times the normalised x: d_bias, d_scale.
+// d_bias and d_scale: the sums over images and positions of the gradient with respect to z, and of this gradient times
+// the normalised x.
 template <typename A>
 void reduce_rows(ffi::ThreadPool& pool, const Shape& s, const float* x, const float* g, const Affine& affine,
                  float* d_bias, float* d_scale) {
@@ -244,7 +249,8 @@ void reduce_rows(ffi::ThreadPool& pool, const Shape& s, const float* x, const fl
   std::copy(total.begin() + s.channels, total.end(), d_scale);
 }
 
-// dx = scale * inverse * (inner gradient - mean_g - normalised x * mean_gn); mean_g and mean_gn are [C].
+// dx = scale * inverse * (d - mean_g - normalised x * mean_gn), where d is the gradient with respect to z; mean_g and
+// mean_gn are [C].
 template <typename A, bool gated>
 void input_rows(ffi::ThreadPool& pool, const Shape& s, const float* x, const float* g, const Affine& affine,
                 const float* gate, const float* extra, const float* mean_g, const float* mean_gn, float* dx) {

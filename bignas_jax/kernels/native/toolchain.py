@@ -1,4 +1,4 @@
-"""Builds the native kernels once for each machine, compiler and version of the sources, into the user's cache."""
+"""Builds the native kernels into the user's cache, once for each machine, compiler and version of the sources."""
 
 import concurrent.futures
 import hashlib
@@ -23,10 +23,10 @@ class BuildError(Exception):
 
 
 def compiler() -> tuple[str, ...]:
-    """The C++ compiler's command, with its path: $CXX, which may have arguments, or the first of the usual ones.
+    """The command of the C++ compiler, with its full path: $CXX, which may have arguments, or the first usual one.
 
     Raises:
-      BuildError: there is none.
+      BuildError: no compiler is found.
     """
     commands = [shlex.split(os.environ["CXX"])] if os.environ.get("CXX") else [["c++"], ["g++"], ["clang++"]]
     for name, *arguments in filter(None, commands):
@@ -37,11 +37,12 @@ def compiler() -> tuple[str, ...]:
 
 
 def cache_folder() -> pathlib.Path:
+    """The folder of built libraries, under `$XDG_CACHE_HOME` or `~/.cache`."""
     return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "bignas_jax" / "native"
 
 
 def build() -> pathlib.Path:
-    """The shared library: the one in the cache, else built now (some 10 s).
+    """The path of the shared library. It is built now (some 10 s) if the cache does not have it.
 
     Raises:
       BuildError: there is no compiler, it fails, or the cache folder cannot be written.
@@ -53,7 +54,7 @@ def build() -> pathlib.Path:
     try:
         library.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-            # Renamed into place when whole: other processes may be looking, or building the same.
+            # The file is renamed into place when it is whole: other processes may look for it, or build the same one.
             _compile(command, pathlib.Path(folder)).replace(library)
     except OSError as error:
         raise BuildError(f"cannot write {library.parent}: {error.strerror}") from error
@@ -61,7 +62,7 @@ def build() -> pathlib.Path:
 
 
 def _identity(command: tuple[str, ...]) -> str:
-    """Of all that the library depends on: sources, flags, compiler, jaxlib's interface, and the processor."""
+    """A digest of everything that the library depends on: sources, flags, compiler, jaxlib's version, processor."""
     found = hashlib.sha256()
     for path in sorted([*FOLDER.glob("*.cc"), *FOLDER.glob("*.h")]):
         found.update(path.read_bytes())
@@ -72,7 +73,7 @@ def _identity(command: tuple[str, ...]) -> str:
 
 
 def processor() -> str:
-    """What `-march=native` looks at: a cache folder may be shared by unlike machines."""
+    """The processor's model and features, which `-march=native` reads. Different machines may share a cache folder."""
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,6 +1,7 @@
-"""The passes of `passes` by the native kernels of the CPU (bignas_jax/kernels/native/norm.cc), float32 alone.
+"""The functions of `passes` by the native kernels of the CPU (bignas_jax/kernels/native/norm.cc), float32 only.
 
-`used`, an int32 scalar, is the number of sampled channels: they compute no more, and the rest leave as zeros.
+`used`, an int32 scalar, is the number of sampled channels. The kernels compute only these; the results of all other
+channels are zeros.
 """
 
 import jax
@@ -28,17 +29,20 @@ def _count(used: jax.Array) -> jax.Array:
 
 
 def moments(x: jax.Array, used: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """See `passes.moments`."""
     vector = _shape(x.shape[-1])
     mean, variance = native.call("norm_moments", (vector, vector), _flat(x), _count(used))
     return mean, variance
 
 
 def pooled(x: jax.Array, affine: Affine, used: jax.Array, activation: str) -> jax.Array:
+    """See `passes.pooled`."""
     shape = _shape(x.shape[0], x.shape[-1])
     return native.call("norm_pooled", shape, _flat(x), *affine, _count(used), activation=_number(activation))
 
 
 def apply(x: jax.Array, affine: Affine, gate: jax.Array | None, used: jax.Array, activation: str) -> jax.Array:
+    """See `passes.apply`."""
     flat = _flat(x)
     y = native.call(
         "norm_apply", _like(flat), flat, *affine, affine.bias if gate is None else gate, _count(used),
@@ -48,6 +52,7 @@ def apply(x: jax.Array, affine: Affine, gate: jax.Array | None, used: jax.Array,
 
 
 def gate_sums(x: jax.Array, g: jax.Array, affine: Affine, used: jax.Array, activation: str) -> jax.Array:
+    """See `passes.gate_sums`."""
     shape = _shape(5, x.shape[0], x.shape[-1])
     return native.call(
         "norm_gate_sums", shape, _flat(x), _flat(g), *affine, _count(used), activation=_number(activation)
@@ -55,6 +60,7 @@ def gate_sums(x: jax.Array, g: jax.Array, affine: Affine, used: jax.Array, activ
 
 
 def reduce(x, g, affine: Affine, used, activation: str) -> tuple[jax.Array, jax.Array]:
+    """See `passes.reduce`."""
     vector = _shape(x.shape[-1])
     d_bias, d_scale = native.call(
         "norm_reduce", (vector, vector), _flat(x), _flat(g), *affine, _count(used), activation=_number(activation)
@@ -63,8 +69,9 @@ def reduce(x, g, affine: Affine, used, activation: str) -> tuple[jax.Array, jax.
 
 
 def input_gradient(x, g, affine: Affine, gate, extra, mean_g, mean_gn, used, activation: str) -> jax.Array:
+    """See `passes.input_gradient`."""
     flat = _flat(x)
-    gates = (affine.bias, affine.bias) if gate is None else (gate, extra)  # without a gate they are not read
+    gates = (affine.bias, affine.bias) if gate is None else (gate, extra)  # not read without a gate
     dx = native.call(
         "norm_input_gradient", _like(flat), flat, _flat(g), *affine, *gates, mean_g, mean_gn, _count(used),
         activation=_number(activation), gated=gate is not None,

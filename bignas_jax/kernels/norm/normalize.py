@@ -1,8 +1,8 @@
-"""Batch normalisation (Ioffe and Szegedy, 2015) with its activation and a gate, and a gradient of its own.
+"""Batch normalisation (Ioffe and Szegedy, 2015) with its activation, a gate, and its own gradient.
 
-The forward pass reads its input once for both moments; the backward pass keeps only that input and a few vectors,
-recomputes what it needs and makes two reductions. Automatic differentiation would keep three arrays of the size of
-the activations instead, and a gate behind it (squeeze-and-excitation) one more.
+The forward pass reads its input once for both moments. It keeps only this input and a few vectors for the backward
+pass, which recomputes the rest and makes two reductions. Automatic differentiation would keep three arrays of the size
+of the activations, and one more with a gate (squeeze-and-excitation).
 """
 
 from collections.abc import Callable
@@ -25,12 +25,14 @@ def _passes(dtype: jnp.dtype) -> ModuleType:
 
 
 def moments(x: jax.Array, axis_name: str | None = None, used: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-    """Mean and biased variance over all axes but the last, in float32; over the devices of `axis_name` too.
+    """Mean and biased variance over all axes but the last, in float32.
 
     Args:
-      x: [B, H, W, C]. used: int32 scalar, the channels whose moments matter; None: all.
+      x: [B, H, W, C] input.
+      axis_name: mesh axis whose devices share the moments, or None.
+      used: int32 scalar, channels of the sampled architecture; None means all.
     Returns:
-      mean [C], variance [C].
+      mean [C] and variance [C].
     """
     used = jnp.int32(x.shape[-1]) if used is None else used
     mean, variance = _passes(x.dtype).moments(x, used)
@@ -53,16 +55,19 @@ def normalize(
     gate: Callable | None = None,
     axis_name: str | None = None,
 ):
-    """activation(batch norm(x)), times a gate where there is one.
+    """activation(batch norm(x)), multiplied by a gate if there is one.
 
     Args:
-      x: [B, H, W, C]. scale, bias: [C], float32, zero beyond the used channels.
-      used: int32 scalar, the channels that the sampled architecture has; None: all.
-      statistics: mean and variance [C] to normalise with, which get no gradient; None: those of the batch itself.
-      weights, gate: gate(pooled, weights) -> [B, C], where pooled [B, C] is the mean of activation(batch norm(x))
-        over the positions; None: no gate.
+      x: [B, H, W, C] input.
+      scale: [C], float32, zero beyond the used channels.
+      bias: [C], float32, zero beyond the used channels.
+      used: int32 scalar, channels of the sampled architecture; None means all.
+      statistics: mean and variance [C] to normalise with, which get no gradient; None means the batch's own.
+      weights: arrays that the gate takes; they get a gradient.
       activation: a name in `activation.FUNCTIONS`.
-      axis_name: mesh axis over which the batch's statistics are shared (synchronised batch norm), or None.
+      gate: function (pooled, weights) -> [B, C], or None. pooled [B, C] is the mean of activation(batch norm(x)) over
+        the positions.
+      axis_name: mesh axis whose devices share the batch's statistics (synchronised batch norm), or None.
     Returns:
       y [B, H, W, C] in the dtype of x, mean [C] and biased variance [C]. The moments carry no gradient.
     """

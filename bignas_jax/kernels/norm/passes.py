@@ -1,8 +1,8 @@
-"""The passes over memory that batch norm, its activation and a gate are made of, in XLA's operations.
+"""The passes over memory of batch norm, its activation and a gate, in XLA's operations.
 
-x, g and results of their size are [B, H, W, C]; gate, extra and pooled values [B, C]; everything else [C]. Sums are in
-float32 at least. `used`, the number of sampled channels, is for the native kernels: here the channels beyond it are
-zeros because their scale and bias are.
+x, g and results of their size are [B, H, W, C]. gate, extra and pooled values are [B, C]. Everything else is [C]. Sums
+are float32 or wider. Only the native kernels need `used`, the number of sampled channels. Here it is not read: the
+channels beyond it are zero because their scale and bias are zero.
 """
 
 from typing import NamedTuple
@@ -17,7 +17,7 @@ BATCH_AND_SPACE, SPACE = (0, 1, 2), (1, 2)
 
 
 class Affine(NamedTuple):
-    """z = (x - mean) * inverse * scale + bias; `inverse` is 1 / deviation."""
+    """The vectors [C] of z = (x - mean) * inverse * scale + bias; `inverse` is 1 / standard deviation."""
 
     mean: jax.Array
     inverse: jax.Array
@@ -27,8 +27,8 @@ class Affine(NamedTuple):
 
 def moments(x: jax.Array, used: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
     """Mean and biased variance over all axes but the last."""
-    # One pass over x. Sums of squares about a value of the data itself, not about zero: no cancellation when the
-    # mean is large against the deviation.
+    # One pass over x. A value of the data itself is subtracted before squaring: the squares do not cancel when the
+    # mean is much larger than the deviation.
     pivot = jax.lax.stop_gradient(at_least_float32(x[0, 0, 0]))
     centred = at_least_float32(x) - pivot
     shift = jnp.mean(centred, BATCH_AND_SPACE)
@@ -49,21 +49,23 @@ def _spread(per_image: jax.Array) -> jax.Array:
 
 
 def pooled(x: jax.Array, affine: Affine, used, activation: str) -> jax.Array:
-    """Mean over the positions of activation(z)."""
+    """[B, C]: the mean of activation(z) over the positions."""
     return jnp.mean(FUNCTIONS[activation](_z(x, affine)), SPACE)
 
 
 def apply(x: jax.Array, affine: Affine, gate: jax.Array | None, used, activation: str) -> jax.Array:
-    """activation(z), times the gate where there is one, in the dtype of x."""
+    """activation(z), multiplied by the gate if there is one, in the dtype of x."""
     y = FUNCTIONS[activation](_z(x, affine))
     return (y if gate is None else y * _spread(gate)).astype(x.dtype)
 
 
 def gate_sums(x: jax.Array, g: jax.Array, affine: Affine, used, activation: str) -> jax.Array:
-    """[5, B, C]: sums over the positions of g f(z), g f'(z), f'(z), and of the last two times the normalised x.
+    """Five sums over the positions, from which the gradients of the gate, the bias and the scale follow.
 
-    f is the activation. The first is the gradient of the gate; `gated_reduce` makes those of bias and scale of the
-    others, without another pass.
+    Returns:
+      [5, B, C]: the sums of g f(z), g f'(z), f'(z), g f'(z) n and f'(z) n, where f is the activation and n the
+      normalised x. The first is the gradient of the gate. `gated_reduce` computes the gradients of bias and scale from
+      the others, without another pass.
     """
     g, normal = at_least_float32(g), _normal(x, affine)
     z = normal * affine.scale + affine.bias
@@ -73,7 +75,13 @@ def gate_sums(x: jax.Array, g: jax.Array, affine: Affine, used, activation: str)
 
 
 def gated_reduce(sums: jax.Array, gate: jax.Array, extra: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Gradients of bias and scale from the last four of `gate_sums`."""
+    """Gradients of bias and scale, from the last four of `gate_sums`.
+
+    Args:
+      sums: [5, B, C], the result of `gate_sums`.
+      gate: [B, C].
+      extra: [B, C], the gradient that reaches each position through the mean that the gate is computed from.
+    """
     with_g, without = sums[1::2], sums[2::2]  # each [2, B, C]: for the bias, for the scale
     d_bias, d_scale = jnp.sum(at_least_float32(gate) * with_g + at_least_float32(extra) * without, 1)
     return d_bias, d_scale
@@ -88,16 +96,27 @@ def _inner(x, g, affine: Affine, gate, extra, activation: str) -> jax.Array:
 
 
 def reduce(x, g, affine: Affine, used, activation: str) -> tuple[jax.Array, jax.Array]:
-    """Gradients of bias and scale without a gate: sums of the inner gradient, and of it times the normalised x."""
+    """Gradients of bias and scale without a gate.
+
+    They are the sum of the gradient with respect to z, and the sum of this gradient times the normalised x.
+    """
     inner = _inner(x, g, affine, None, None, activation)
     return jnp.sum(inner, BATCH_AND_SPACE), jnp.sum(inner * _normal(x, affine), BATCH_AND_SPACE)
 
 
 def input_gradient(x, g, affine: Affine, gate, extra, mean_g, mean_gn, used, activation: str) -> jax.Array:
-    """The gradient of x, in its dtype.
+    """The gradient with respect to x, in the dtype of x.
 
     Args:
-      mean_g, mean_gn: means of the inner gradient, and of it times the normalised x; zeros if the moments are given.
+      x: [B, H, W, C] input of batch norm.
+      g: [B, H, W, C], the gradient with respect to the output.
+      affine: the vectors of the forward pass.
+      gate: [B, C], or None.
+      extra: [B, C], as for `gated_reduce`; None without a gate.
+      mean_g: [C], mean of the gradient with respect to z; zeros if the moments were given.
+      mean_gn: [C], mean of this gradient times the normalised x; zeros if the moments were given.
+      used: not read here.
+      activation: a name in `activation.FUNCTIONS`.
     """
     inner = _inner(x, g, affine, gate, extra, activation)
     dx = (affine.scale * affine.inverse) * (inner - mean_g - _normal(x, affine) * mean_gn)

@@ -1,4 +1,4 @@
-"""Who trains in a step: the protocol of member samplers."""
+"""The protocol of member samplers, which choose the architectures that train in a step."""
 
 import dataclasses
 import enum
@@ -19,12 +19,13 @@ class Target(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """What a program computes a member's gradient for.
+    """The role of a member in a step. The gradients of each part are computed by a program of its own.
 
     Attributes:
-      bucket: of the member's architecture. target: what it learns from.
+      bucket: the bucket of the member's architecture.
+      target: what the member learns from.
       regularised: whether dropout and drop-connect act.
-      first: whether it is the step's first member, which gives its predictions to the others.
+      first: whether it is the step's first member, whose predictions the others can learn from.
     """
 
     bucket: Bucket
@@ -35,13 +36,13 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Member:
-    """An architecture that trains in a step, and the program that it trains in."""
+    """An architecture that trains in a step, and its part, which names the program that it trains in."""
 
     arch: Architecture
     part: Part
 
 
-# Architectures to their losses on the present batch, which are equal on all devices and hosts.
+# A function from architectures to their losses on the batch of the step. The losses are equal on all devices and hosts.
 Score = Callable[[Sequence[Architecture]], list[float]]
 
 
@@ -49,18 +50,22 @@ class Members(Protocol):
     """Chooses the members of each step. It is made as `Class(space, recipe)`, with the step's `Recipe`.
 
     Attributes:
-      names: of the members, in order; as many in every step.
-      scores: whether `choose` calls `score`. The programs of these scores are compiled only if it does.
+      names: the names of the members, in order. Every step has as many members.
+      scores: whether `choose` calls `score`. The programs that compute scores are compiled only if it does.
     """
 
     names: tuple[str, ...]
     scores: bool
 
     def programs(self, space: Space) -> tuple[Part, ...]:
-        """Everything that a member may be trained in; all of it is compiled before the first step."""
+        """All parts that members can have. Their programs are compiled before the first step."""
 
     def choose(self, step: int, score: Score) -> tuple[Member, ...]:
-        """The members of a step, by its number and the seed alone, or by scores on its batch.
+        """The members of a step. They depend on its number and the seed alone, or also on scores on its batch.
 
-        The first has `Part.first`, and learns from the labels.
+        Args:
+          step: the number of the step, from 0.
+          score: gives the losses of architectures on the batch.
+        Returns:
+          The members, in the order of `names`. The first one has `Part.first` and learns from the labels.
         """

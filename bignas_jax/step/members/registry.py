@@ -12,10 +12,13 @@ MEMBERS: dict[str, type[Members]] = {MemberSamplers.SANDWICH: Sandwich, MemberSa
 
 
 def members_class(space: Space, name: str) -> type[Members]:
-    """The sampler of a name. A space that leaves no choice has one member, whatever the name.
+    """The sampler class of this name. If the space has one architecture, the class is Single, whatever the name.
 
+    Args:
+      space: the search space.
+      name: a name in MEMBERS, or `package.module:Class`.
     Raises:
-      ConfigError: there is none of that name.
+      ConfigError: there is no such class.
     """
     found = find(name, MEMBERS, "config.sandwich.members")
     return Single if space.size == 1 else found

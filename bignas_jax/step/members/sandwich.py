@@ -10,9 +10,9 @@ from bignas_jax.step.recipe import Recipe
 
 
 class Sandwich:
-    """The biggest architecture learns from the labels, all others from its predictions.
+    """The biggest architecture learns from the labels, and all others learn from its predictions.
 
-    Only the biggest is regularised. The random ones are drawn from (seed, step) alone.
+    Only the biggest is regularised. The random ones depend on (seed, step) alone.
     """
 
     scores = False
@@ -24,10 +24,12 @@ class Sandwich:
         self._smallest = Part(Bucket(space.smallest, masked=False), Target.TEACHER)
 
     def programs(self, space: Space) -> tuple[Part, ...]:
+        """See `Members.programs`."""
         drawn = tuple(map(self._shared, space.resolutions)) if self._recipe.num_random else ()
         return (self._biggest, self._smallest, *drawn)
 
     def choose(self, step: int, score: Score) -> tuple[Member, ...]:
+        """See `Members.choose`."""
         biggest, *drawn, smallest = self.architectures(step)
         return (
             Member(biggest, self._biggest),
@@ -36,13 +38,13 @@ class Sandwich:
         )
 
     def architectures(self, step: int) -> tuple[Architecture, ...]:
-        """Those of a step: the biggest, the random ones, the smallest."""
+        """The architectures of a step: the biggest, the random ones, the smallest."""
         rng = np.random.default_rng((self._recipe.seed, step))
         drawn = (self._space.sample(rng) for _ in range(self._recipe.num_random))
         return (self._space.biggest, *drawn, self._space.smallest)
 
     def member(self, arch: Architecture) -> Member:
-        """How an architecture trains: the biggest and the smallest in programs of their own, all others masked."""
+        """The member of an architecture. The biggest and the smallest have programs of their own; others are masked."""
         own = {self._space.smallest: self._smallest, self._space.biggest: self._biggest}
         return Member(arch, own.get(arch) or self._shared(arch.resolution))
 

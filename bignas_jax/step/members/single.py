@@ -8,7 +8,7 @@ from bignas_jax.step.recipe import Recipe
 
 
 class Single:
-    """The biggest architecture alone, regularised. A child, whose space has one architecture, is trained so."""
+    """The biggest architecture alone, regularised. A child, whose space has no other one, is trained in this way."""
 
     scores = False
 
@@ -18,10 +18,13 @@ class Single:
         self._part = Part(Bucket(space.biggest, masked=False), Target.LABELS, regularised=True, first=True)
 
     def programs(self, space: Space) -> tuple[Part, ...]:
+        """See `Members.programs`."""
         return (self._part,)
 
     def choose(self, step: int, score: Score) -> tuple[Member, ...]:
+        """See `Members.choose`."""
         return (Member(self._space.biggest, self._part),)
 
     def architectures(self, step: int) -> tuple[Architecture, ...]:
+        """The architectures of a step: the biggest."""
         return (self._space.biggest,)
