@@ -117,6 +117,7 @@ class Workload:
 
     @classmethod
     def of(cls, part: Part, num_classes: int, dtype: str, batch_size: int) -> "Workload":
+        """The workload of a part, with seeded weights and inputs."""
         layers = part.layers
         graphdef, state = nnx.split(nnx.eval_shape(lambda: _Modules(layers, nnx.Rngs(0))))
         params = jax.tree_util.tree_map_with_path(_weights, nnx.to_pure_dict(state))
