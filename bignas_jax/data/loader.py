@@ -38,8 +38,7 @@ class Loader:
     Args:
         dataset: from `open_dataset`.
         split: 'train' (without the held-out images), 'holdout', 'val' or 'calibration'. 'calibration' is training
-        images
-            with the evaluation transform, in an order drawn from the seed, in full batches only.
+            images with the evaluation transform, in an order drawn from the seed, in full batches only.
         batch_size: images of a step, over all processes.
         train: whether to shuffle, to augment, and to drop the images left over at the end of an epoch.
         limit: number of images to read, drawn from all with the seed; 0 reads all.

@@ -32,8 +32,7 @@ class Scored:
       loss: mean cross-entropy; may be not a number.
       images: how many images were scored.
       complete: whether all held-out images were scored. If not, top1 is a rival's top1 on all images plus the
-      difference
-        to that rival on the first part. Of several such estimates, the lowest counts.
+        difference to that rival on the first part. Of several such estimates, the lowest counts.
       correct: which images of the first part were right, bool [first part].
       seconds: seconds of evaluation that this search had taken when it was scored.
     """
