@@ -53,6 +53,7 @@ def best_seconds(call: Callable[[], jax.Array], rounds: int, calls: int) -> floa
 
 
 def copy_bandwidth(megabytes: int, rounds: int, calls: int) -> Result:
+    """The rate of reading and writing memory, in GB/s."""
     holder = [jnp.zeros(megabytes * 2**20 // 4, jnp.float32)]
     size = holder[0].nbytes
     # The compiler may drop a plain copy, or another engine may do it. With the buffer donated, no page is new to the
@@ -67,6 +68,7 @@ def copy_bandwidth(megabytes: int, rounds: int, calls: int) -> Result:
 
 
 def product_rates(side: int, rounds: int, calls: int) -> list[Result]:
+    """The rates of square matrix products with `side` rows, in TFLOP/s."""
     found = []
     for name, (dtype, precision) in PRODUCTS.items():
         if name == "TF32" and jax.default_backend() == "cpu":

@@ -77,6 +77,7 @@ class Case:
 
     @property
     def macs(self) -> int:
+        """Multiply-adds for one image."""
         return math.ceil(self.side / self.stride) ** 2 * self.channels * self.size**2
 
     def __str__(self) -> str:
@@ -112,6 +113,7 @@ class Operands:
 
     @classmethod
     def draw(cls, case: Case, batch: int) -> "Operands":
+        """Random operands of a case."""
         out = math.ceil(case.side / case.stride)
         shapes = (batch, case.side, case.side), (case.size, case.size), (batch, out, out)
         if jax.default_backend() != "cpu":
@@ -385,6 +387,7 @@ def arguments() -> argparse.Namespace:
 
 
 def write_table(path: pathlib.Path, entries: Sequence[Mapping]) -> None:
+    """Writes the entries as the table of this device."""
     table = depthwise_table.read(path) if path.exists() else {}
     path.write_text(depthwise_table.dumps(depthwise_table.merge(table, jax.devices()[0].device_kind, entries)))
 
@@ -420,6 +423,7 @@ def main() -> None:
 
 
 def show(case: Case, times: Mapping[str, Mapping[str, float]]) -> None:
+    """Prints the times of a case."""
     print(str(case).ljust(40), *(f"{part} " + ", ".join(f"{name} {ms:.3g}" for name, ms in found.items())
                                  for part, found in times.items()), sep="  ", flush=True)  # fmt: skip
 

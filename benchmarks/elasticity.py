@@ -70,6 +70,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def space_of(recipe) -> SearchSpace:
+    """The search space of a recipe."""
     return SearchSpace.from_config(recipe.get_config().space)
 
 
@@ -100,6 +101,7 @@ def num_executables(space: SearchSpace) -> int:
 
 
 def some_batch(mesh, images: int, side: int) -> dict[str, jax.Array]:
+    """A random batch on the devices of `mesh`."""
     rng = np.random.default_rng(0)
     batch = {"image": rng.integers(0, 256, (images, side, side, 3), np.uint8),
              "label": rng.integers(0, 10, images).astype(np.int32)}  # fmt: skip
@@ -162,6 +164,7 @@ class Timed:
         return program.lower(params, image, label, None, teacher, sampled, total)
 
     def seconds(self, arch: Architecture, sliced: bool) -> float:
+        """The seconds of a member's forward and backward pass."""
         start = time.perf_counter()
         bucket = Bucket(arch, masked=False) if sliced else shared(self.space, arch.resolution)
         member = Member(arch, Part(bucket, Target.TEACHER))

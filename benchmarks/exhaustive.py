@@ -68,13 +68,16 @@ class Recorded:
         self.sizes, self.rows = sizes, rows
 
     def calibrate(self, arch):
+        """Nothing: the outcomes are recorded."""
         return None
 
     def outcomes(self, arch, statistics, rest: bool) -> np.ndarray:
+        """The recorded outcomes on the first part of the images, or on the rest."""
         return self.rows[arch][self.sizes.first :] if rest else self.rows[arch][: self.sizes.first]
 
 
 def score_all(session, weights) -> Recorded:
+    """Scores all architectures of the space."""
     held_out = HeldOut(session, weights, images.plan(session), resident=True)
     held_out.compile(session.space.resolution)
     rows = {}

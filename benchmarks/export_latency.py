@@ -55,6 +55,7 @@ def random_child(space: SearchSpace, num_classes: int, arch) -> Child:
 
 
 def write(child: Child, folder: pathlib.Path) -> None:
+    """Writes the files of a child into `folder`."""
     about = {"name": "child", "architecture": child.arch.to_dict(), "macs": 0, "params": 0, "step": 0}
     names = [str(number) for number in range(child.num_classes)]
     specification = {"size": {"side": child.arch.resolution}, "class_names": names}

@@ -81,6 +81,7 @@ def run(*command) -> float:
 
 
 def recorded_arch(case: str) -> dict:
+    """The architecture of a recorded case."""
     return json.loads((DATA / "cases.json").read_text())[case]["arch"]
 
 
@@ -119,6 +120,7 @@ def differences(workdir: pathlib.Path, case: str) -> dict[str, float]:
 
 
 def difference(found, expected) -> float:
+    """The greatest difference, as a fraction of the largest expected value."""
     return float(np.abs(np.asarray(found, np.float64) - expected).max() / np.abs(expected).max())
 
 

@@ -238,6 +238,7 @@ class PeerStep:
         return logits.detach().softmax(-1)
 
     def update(self) -> None:
+        """Clips the gradient, makes the update of SGD, and clears the gradient."""
         grad = self.peer.flat_grad
         grad.mul_((self.clip_norm / torch.linalg.vector_norm(grad)).clamp(max=1.0))
         self.optimizer.step()
@@ -281,7 +282,10 @@ def agreement(gradient: Mapping, soft, peer: PeerStep, images, arch, label=None,
       gradient: our gradient, nested, with a leading axis of one device.
       soft: our softmax [B, classes]; None is not compared.
       peer: the peer's step.
-      images: as for `PeerStep.member`, and so are `arch`, `label` and `targets`.
+      images: uint8 [B, S, S, 3].
+      arch: the member's architecture.
+      label: int64 [B], for the biggest.
+      targets: [B, classes], for the others.
     Returns:
       gradient: the largest, over parameters, of the difference's norm over the norm of the peer's gradient.
       predictions: the largest difference of log probabilities, relative to the largest of them.
@@ -298,8 +302,8 @@ def noise(gradient: Mapping, peer: PeerStep, images, arch, label=None, targets=N
 
     The exact gradient is the peer's in float32. The peer's own gradient in bfloat16 shows the effect of rounding alone.
 
-    Args:
-      gradient: as for `agreement`, and so are all others.
+    The arguments are those of `agreement`.
+
     Returns:
       gradient: our distance over the one that WHOLE allows, for all parameters together.
       parameter: the largest of the parameters' distances over the one that PARAMETER allows.

@@ -109,6 +109,7 @@ def sent(sandwich: TrainStep) -> list[tuple[str, int]]:
 
 
 def check(found, with_sync, parameters: int, members: int) -> None:
+    """Exits with a message if the collectives are not as expected."""
     expected = 4 * parameters + 8 * members
     if found != [("all-reduce", expected)]:
         raise SystemExit(f"found {found} in a step, expected one all-reduce of {expected} bytes and nothing else")

@@ -98,6 +98,7 @@ class Peer:
         self.held_out = Files(session, "holdout")
 
     def top1(self, arch) -> float:
+        """Top-1 of a candidate on the held-out images, 0..1."""
         child = Child(self.session.space, arch, self.session.options.model.num_classes)
         missing = {n: a.numpy() for n, a in child.state_dict().items() if "running" in n}
         child = load_slice(child, missing | self.state).to(memory_format=torch.channels_last)
@@ -122,11 +123,13 @@ class Peer:
 
 
 def make_race(folder: pathlib.Path, name: str, problem, held_out, confidence: float) -> Race:
+    """A race with a fresh journal in `folder`."""
     journal = Journal(folder / f"{name}.jsonl", {})
     return Race(problem, held_out, journal, confidence, front=False)
 
 
 def timed(work) -> float:
+    """The seconds that `work` takes."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start

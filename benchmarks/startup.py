@@ -80,6 +80,7 @@ def seconds_to_first_step(command: list[str], workdir: pathlib.Path, cache: path
 
 
 def stepped(metrics: pathlib.Path) -> bool:
+    """Whether the file of metrics holds the first step or a later one."""
     for line in metrics.read_text().splitlines():
         try:
             if json.loads(line).get("step", 0) >= 1:

@@ -117,6 +117,7 @@ class Ours:
         return jax.block_until_ready((total, own if targets is None else targets))
 
     def step(self, number: int, archs) -> None:
+        """Makes the step of this number, and waits for it."""
         del archs  # the step draws them again, from its number
         self.state, metrics = self.sandwich(self.state, self.batch, number)
         jax.block_until_ready(metrics)
@@ -140,6 +141,7 @@ class Theirs:
         )  # fmt: skip
 
     def member(self, arch, targets=None, total=None):
+        """The gradient and the soft predictions of a member, computed when this returns."""
         del total  # it lies in the weights' .grad
         torch.backends.cudnn.benchmark = self.tuned
         label = self.labels if targets is None else None
@@ -148,10 +150,12 @@ class Theirs:
         return None, targets
 
     def update(self) -> None:
+        """Makes the update, and waits for it."""
         self.run.update()
         self._wait()
 
     def step(self, number: int, archs) -> None:
+        """Makes a step on these architectures, and waits for it."""
         del number
         torch.backends.cudnn.benchmark = self.tuned
         self.run(self.images, self.labels, archs)
@@ -242,12 +246,14 @@ def prepare_compile(architectures: int) -> None:
 
 
 def seconds(call, *args) -> tuple[float, object]:
+    """The seconds of a call, and its result."""
     start = time.perf_counter()
     result = call(*args)
     return time.perf_counter() - start, result
 
 
 def time_members(side, archs, names, times: dict[str, list[float]]) -> None:
+    """Times each member's call, and appends the seconds to `times`."""
     total = targets = None
     for name, arch in zip(names, archs, strict=True):
         taken, (total, targets) = seconds(side.member, arch, targets, total)
@@ -279,6 +285,7 @@ def compare(sides: dict[str, object], space, recipe, steps: int) -> dict[str, di
 
 
 def table(medians: dict[str, dict[str, float]]) -> None:
+    """Prints the medians of all sides."""
     parts = list(medians["ours"])
     print("milliseconds".ljust(24) + "".join(part.rjust(12) for part in parts))
     for name, found in medians.items():
@@ -323,6 +330,7 @@ def _program_name(key: Part | str) -> str:
 
 
 def memory_results(ours: Ours, remat: Ours | None) -> list[Result]:
+    """The peak memory of the step's executables, and its ratio with rematerialisation."""
     peaks, figure = ours.peak_bytes(), partial(Result, better="lower", shown=True)
     results = [figure("peak memory of the step's executables", max(peaks.values()) / 1e9, "GB")]
     less = (remat or ours).peak_bytes()

@@ -48,6 +48,7 @@ def commit(about: dict) -> str:
 
 
 def table(files: list[dict]) -> str:
+    """The table of all files' results, in Markdown."""
     parts = []
     for about in files:
         versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())

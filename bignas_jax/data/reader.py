@@ -34,8 +34,11 @@ class Reader:
     """Reads slices of a source. A batch depends on the slice and the seed alone.
 
     Attributes:
-        augmentation: for training; None for the evaluation transform.
-        replacements: int64 tensor of images that replace corrupt ones. None gives a corrupt image weight 0.
+        source: the images and labels.
+        evaluation: the evaluation transform.
+        augmentation: the transform of training; None takes the evaluation transform.
+        seed: the seed of all random numbers.
+        replacements: int64 tensor, the numbers of images that may replace corrupt ones. None gives these weight 0.
         skip_corrupt: True replaces a corrupt image or gives it weight 0, and counts it. False makes it an error.
         cancelled: uint8 tensor [1] in memory shared with the workers. When it becomes 1, reading is given up.
     """

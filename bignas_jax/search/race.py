@@ -26,6 +26,7 @@ class Scored:
 
     Attributes:
       number: position in the order of scoring.
+      arch: the architecture.
       phase: the strategy's phase that proposed it.
       top1: the fraction of images whose first answer is right. An estimate if not `complete`.
       top5: the fraction of images whose first five answers hold the right one.
@@ -58,7 +59,7 @@ class Race:
       journal: the file that keeps evaluations; they are found there again after a kill.
       confidence: a candidate drops out when its accuracy is below its rival's by more than this many standard errors
         of their difference on the first part.
-      front: True: rivals are the architectures that cost no more. False: rivals share a budget.
+      front: whether an architecture's rivals are those that cost no more. If not, its rivals share a budget with it.
       tick: called before each evaluation. An exception that it raises ends the race.
     """
 
