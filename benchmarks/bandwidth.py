@@ -1,14 +1,15 @@
-"""The ceilings of this device, measured, and how near to them the sandwich step comes.
+"""Measures the ceilings of this device, and how near the sandwich step comes to them.
 
     python benchmarks/bandwidth.py [--megabytes 2048] [--side 8192] [--step FILE] [--dtype bfloat16] [--quick]
         [--json FILE]
 
-Copy bandwidth counts a read and a write of every byte; arithmetic is a square matrix product, two operations a
-multiply-add, in float32, TF32 (on GPUs) and bfloat16. FILE is what `benchmarks/step.py --json FILE` wrote on the same
-device: its rates of arithmetic (of the architectures, as bignas_jax/spaces/cost.py counts, the backward pass twice the
-forward) and of memory traffic are set against these ceilings. The traffic is XLA's count for its executables: of a
-conditional always the heavier branch, so that a skipped block counts in full, and nothing of custom calls (the native
-kernels of CPUs, Pallas), so that it may be above or below what the memory does.
+Copy bandwidth counts a read and a write of every byte. Arithmetic is a square matrix product in float32, TF32 (on GPUs)
+and bfloat16, with two operations a multiply-add. FILE comes from `benchmarks/step.py --json FILE` on the same device.
+Its rates of arithmetic and of memory traffic are compared with the ceilings. The arithmetic is that of the
+architectures, as bignas_jax/spaces/cost.py counts it, with the backward pass twice the forward pass. The traffic is
+XLA's count for its executables. XLA always counts the heavier branch of a conditional, so that a skipped block counts
+in full. It does not count custom calls (the native kernels of CPUs, Pallas). So the count may be above or below the
+real traffic.
 """
 
 import argparse
@@ -34,12 +35,12 @@ COPY = "copy bandwidth"
 # Results of benchmarks/step.py.
 ARITHMETIC = "step: rate of arithmetic"
 TRAFFIC = "step: memory traffic by XLA's count (a conditional's heavier branch always, native kernels never)"
-# bfloat16 and TF32 are dtypes of products; what comes in and goes out of the second is float32.
+# bfloat16 and TF32 are dtypes of products. TF32 products take and give float32.
 PRODUCTS = {"float32": ("float32", "highest"), "TF32": ("float32", "tensorfloat32"), "bfloat16": ("bfloat16", None)}
 
 
 def best_seconds(call: Callable[[], jax.Array], rounds: int, calls: int) -> float:
-    """Seconds of one of `calls` calls in a row: the median of the faster half of the rounds, to find a ceiling."""
+    """Seconds of a call, timed in rows of `calls`: the median of the faster half of the rounds, to find a ceiling."""
     call().block_until_ready()
     times = []
     for _ in range(rounds):
@@ -52,9 +53,11 @@ def best_seconds(call: Callable[[], jax.Array], rounds: int, calls: int) -> floa
 
 
 def copy_bandwidth(megabytes: int, rounds: int, calls: int) -> Result:
+    """The rate of reading and writing memory, in GB/s."""
     holder = [jnp.zeros(megabytes * 2**20 // 4, jnp.float32)]
     size = holder[0].nbytes
-    # A plain copy may be left out, or done by another engine; into its own memory, no page is new to the process.
+    # The compiler may drop a plain copy, or another engine may do it. With the buffer donated, no page is new to the
+    # process.
     add = jax.jit(lambda x: x + 1, donate_argnums=0)
 
     def call() -> jax.Array:
@@ -65,6 +68,7 @@ def copy_bandwidth(megabytes: int, rounds: int, calls: int) -> Result:
 
 
 def product_rates(side: int, rounds: int, calls: int) -> list[Result]:
+    """The rates of square matrix products with `side` rows, in TFLOP/s."""
     found = []
     for name, (dtype, precision) in PRODUCTS.items():
         if name == "TF32" and jax.default_backend() == "cpu":
@@ -77,7 +81,7 @@ def product_rates(side: int, rounds: int, calls: int) -> list[Result]:
 
 
 def over_ceilings(step: Sequence[dict], ceilings: Sequence[Result], dtype: str) -> list[Result]:
-    """The rates among the step's results, as parts of these ceilings; arithmetic of products in `dtype`.
+    """The rates in the step's results, as fractions of these ceilings. Arithmetic takes the ceiling of `dtype`.
 
     Raises:
       SystemExit: the step's file has no such rates, or another unit.

@@ -3,15 +3,15 @@
     python benchmarks/depthwise.py [--batch 8] [--resolution 128] [--all] [--dtype float32] [--rounds 9]
         [--write-table [FILE]] [--quick] [--json FILE]
 
-Ours is what `bignas_jax.kernels.depthwise` chooses where this runs; PyTorch's is conv2d with groups=C on channels_last
-tensors, and its autograd. The forward pass, and both gradients together without it, are held against PyTorch's values
-and then timed in turns; figures are ratios of medians. Without --all there is one shape for each kernel size, stride
-and space.
+"Ours" is the implementation that `bignas_jax.kernels.depthwise` chooses on this device. PyTorch's is conv2d with
+groups=C on channels_last tensors, with its autograd. The forward pass is compared with PyTorch's values and timed. So
+are both gradients together, without the forward pass. The sides are timed in turns; figures are ratios of medians.
+Without --all there is one shape for each kernel size, stride and space.
 
-On a GPU every implementation is timed for each direction by itself, many times inside one executable (PyTorch: inside
-one CUDA graph), and --write-table keeps the times in bignas_jax/kernels/depthwise/table.json (or in FILE), by which the
-next program chooses: ours is then the fastest of each direction, and a gradient the sum of the two. The table and the
-results are written after every shape, so that a run that is stopped leaves what it has.
+On a GPU every implementation is timed for each direction alone, many times inside one executable (PyTorch: inside one
+CUDA graph). --write-table keeps the times in bignas_jax/kernels/depthwise/table.json (or in FILE). Later programs
+choose by this table: ours is then the fastest implementation of each direction, and a gradient the sum of two. The
+table and the results are written after every shape, so that a stopped run keeps them.
 """
 
 import argparse
@@ -50,18 +50,18 @@ from configs import attentive_nas, bignas  # noqa: E402
 SPACES = {"bignas": bignas, "attentive_nas": attentive_nas}
 PARTS = ("forward", "gradient")
 DIRECTIONS = ("forward", "input_gradient", "kernel_gradient")
-# On CPUs; on GPUs ours is to be the best of what there is, whose figures inform.
+# Targets on CPUs. On GPUs there is no target: ours is the fastest implementation there is.
 OVER_TORCH, OVER_XLA = 1.5, 10.0
 TOLERANCE = {"float32": 1e-4, "bfloat16": 4e-2}
-# A sample on a GPU: repetitions that move so many bytes in all (some milliseconds), but not fewer or more than these.
+# A sample on a GPU repeats a computation until it has moved this many bytes (some milliseconds), within these limits.
 SAMPLE_BYTES, REPEATS = 4e9, (5, 200)
 
-Sides = dict[str, Callable[[], object]]  # name to a call that returns when the result is there
+Sides = dict[str, Callable[[], object]]  # from a name to a call that returns when its result is ready
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A depthwise convolution: side and channels of its input, kernel size, stride; `count` blocks of MAX have it."""
+    """A depthwise convolution: side and channels of its input, kernel size, stride, and number of blocks of MAX."""
 
     space: str
     side: int
@@ -72,11 +72,12 @@ class Case:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """What is computed, whichever space it is from."""
+        """Everything that decides the computation. The space is left out."""
         return self.side, self.channels, self.size, self.stride
 
     @property
     def macs(self) -> int:
+        """Multiply-adds for one image."""
         return math.ceil(self.side / self.stride) ** 2 * self.channels * self.size**2
 
     def __str__(self) -> str:
@@ -84,7 +85,7 @@ class Case:
 
 
 def cases(resolution: int, everything: bool) -> list[Case]:
-    """The distinct shapes of MAX of each space; without `everything`, the median by work of each kernel and stride."""
+    """The distinct shapes of each space's MAX. Without `everything`, one of median work for each kernel and stride."""
     found = []
     for name, recipe in SPACES.items():
         space = SearchSpace.from_config(recipe.get_config().space)
@@ -104,7 +105,7 @@ def cases(resolution: int, everything: bool) -> list[Case]:
 
 @dataclasses.dataclass(frozen=True)
 class Operands:
-    """x [B, H, W, C], kernel [k, k, C] and g, the gradient of the output, float32; on the host, or drawn on the GPU."""
+    """float32 operands: x [B, H, W, C], kernel [k, k, C] and g, the output's gradient. On the host, or on the GPU."""
 
     x: np.ndarray | jax.Array
     kernel: np.ndarray | jax.Array
@@ -112,6 +113,7 @@ class Operands:
 
     @classmethod
     def draw(cls, case: Case, batch: int) -> "Operands":
+        """Random operands of a case."""
         out = math.ceil(case.side / case.stride)
         shapes = (batch, case.side, case.side), (case.size, case.size), (batch, out, out)
         if jax.default_backend() != "cpu":
@@ -123,7 +125,7 @@ class Operands:
 
 
 def jax_functions(operands: Operands, stride: int, dtype: str) -> dict[str, Callable[[], object]]:
-    """The forward pass and both gradients as compiled calls; the implementation is that of the context around."""
+    """The forward pass and both gradients as compiled calls. The surrounding context chooses the implementation."""
     x, g = jnp.asarray(operands.x, dtype), jnp.asarray(operands.g, dtype)
     kernel = jnp.asarray(operands.kernel)
     conv = lambda x, kernel: depthwise_conv(x, kernel, stride)  # noqa: E731
@@ -135,9 +137,9 @@ def jax_functions(operands: Operands, stride: int, dtype: str) -> dict[str, Call
 
 
 def torch_functions(operands: Operands, stride: int, dtype: str) -> dict[str, Callable[[], object]]:
-    """The same in PyTorch; arrays in NHWC are its channels_last as they lie."""
+    """The same in PyTorch. Arrays in NHWC already have the memory layout of its channels_last."""
     device = torch_device()
-    if device == "cuda":  # in the memory where JAX has them
+    if device == "cuda":  # in the same memory as JAX's arrays
         x, g, kernel = (torch.from_dlpack(a) for a in (operands.x, operands.g, operands.kernel))
     else:
         x, g, kernel = (torch.tensor(a) for a in (operands.x, operands.g, operands.kernel))
@@ -145,7 +147,7 @@ def torch_functions(operands: Operands, stride: int, dtype: str) -> dict[str, Ca
     kernel = kernel.permute(2, 0, 1)[:, None].to(x.dtype).contiguous(memory_format=torch.channels_last)
     size, _, channels = operands.kernel.shape
     if device == "cuda":
-        # By itself: what autograd does would run on the stream of the forward pass, where no graph is captured.
+        # Called directly: autograd would run on the stream of the forward pass, which the graph does not capture.
         arguments = [stride] * 2, [size // 2] * 2, [1, 1], False, [0, 0], channels
         backward = torch.ops.aten.convolution_backward
         return {
@@ -164,18 +166,18 @@ def torch_functions(operands: Operands, stride: int, dtype: str) -> dict[str, Ca
 
 
 def repeats_of(case: Case, batch: int) -> int:
-    """How often a sample on a GPU computes this: 20 launches of a small one would measure the launches."""
+    """How often a sample on a GPU repeats this case. With few repetitions of a small case, launches would dominate."""
     numbers = batch * case.channels * (case.side**2 + math.ceil(case.side / case.stride) ** 2)
     return int(min(REPEATS[1], max(REPEATS[0], SAMPLE_BYTES / (2 * numbers))))
 
 
 def repeated(run: Callable, repeats: int) -> Callable:
-    """A function that computes `run` so often, each time after the other, and returns the last result."""
+    """A function that computes `run` `repeats` times, one after the other, and returns the last result."""
     if repeats == 1:
         return run
 
     def body(_, carry):
-        arrays, result = jax.lax.optimization_barrier(carry)  # the operands are there once the result before is
+        arrays, result = jax.lax.optimization_barrier(carry)  # operands wait until the previous result is ready
         return arrays, run(*arrays)
 
     def loop(*arrays):
@@ -186,7 +188,7 @@ def repeated(run: Callable, repeats: int) -> Callable:
 
 
 def torch_repeated(call: Callable[[], object], repeats: int) -> Callable[[], object]:
-    """A call that makes `call` so often: on a GPU as one CUDA graph, for PyTorch's own launches take longer."""
+    """A call that makes `call` `repeats` times: on a GPU as one CUDA graph, because PyTorch's launches take longer."""
     if not torch.cuda.is_available():
         return lambda: [call() for _ in range(repeats)][-1]
     side = torch.cuda.Stream()
@@ -203,7 +205,7 @@ def torch_repeated(call: Callable[[], object], repeats: int) -> Callable[[], obj
 
 
 def check(ours, theirs, name: str, dtype: str) -> None:
-    """Holds the forward pass and the gradients of one side against PyTorch's.
+    """Compares the forward pass and the gradients of one side with PyTorch's.
 
     Raises:
       SystemExit: they differ.
@@ -219,7 +221,7 @@ def check(ours, theirs, name: str, dtype: str) -> None:
 
 
 def medians(sides: Sides, rounds: int, repeats: int = 1) -> dict[str, float]:
-    """Milliseconds of each side's computation, which a call makes `repeats` times; the sides take turns."""
+    """Milliseconds of each side's computation. A call makes it `repeats` times, and the sides take turns."""
     samples: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(-1, rounds):  # one round to warm up
         for name, call in sides.items():
@@ -247,10 +249,10 @@ def compare(case: Case, batch: int, dtype: str, rounds: int) -> dict[str, dict[s
 def measure(
     case: Case, batch: int, dtype: str, rounds: int, names: Sequence[str], repeats: int = 1
 ) -> tuple[list[dict], dict[str, dict[str, float]]]:
-    """Milliseconds of every named implementation that runs here, for each direction; PyTorch is timed beside them.
+    """Milliseconds of each direction, by every named implementation that runs here and by PyTorch.
 
     Returns:
-      An entry of the table for each direction; and the times as of `compare`, ours being the fastest.
+      An entry of the table for each direction, and the times as `compare` gives them, with the fastest as ours.
     """
     operands = Operands.draw(case, batch)
     x, g = jnp.asarray(operands.x, dtype), jnp.asarray(operands.g, dtype)
@@ -282,7 +284,7 @@ def measure(
             call = partial(compiled[direction, name], *given[direction])
             try:
                 result = jax.block_until_ready(call())
-            except Exception as error:  # an implementation that this device cannot run is no candidate
+            except Exception as error:  # this device cannot run the implementation: it is left out
                 print(f"{case}, {direction}: {name} does not run here: {str(error).splitlines()[0]}")
                 continue
             check_one(result, expected[direction], f"{case}, {direction}, {name}", dtype)
@@ -304,7 +306,7 @@ def measure(
 
 
 def compile_those_that_run(jobs: Mapping[tuple[str, str], Callable], title: str) -> dict[tuple[str, str], Callable]:
-    """The compiled programs, made side by side; without those that do not compile here."""
+    """The compiled programs. They compile side by side. Programs that do not compile here are left out."""
     try:
         return compile_ahead(jobs, title, progress=False)
     except Exception:
@@ -318,7 +320,7 @@ def compile_those_that_run(jobs: Mapping[tuple[str, str], Callable], title: str)
 
 
 def check_one(found: jax.Array, expected: torch.Tensor, name: str, dtype: str) -> None:
-    """Holds one result against PyTorch's, where both lie.
+    """Compares one result with PyTorch's, on the device that holds both.
 
     Raises:
       SystemExit: they differ.
@@ -331,7 +333,7 @@ def check_one(found: jax.Array, expected: torch.Tensor, name: str, dtype: str) -
 
 
 def results(found: Mapping[Case, Mapping[str, Mapping[str, float]]], on_cpu: bool) -> list[Result]:
-    """Geometric means over shapes, and ratios of total time, in which a shape counts as often as MAX has it."""
+    """Geometric means over shapes, and ratios of total time. The total counts a shape as often as MAX has it."""
     rows = []
     for part in PARTS:
         for peer, text, over, target, better in (
@@ -353,7 +355,7 @@ def results(found: Mapping[Case, Mapping[str, Mapping[str, float]]], on_cpu: boo
 
 
 def table_results(entries: Sequence[Mapping]) -> list[Result]:
-    """How often each implementation was the fastest, and what the choice gains over always taking one."""
+    """How often each implementation was the fastest, and the gain of the choice over always taking the same one."""
     rows = []
     for direction in DIRECTIONS:
         measured = [entry["milliseconds"] for entry in entries if entry["direction"] == direction]
@@ -385,6 +387,7 @@ def arguments() -> argparse.Namespace:
 
 
 def write_table(path: pathlib.Path, entries: Sequence[Mapping]) -> None:
+    """Writes the entries as the table of this device."""
     table = depthwise_table.read(path) if path.exists() else {}
     path.write_text(depthwise_table.dumps(depthwise_table.merge(table, jax.devices()[0].device_kind, entries)))
 
@@ -411,7 +414,7 @@ def main() -> None:
                 found[case] = measured[case.shape]
                 show(case, found[case])
                 write("depthwise", results(found, False) + table_results(entries), args.quick, args.json, silent=True)
-        depthwise_table.load.cache_clear()  # so that "ours" below is chosen by what was just measured
+        depthwise_table.load.cache_clear()  # so that "ours" below is chosen by the new times
     for case in chosen if on_cpu else ():
         found[case] = compare(case, args.batch, args.dtype, args.rounds)
         show(case, found[case])
@@ -420,6 +423,7 @@ def main() -> None:
 
 
 def show(case: Case, times: Mapping[str, Mapping[str, float]]) -> None:
+    """Prints the times of a case."""
     print(str(case).ljust(40), *(f"{part} " + ", ".join(f"{name} {ms:.3g}" for name, ms in found.items())
                                  for part, found in times.items()), sep="  ", flush=True)  # fmt: skip
 

@@ -1,15 +1,17 @@
-"""What elasticity costs: arithmetic, executables, compiles, and the time of a member that shares an executable.
+"""The costs of elasticity: arithmetic, executables, compiles, and the time of a member in a shared executable.
 
     python benchmarks/elasticity.py [--batch 8] [--resolution 96] [--members 5] [--rounds 9] [--dtype float32]
         [--quick] [--json FILE]
 
-- multiply-adds of forward passes that the executables of 1,000 sampled sandwich steps run (`Bucket.executed`, which the
-  tests hold against the traced programs), over those of the architectures alone, on the spaces of configs/bignas.py
-  and configs/attentive_nas.py. They are those of XLA's own operations; native kernels on a CPU run fewer.
-- the executables that a step's space needs, and what JAX compiles in steps of configs/digits.py after the first.
-- forward and backward pass of random members in the executable that they share ("masked"), over the same members in
-  executables of their own ("sliced"), in turns: the median of the members' ratios of medians. On the full space of
-  configs/bignas.py at one resolution; `--quick` takes configs/digits.py.
+- Multiply-adds of the forward passes of 1,000 sampled sandwich steps, as their executables run them, over the
+  multiply-adds of the architectures alone. The spaces are those of configs/bignas.py and configs/attentive_nas.py.
+  `Bucket.executed` counts XLA's own operations, and the tests compare it with the traced programs. Native kernels on a
+  CPU run fewer.
+- The number of executables that a space's step needs, and the compiles of JAX in steps of configs/digits.py after the
+  first.
+- The time of a random member's forward and backward pass in the shared executable ("masked"), over its time in an
+  executable of its own ("sliced"). Both run in turns. The figure is the median of the members' ratios of medians, on
+  the full space of configs/bignas.py at one resolution; `--quick` takes configs/digits.py.
 """
 
 import argparse
@@ -68,11 +70,12 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def space_of(recipe) -> SearchSpace:
+    """The search space of a recipe."""
     return SearchSpace.from_config(recipe.get_config().space)
 
 
 def macs_ratio(space: SearchSpace, steps: int) -> float:
-    """Multiply-adds that the executables of so many steps run, over those of exact slicing."""
+    """Multiply-adds that the executables of `steps` steps run, over the multiply-adds of exact slicing."""
     run = exact = 0
     for step in range(steps):
         first, *drawn, last = make_members(space, Recipe()).architectures(step)
@@ -84,7 +87,7 @@ def macs_ratio(space: SearchSpace, steps: int) -> float:
 
 
 def num_executables(space: SearchSpace) -> int:
-    """How many programs `TrainStep.compile` asks for; none is traced here."""
+    """How many programs `TrainStep.compile` asks for. None of them is traced here."""
     graphdef, state = nnx.split(nnx.eval_shape(lambda: Supernet(space, CLASSES, rngs=nnx.Rngs(0))))
     params, zero = nnx.to_pure_dict(state), np.int32(0)
     optimizer = optax.sgd(0.1, momentum=0.9)
@@ -98,6 +101,7 @@ def num_executables(space: SearchSpace) -> int:
 
 
 def some_batch(mesh, images: int, side: int) -> dict[str, jax.Array]:
+    """A random batch on the devices of `mesh`."""
     rng = np.random.default_rng(0)
     batch = {"image": rng.integers(0, 256, (images, side, side, 3), np.uint8),
              "label": rng.integers(0, 10, images).astype(np.int32)}  # fmt: skip
@@ -105,7 +109,7 @@ def some_batch(mesh, images: int, side: int) -> dict[str, jax.Array]:
 
 
 def compiles_after_warmup(space: SearchSpace, steps: int) -> int:
-    """What JAX compiles in `steps` sandwich steps after the first one, all with random members of their own."""
+    """How often JAX compiles in `steps` sandwich steps after the first one. Each step has other random members."""
     mesh = make_mesh(0, {})
     graphdef, params = build(space, 10)
     made = TrainStep(space, graphdef, Recipe(num_random=4), optax.sgd(0.01), mesh)
@@ -124,7 +128,7 @@ def compiles_after_warmup(space: SearchSpace, steps: int) -> int:
             state, metrics = made(state, batch, step)
         jax.block_until_ready(metrics)
         seen = len(found)
-        jax.jit(lambda x: x - 1.25)(np.float32(steps))  # what a compile looks like to the listener
+        jax.jit(lambda x: x - 1.25)(np.float32(steps))  # a compile that the listener must notice
         if len(found) == seen:
             raise SystemExit("JAX reports no compiles here: expected one event for one program")
     finally:
@@ -133,7 +137,7 @@ def compiles_after_warmup(space: SearchSpace, steps: int) -> int:
 
 
 class Timed:
-    """Forward and backward pass of a member on a batch, masked and sliced."""
+    """The forward and backward pass of members on a batch, masked and sliced."""
 
     def __init__(self, space: SearchSpace, archs: list[Architecture], batch: int, dtype: str):
         self.space = space
@@ -160,6 +164,7 @@ class Timed:
         return program.lower(params, image, label, None, teacher, sampled, total)
 
     def seconds(self, arch: Architecture, sliced: bool) -> float:
+        """The seconds of a member's forward and backward pass."""
         start = time.perf_counter()
         bucket = Bucket(arch, masked=False) if sliced else shared(self.space, arch.resolution)
         member = Member(arch, Part(bucket, Target.TEACHER))
@@ -169,7 +174,7 @@ class Timed:
 
 
 def time_ratios(space: SearchSpace, resolution: int, args: argparse.Namespace) -> list[float]:
-    """Masked over sliced, of each of some random members."""
+    """The time masked over the time sliced, for each of some random members."""
     space, rng = dataclasses.replace(space, resolution=(resolution,)), np.random.default_rng(0)
     archs = [space.sample(rng) for _ in range(args.members)]
     timed, ratios = Timed(space, archs, args.batch, args.dtype), []

@@ -2,9 +2,9 @@
 
     python benchmarks/exhaustive.py [--quick] [--workdir DIR]
 
-Trains a supernet on handwritten digits, scores all of its 384 architectures on the held-out images, and lets each
-strategy search with 15% as many evaluations, for several seeds and three budgets. Regret is the held-out accuracy by
-which a strategy's winner is short of the best within the budget. Minutes on 2 CPU cores; `--quick` takes one seed.
+It trains a supernet on handwritten digits and scores all of its 384 architectures on the held-out images. Then each
+strategy searches with 15% as many evaluations, with several seeds and three budgets. Regret is the held-out accuracy of
+the best architecture within the budget minus the winner's. It takes minutes on 2 CPU cores; `--quick` takes one seed.
 """
 
 import argparse
@@ -37,7 +37,7 @@ from bignas_jax.search.strategies.registry import make_strategy  # noqa: E402
 from bignas_jax.training import loop as training  # noqa: E402
 from configs import digits  # noqa: E402
 
-SHARE = 0.15  # of all architectures that a search may score, MAX and MIN among them
+SHARE = 0.15  # the share of all architectures that a search may score, with MAX and MIN
 
 
 def get_config() -> ConfigDict:
@@ -62,19 +62,22 @@ def get_config() -> ConfigDict:
 
 
 class Recorded:
-    """In place of `HeldOut`: the outcomes of all architectures, scored beforehand."""
+    """Replaces `HeldOut`: it gives the outcomes of architectures that were all scored before."""
 
     def __init__(self, sizes: images.Sizes, rows: dict):
         self.sizes, self.rows = sizes, rows
 
     def calibrate(self, arch):
+        """Nothing: the outcomes are recorded."""
         return None
 
     def outcomes(self, arch, statistics, rest: bool) -> np.ndarray:
+        """The recorded outcomes on the first part of the images, or on the rest."""
         return self.rows[arch][self.sizes.first :] if rest else self.rows[arch][: self.sizes.first]
 
 
 def score_all(session, weights) -> Recorded:
+    """Scores all architectures of the space."""
     held_out = HeldOut(session, weights, images.plan(session), resident=True)
     held_out.compile(session.space.resolution)
     rows = {}
@@ -101,7 +104,7 @@ def search_once(options: Search, problem, recorded: Recorded, strategy: Strategi
 
 
 def regrets(race: Race, problem, truth: dict) -> list[float]:
-    """For each budget: the best accuracy within it, less that of the winner; all of it if there is no winner."""
+    """For each budget, the best accuracy within it minus the winner's. A missing winner counts as accuracy 0."""
     found = []
     for budget in problem.budgets:
         best = max(top1 for arch, top1 in truth.items() if problem.fits(arch, budget))

@@ -4,9 +4,9 @@
     python benchmarks/export_latency.py --child exp/digits/children/MAX
     python benchmarks/export_latency.py --quick             # a small child, a few seconds
 
-Prints the median and the least milliseconds of one image, and each as a multiple of onnxruntime's. All run in this
-process, each with as many threads as it takes by itself, in turns, so that whatever else the machine does falls on all
-alike. On a machine with other work, threads that wait for each other say little: put `taskset -c 0` in front.
+It prints the median and the least milliseconds of one image, and both as multiples of onnxruntime's. All run in this
+process, each with its default number of threads. They take turns, so that other work on the machine affects all alike.
+If the machine is busy, threads wait for each other and the figures say little: put `taskset -c 0` in front.
 """
 
 import argparse
@@ -39,7 +39,7 @@ from bignas_jax.spaces.mobilenet import SearchSpace  # noqa: E402
 
 
 def random_child(space: SearchSpace, num_classes: int, arch) -> Child:
-    """A child of random weights; what it computes does not change how long it takes."""
+    """A child with random weights. The values do not change its time."""
     own = single(space, arch)
     graphdef, params = build(own, num_classes)
     rng = np.random.default_rng(0)
@@ -49,12 +49,13 @@ def random_child(space: SearchSpace, num_classes: int, arch) -> Child:
     found = {}
     for name, norm in norms.items():
         width = norm["scale"].shape
-        norm["scale"] = np.ones(width, np.float32)  # none at zero, where whole blocks would have no effect
+        norm["scale"] = np.ones(width, np.float32)  # at a scale of zero, whole blocks would have no effect
         found[name] = rng.normal(0, 0.1, width), rng.uniform(0.5, 1.5, width)
     return take(own, params, found, own.biggest)
 
 
 def write(child: Child, folder: pathlib.Path) -> None:
+    """Writes the files of a child into `folder`."""
     about = {"name": "child", "architecture": child.arch.to_dict(), "macs": 0, "params": 0, "step": 0}
     names = [str(number) for number in range(child.num_classes)]
     specification = {"size": {"side": child.arch.resolution}, "class_names": names}
@@ -72,7 +73,7 @@ def load_module(folder: pathlib.Path):
 def contestants(
     folder: pathlib.Path, child: Child | None, compiled: bool
 ) -> tuple[dict[str, Callable], np.ndarray]:
-    """By name a function of no arguments that runs one image and waits, and the image [1, 3, R, R]."""
+    """Functions without arguments, by name, that run one image and wait for the result; and the image [1, 3, R, R]."""
     side = json.loads((folder / "preprocessing.json").read_text())["size"]["side"]
     image = np.random.default_rng(0).standard_normal((1, 3, side, side)).astype(np.float32)
     session = onnxruntime.InferenceSession(folder / "child.onnx", providers=["CPUExecutionProvider"])
@@ -103,7 +104,7 @@ def measure(runs: dict[str, Callable], rounds: int, calls: int) -> dict[str, tup
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
-            run()  # the caches are its own again
+            run()  # fills the caches with its own data again
             for _ in range(calls):
                 start = time.perf_counter()
                 run()

@@ -1,13 +1,13 @@
-"""Full-size supernets brought in from PyTorch's files: time and size of the import, and whether the logits agree.
+"""Imports full-size supernets from PyTorch's files: the import's time and size, and whether the logits agree.
 
     python benchmarks/import_full.py
     python benchmarks/import_full.py --quick        # without eval.py
 
-Makes a PyTorch-BigNAS and an AttentiveNAS checkpoint in their released form (`module.` in front, every block's tensors
-twice, tracking copies, optimizer state) from seeded numbers, imports both by the command, and holds the logits of
-BigNAS's smallest child and AttentiveNAS's a0 against those that the released PyTorch code computed from the same
-numbers (tests/data). Then eval.py evaluates both on a small folder of generated images of 1,000 classes; what it
-scores means nothing. Minutes on 2 CPU cores.
+It makes a PyTorch-BigNAS and an AttentiveNAS checkpoint from seeded numbers. They have the released form: names begin
+with `module.`, every block's tensors are there twice, and there are tracking copies and optimizer state. The command
+imports both. The logits of BigNAS's smallest child and AttentiveNAS's a0 are compared with the logits that the released
+PyTorch code computed from the same numbers (tests/data). Then eval.py evaluates both on a small folder of generated
+images of 1,000 classes; the scores mean nothing. It takes minutes on 2 CPU cores.
 """
 
 import argparse
@@ -47,7 +47,7 @@ SYSTEMS = {
 
 
 def released(names: pathlib.Path) -> dict[str, torch.Tensor]:
-    """A seeded state dict as files have it: prefixed, twins in one storage, with tracking copies."""
+    """A seeded state dict as in released files: prefixed names, twins in one storage, tracking copies."""
     seeded = runpy.run_path(str(DATA / "seeded_weights.py"))["state_dict"](names)
     found = {}
     for name, array in seeded.items():
@@ -62,7 +62,7 @@ def released(names: pathlib.Path) -> dict[str, torch.Tensor]:
 
 
 def write_checkpoint(path: pathlib.Path, system: str) -> None:
-    """The file of a run in PyTorch: the weights beside an epoch and as large a momentum."""
+    """Writes the file of a PyTorch run: the weights, an epoch, and a momentum of the same size."""
     _, names, entry, old = SYSTEMS[system]
     weights = released(DATA / names)
     momentum = {number: torch.zeros_like(tensor) for number, tensor in enumerate(weights.values())}
@@ -81,11 +81,12 @@ def run(*command) -> float:
 
 
 def recorded_arch(case: str) -> dict:
+    """The architecture of a recorded case."""
     return json.loads((DATA / "cases.json").read_text())[case]["arch"]
 
 
 def differences(workdir: pathlib.Path, case: str) -> dict[str, float]:
-    """By mode, the greatest difference from the recorded logits, as a part of the largest one."""
+    """The greatest difference from the recorded logits, as a fraction of the largest one, by mode."""
     options = load_run_options(workdir / "config.json")
     space, classes = space_of(options.space), options.model.num_classes
     arch = Architecture.from_dict(recorded_arch(case))
@@ -107,7 +108,7 @@ def differences(workdir: pathlib.Path, case: str) -> dict[str, float]:
         drawn = np.random.default_rng(seed).standard_normal((number, 3, arch.resolution, arch.resolution))
         return drawn.astype(np.float32)
 
-    # Each image twice: their statistics are those of the two, and batches of four need one program less.
+    # Each image is there twice. This does not change the statistics, and batches of four need one program less.
     x = np.tile(images(0, 2), (2, 1, 1, 1))
     batches = [forward(images(seed, 4), None)[1] for seed in (1, 2, 3)]
     calibrated = jax.tree.map(lambda *values: sum(values) / 3, *batches)
@@ -119,11 +120,12 @@ def differences(workdir: pathlib.Path, case: str) -> dict[str, float]:
 
 
 def difference(found, expected) -> float:
+    """The greatest difference, as a fraction of the largest expected value."""
     return float(np.abs(np.asarray(found, np.float64) - expected).max() / np.abs(expected).max())
 
 
 def write_images(root: pathlib.Path, classes: int, side: int = 48) -> None:
-    """One smooth JPEG image a class in train/ and val/, written in a moment."""
+    """Writes one smooth JPEG image for each class to train/ and val/. This is fast."""
     rng = np.random.default_rng(0)
     for split in ("train", "val"):
         for label in range(classes):
@@ -144,7 +146,7 @@ def evaluate(workdir: pathlib.Path, images: pathlib.Path, *arguments) -> float:
 
 
 def import_system(scratch: pathlib.Path, system: str) -> pathlib.Path:
-    """Writes and imports a system's checkpoint, prints what it took, and returns the run's folder."""
+    """Writes and imports a system's checkpoint, prints time and sizes, and returns the run's folder."""
     case, old = SYSTEMS[system][0], SYSTEMS[system][3]
     file, workdir = scratch / f"{system}.pth{'.tar' if old else ''}", scratch / system
     write_checkpoint(file, system)

@@ -1,14 +1,14 @@
-"""Images a second a core from JPEG files to a batch, beside torchvision's common pipeline.
+"""Images a second on one core, from JPEG files to a batch, beside torchvision's common pipeline.
 
     python benchmarks/loader.py [--images 300] [--batch-size 32] [--rounds 40] [--workers 2] [--quick] [--json FILE]
 
-The files are crops of about 500x400 pixels of scikit-learn's two sample photographs, at quality 90. Both sides read
-whole batches in this process, on one core and one thread, in turns: file, decoding, random resized crop to 224,
-flip, with and without AutoAugment, collation. The peer is ImageFolder (PIL) in a DataLoader with RandomResizedCrop,
-RandomHorizontalFlip, AutoAugment, ToTensor and Normalize, all at their defaults; with "bicubic" it crops as we do,
-where its default is bilinear. We give uint8, which the step normalises on its device. For information: the same from
-files of 7 megapixels, the photographs enlarged, and both sides with as many worker processes as --workers says, on
-all cores.
+The files are crops of about 500x400 pixels from scikit-learn's two sample photographs, at quality 90. Both sides read
+whole batches in this process, on one core and one thread, in turns: file, decoding, random resized crop to 224, flip,
+AutoAugment (in one of two runs), collation. The peer is ImageFolder (PIL) in a DataLoader with RandomResizedCrop,
+RandomHorizontalFlip, AutoAugment, ToTensor and Normalize, all with their defaults. By default it resizes bilinearly;
+with "bicubic" it resizes as we do. Our batches are uint8; the step normalises them on its device. Two more figures have
+no target: reading files of 7 megapixels (the photographs enlarged), and reading with --workers worker processes on all
+cores.
 """
 
 import argparse
@@ -28,7 +28,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from bignas_jax.programs import memory  # noqa: E402
 
-memory.keep_freed_memory()  # for the peer's sake: its batches take four times the bytes
+memory.keep_freed_memory()  # this helps the peer, whose batches take four times the bytes
 
 import numpy as np  # noqa: E402
 import report  # noqa: E402
@@ -48,7 +48,7 @@ TITLES = {"none": "crop and flip", "imagenet": "crop, flip and AutoAugment"}
 
 
 def write_photographs(root: pathlib.Path, count: int, seed: int = 0) -> None:
-    """`count` differing JPEG files of 450-550 x 360-427 pixels as root/{train,val}/{0,1}/*; few in val."""
+    """Writes `count` different JPEG files of 450-550 x 360-427 pixels as root/{train,val}/{0,1}/*, few in val."""
     rng = np.random.default_rng(seed)
     photographs = load_sample_images().images
     for number in range(count + 4):
@@ -65,7 +65,7 @@ def write_photographs(root: pathlib.Path, count: int, seed: int = 0) -> None:
 
 
 def ours(root: pathlib.Path, policy: str, batch_size: int, workers: int = 0) -> Iterator[dict]:
-    """Training batches of this project, without end."""
+    """Endless training batches of this project."""
     recipe = bignas.get_config().data
     recipe.update(root=str(root), image_size=SIZE, eval_resize=256, holdout=0)
     recipe.augment.policy = policy
@@ -75,7 +75,7 @@ def ours(root: pathlib.Path, policy: str, batch_size: int, workers: int = 0) -> 
 
 
 def peers(root: pathlib.Path, policy: str, batch_size: int, workers: int = 0, bicubic: bool = False) -> Iterator[list]:
-    """Training batches of the common torchvision pipeline, without end."""
+    """Endless training batches of the common torchvision pipeline."""
     data = bignas.get_config().data
     mode = transforms.InterpolationMode.BICUBIC if bicubic else transforms.InterpolationMode.BILINEAR
     steps = [transforms.RandomResizedCrop(SIZE, interpolation=mode), transforms.RandomHorizontalFlip()]
@@ -95,7 +95,7 @@ def peers(root: pathlib.Path, policy: str, batch_size: int, workers: int = 0, bi
 
 
 def write_large_photographs(root: pathlib.Path, count: int, width: int = 3200) -> None:
-    """`count` JPEG files of the photographs at `width` pixels, as root/{train,val}/{0,1}/*; two in val."""
+    """Writes `count` JPEG files of the photographs, `width` pixels wide, as root/{train,val}/{0,1}/*, two in val."""
     for label, whole in enumerate(load_sample_images().images):
         large = Image.fromarray(whole)
         large = large.resize((width, whole.shape[0] * width // whole.shape[1]), Image.Resampling.BICUBIC)
@@ -108,7 +108,7 @@ def write_large_photographs(root: pathlib.Path, count: int, width: int = 3200) -
 
 @contextlib.contextmanager
 def one_core():
-    """This process on one of its cores, and PyTorch on one thread."""
+    """A context that keeps this process on one of its cores, and PyTorch on one thread."""
     cores, threads = os.sched_getaffinity(0), torch.get_num_threads()
     os.sched_setaffinity(0, {min(cores)})
     torch.set_num_threads(1)
@@ -120,7 +120,7 @@ def one_core():
 
 
 def seconds_in_turns(sides: dict[str, Iterator], rounds: int) -> dict[str, float]:
-    """The median time of a batch of each side, after one that is not counted."""
+    """The median seconds of a batch, by side. The first batch is not counted."""
     seconds = {name: [] for name in sides}
     for _ in range(rounds + 1):
         for name, batches in sides.items():
@@ -131,7 +131,7 @@ def seconds_in_turns(sides: dict[str, Iterator], rounds: int) -> dict[str, float
 
 
 def resident_mb() -> float:
-    """This process's resident memory."""
+    """This process's resident memory, in MB."""
     pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
@@ -157,7 +157,7 @@ def on_one_core(root: pathlib.Path, policy: str, batch_size: int, rounds: int) -
 
 
 def from_large_files(root: pathlib.Path, rounds: int, width: int) -> list[report.Result]:
-    """How many times the peer's rate, from photographs as cameras take them, by batches of 4."""
+    """Our rate over the peer's on photographs of a camera's size, in batches of 4."""
     write_large_photographs(root, 4, width)
     sides = {"ours": ours(root, "none", 4), "torchvision": peers(root, "none", 4)}
     with one_core():
@@ -174,7 +174,7 @@ def with_workers(root: pathlib.Path, policy: str, batch_size: int, rounds: int, 
     results = []
     for name, make in (("ours", ours), ("torchvision", peers)):
         batches = make(root, policy, batch_size, workers)
-        for _ in range(3 * workers):  # what was read while the workers started
+        for _ in range(3 * workers):  # these batches were read while the workers started
             next(batches)
         start = time.perf_counter()
         for _ in range(rounds):

@@ -1,9 +1,10 @@
-"""The peer: the same supernet in plain PyTorch, as eager systems run it, for benchmarks to compare with.
+"""The peer of the benchmarks: the same supernet in plain PyTorch, as eager systems run it.
 
-Weights are sliced in the forward pass (views), images are channels last, nothing is masked or skipped: each member of
-a sandwich step runs at its exact size. All weights, and all gradients, are views of one buffer, so that the update is a
-few operations. It shares no code with bignas_jax but the search space's values. `agreement` holds its logits and
-gradients against ours on the same weights, `noise` the gradients in bfloat16; no benchmark times anything before that.
+Weights are sliced in the forward pass (as views), images are channels last, and nothing is masked or skipped. Each
+member of a sandwich step runs at its exact size. All weights are views of one buffer, and so are all gradients, so that
+the update is a few operations. The peer shares only the search space's values with bignas_jax, and no other code.
+`agreement` compares its logits and gradients with ours on the same weights, and `noise` compares gradients in bfloat16.
+No benchmark times anything before these checks.
 """
 
 import contextlib
@@ -12,7 +13,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-# oneDNN keeps 1024 compiled primitives by default, fewer than a few architectures need; it reads this when it loads.
+# oneDNN keeps 1024 compiled primitives by default. A few architectures need more. It reads this variable when it loads.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
 
 import jax  # noqa: E402
@@ -26,17 +27,18 @@ from bignas_jax.spaces.architecture import Architecture  # noqa: E402
 from bignas_jax.spaces.mobilenet import SearchSpace, blocks, head_mid_width  # noqa: E402
 
 ACTIVATIONS = {"swish": F.silu, "h_swish": F.hardswish, "relu": F.relu}
-ALIGNMENT = 16  # numbers: a weight begins on a cache line
-# In bfloat16 our gradient may be so many times as far from the exact one as the peer's, and so much more; that of a
-# parameter, whose few numbers may lie near by chance, so many times as far as the peer's or the peer's whole gradient.
+ALIGNMENT = 16  # numbers, so that a weight begins on a cache line
+# Limits in bfloat16, (factor, addend). Our gradient's distance from the exact gradient may be this factor times the
+# peer's distance, plus the addend. The first pair is for all parameters together. The second is for one parameter.
+# The peer may be near the exact gradient of one parameter by chance, so its distance over all parameters may count.
 WHOLE, PARAMETER = (1.5, 0.01), (4.0, 0.02)
 
 
 def torch_device() -> str:
-    """PyTorch's name of what JAX computes on.
+    """PyTorch's name of the device that JAX computes on.
 
     Raises:
-      SystemExit: PyTorch has none.
+      SystemExit: PyTorch has no such device.
     """
     backend = jax.default_backend()
     if backend == "cpu":
@@ -65,7 +67,7 @@ def to_ours(tensor: torch.Tensor) -> np.ndarray:
 
 
 def flatten(tree: Mapping, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, keys joined by '/'."""
+    """Nested mappings as one mapping, with keys joined by '/'."""
     flat = {}
     for key, value in tree.items():
         flat |= flatten(value, f"{prefix}{key}/") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
@@ -73,7 +75,7 @@ def flatten(tree: Mapping, prefix: str = "") -> dict[str, Any]:
 
 
 def _first(array: torch.Tensor, *sizes: int) -> torch.Tensor:
-    """The first `sizes` of the leading axes: the array itself where that is all of it."""
+    """The first `sizes` entries of the leading axes: the array itself if that is all of it."""
     for axis, size in enumerate(sizes):
         if size != array.shape[axis]:
             array = array.narrow(axis, 0, size)
@@ -81,14 +83,19 @@ def _first(array: torch.Tensor, *sizes: int) -> torch.Tensor:
 
 
 class Peer(nn.Module):
-    """All weights of `space`; a forward pass is told which architecture to run.
+    """All weights of `space`. The forward pass takes the architecture to run.
 
     Args:
-      params: our weights, nested. pointwise: how a 1x1 convolution is computed, 'conv' (F.conv2d) or 'linear' (a
-        matrix product over channels-last images). device: where.
+      space: the search space.
+      params: our weights, nested.
+      pointwise: how a 1x1 convolution is computed: 'conv' (F.conv2d) or 'linear' (a matrix product over channels-last
+        images).
+      device: PyTorch's name of the device.
     Attributes:
-      flat, flat_grad: all weights and all gradients, [kernels, then the others]. num_decayed: numbers of the kernels.
-      recompute: keep no activations inside blocks for the backward pass.
+      flat: all weights, first the kernels, then the others.
+      flat_grad: all gradients, in the same order.
+      num_decayed: how many numbers the kernels have.
+      recompute: True computes activations inside blocks again in the backward pass, instead of keeping them.
     """
 
     def __init__(self, space: SearchSpace, params: Mapping, pointwise: str = "conv", device: str = "cpu"):
@@ -113,7 +120,7 @@ class Peer(nn.Module):
         self._positions = {(b.stage, b.index): number for number, b in enumerate(blocks(space, space.biggest))}
 
     def forward(self, images: torch.Tensor, arch: Architecture) -> torch.Tensor:
-        """Normalised images [B, 3, R, R], channels last, to logits [B, num_classes]; batch norm takes the batch's."""
+        """Normalised images [B, 3, R, R], channels last, to logits [B, num_classes], on the batch's own statistics."""
         x = F.conv2d(images, self._weight("stem/conv/kernel", arch.width[0]), stride=self.space.stem_stride, padding=1)
         x = self.activation(self._norm(x, "stem/conv_norm"))
         for block in blocks(self.space, arch):
@@ -176,12 +183,18 @@ class Peer(nn.Module):
 
 
 class PeerStep:
-    """A sandwich step of the peer: members forward and backward one by one, then the clip and SGD.
+    """A sandwich step of the peer: the forward and backward passes of its members, one by one, then the clip and SGD.
 
     Args:
-      peer: the supernet. mean, std: of the images, 0..1. clip_norm, learning_rate, weight_decay: of the update; decay
-        acts on kernels alone.
-      autocast: compute in bfloat16 where PyTorch's autocast does. compiled: `torch.compile` the forward passes.
+      peer: the supernet.
+      mean: the images' mean, by channel, 0..1.
+      std: the images' standard deviation, by channel, 0..1.
+      smoothing: label smoothing of the biggest member.
+      clip_norm: the norm that the gradient is clipped to.
+      learning_rate: of SGD.
+      weight_decay: of SGD, on kernels alone.
+      autocast: whether PyTorch's autocast computes in bfloat16.
+      compiled: whether `torch.compile` compiles the forward passes.
     """
 
     def __init__(self, peer: Peer, mean, std, smoothing=0.1, clip_norm=5.0, learning_rate=0.0016, weight_decay=0.0, *,
@@ -206,10 +219,13 @@ class PeerStep:
         return x.contiguous(memory_format=torch.channels_last)
 
     def member(self, images, arch, label=None, targets=None):
-        """Forward and backward of one member; its gradient is added to the weights'. Returns its soft predictions.
+        """The forward and backward pass of one member. Adds its gradient to the weights' and returns soft predictions.
 
         Args:
-          images: uint8 [B, S, S, 3]. label: int64 [B], for the biggest. targets: [B, classes], for the others.
+          images: uint8 [B, S, S, 3].
+          arch: the member's architecture.
+          label: int64 [B], for the biggest.
+          targets: [B, classes], for the others.
         """
         cast = torch.autocast(self.device.type, torch.bfloat16) if self.autocast else contextlib.nullcontext()
         with cast:
@@ -222,6 +238,7 @@ class PeerStep:
         return logits.detach().softmax(-1)
 
     def update(self) -> None:
+        """Clips the gradient, makes the update of SGD, and clears the gradient."""
         grad = self.peer.flat_grad
         grad.mul_((self.clip_norm / torch.linalg.vector_norm(grad)).clamp(max=1.0))
         self.optimizer.step()
@@ -231,7 +248,11 @@ class PeerStep:
         """The gradient of one member alone, by parameter in our layout, and its soft predictions.
 
         Args:
-          exact: in float32, whatever the step computes in, and with little memory.
+          images: uint8 [B, S, S, 3].
+          arch: the member's architecture.
+          label: int64 [B], for the biggest.
+          targets: [B, classes], for the others.
+          exact: True computes in float32, whatever the step's dtype, and with little memory.
         """
         kept = self.autocast, self.run
         if exact:
@@ -246,7 +267,7 @@ class PeerStep:
         return found, soft.cpu().numpy()
 
     def __call__(self, images, label, members) -> None:
-        """One step on the architectures `members`, the biggest first."""
+        """Makes one step on the architectures `members`, the biggest first."""
         first, *others = members
         targets = self.member(images, first, label=label)
         for arch in others:
@@ -258,11 +279,16 @@ def agreement(gradient: Mapping, soft, peer: PeerStep, images, arch, label=None,
     """The largest differences between our gradient (and soft predictions) and the peer's.
 
     Args:
-      gradient: ours, nested, with a leading axis of one device. soft: our softmax [B, classes], or None: not compared.
-      images, label, targets: as for `PeerStep.member`.
+      gradient: our gradient, nested, with a leading axis of one device.
+      soft: our softmax [B, classes]; None is not compared.
+      peer: the peer's step.
+      images: uint8 [B, S, S, 3].
+      arch: the member's architecture.
+      label: int64 [B], for the biggest.
+      targets: [B, classes], for the others.
     Returns:
-      'gradient': by parameter, the norm of the difference over the norm of the peer's gradient; the largest.
-      'predictions': of log probabilities, relative to the largest.
+      gradient: the largest, over parameters, of the difference's norm over the norm of the peer's gradient.
+      predictions: the largest difference of log probabilities, relative to the largest of them.
     """
     exact, theirs = peer.gradient(images, arch, label=label, targets=targets)
     worst = {"gradient": max(_distances(_ours(gradient), exact).values())}
@@ -272,15 +298,17 @@ def agreement(gradient: Mapping, soft, peer: PeerStep, images, arch, label=None,
 
 
 def noise(gradient: Mapping, peer: PeerStep, images, arch, label=None, targets=None) -> dict[str, float]:
-    """How far our gradient in bfloat16 is from the exact one, in units of what is allowed: 1 and less is right.
+    """The distance of our bfloat16 gradient from the exact one, over the distance that is allowed: up to 1 is right.
 
-    The exact one is the peer's in float32, whose own gradient in bfloat16 tells how much rounding alone does.
+    The exact gradient is the peer's in float32. The peer's own gradient in bfloat16 shows the effect of rounding alone.
 
-    Args:
-      as for `agreement`.
+    The arguments are those of `agreement`.
+
     Returns:
-      'gradient': our distance over what WHOLE allows, of all parameters together. 'parameter': over what PARAMETER
-      allows, of that where it is largest. 'ours', 'theirs': the distances of all together.
+      gradient: our distance over the one that WHOLE allows, for all parameters together.
+      parameter: the largest of the parameters' distances over the one that PARAMETER allows.
+      ours: our distance, for all parameters together.
+      theirs: the peer's distance, for all parameters together.
     """
     exact, _ = peer.gradient(images, arch, label=label, targets=targets, exact=True)
     theirs, _ = peer.gradient(images, arch, label=label, targets=targets)
@@ -296,15 +324,16 @@ def _joined(arrays: Mapping[str, np.ndarray], names) -> np.ndarray:
 
 
 def _ours(gradient: Mapping) -> dict[str, np.ndarray]:
-    """By the peer's names, without the axis of devices."""
+    """Our gradient by the peer's names, without the axis of devices."""
     return {name.replace("/", "_"): np.asarray(value, np.float32)[0] for name, value in flatten(gradient).items()}
 
 
 def _distances(found: Mapping[str, np.ndarray], exact: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """By parameter, the norm of the difference over that of the exact one."""
+    """The norm of the difference over the norm of the exact gradient, by parameter."""
     if found.keys() != exact.keys():
         raise ValueError(f"found parameters {sorted(found.keys() ^ exact.keys())} on one side only")
-    # A parameter whose gradient is rounding alone (a bias that batch norm takes out) is held against all of it.
+    # The gradient of some parameters is rounding alone, such as a bias that batch norm removes. The norm of the whole
+    # gradient sets a floor for them.
     floor = 1e-3 * math.sqrt(sum(float(np.sum(np.square(g))) for g in exact.values()))
     return {name: _difference(found[name], exact[name], floor) for name in exact}
 

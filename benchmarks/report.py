@@ -1,9 +1,10 @@
-"""What a benchmark found: printed beside its target, and as JSON.
+"""The results of a benchmark: printed beside their targets, and written as JSON.
 
     python benchmarks/report.py FOLDER [--results benchmarks/results]
 
-merges what benchmarks/gpu.sh left in FOLDER into one file of results, named by device and date. Each run left NAME.run,
-a line of exit status, seconds and command, and NAME.json, of `write`; without the latter it counts as failed.
+This merges the files that benchmarks/gpu.sh wrote to FOLDER into one file of results, named by device and date. Each
+run wrote NAME.run, a line of exit status, seconds and command, and NAME.json, by `write`. A run without NAME.json
+counts as failed.
 """
 
 import argparse
@@ -25,9 +26,12 @@ class Result:
     """One figure.
 
     Attributes:
-      name: what was measured. value: the figure. unit: 'x' for a ratio, else a unit ('ms', 'images/s', 'GB').
-      target: what it is to reach, or None where it only informs. better: 'higher' or 'lower'.
-      shown: whether the README's table has it although it has no target.
+      name: the name of the figure.
+      value: the figure.
+      unit: 'x' for a ratio, or a unit such as 'ms', 'images/s', 'GB'.
+      target: the value to reach; None if there is no target.
+      better: 'higher' or 'lower'.
+      shown: whether the README's table shows it although it has no target.
     """
 
     name: str
@@ -39,14 +43,14 @@ class Result:
 
     @property
     def reached(self) -> bool:
-        """Whether the target is met; True where there is none."""
+        """Whether the target is met; True if there is none."""
         if self.target is None:
             return True
         return self.value >= self.target if self.better == "higher" else self.value <= self.target
 
     @property
     def bound(self) -> str:
-        """The target in words, '' where there is none."""
+        """The target in words; '' if there is none."""
         if self.target is None:
             return ""
         return f"at {'least' if self.better == 'higher' else 'most'} {self.target:g}"
@@ -57,7 +61,7 @@ class Result:
 
 
 def write(benchmark: str, results: list[Result], quick: bool, path: str | None, silent: bool = False) -> None:
-    """Prints the results, unless `silent`, and writes them as one JSON object where a path is given."""
+    """Prints the results, unless `silent`, and writes them as one JSON object if a path is given."""
     for result in () if silent else results:
         print(result)
     if path:
@@ -67,7 +71,7 @@ def write(benchmark: str, results: list[Result], quick: bool, path: str | None, 
 
 
 def machine() -> dict[str, object]:
-    """Where and with what this runs: device, its number, versions, commit, date."""
+    """The environment of this run: device, number of devices, versions, commit, date."""
     import jax
 
     versions = {name: importlib.metadata.version(name) for name in _LIBRARIES}
@@ -87,10 +91,11 @@ def machine() -> dict[str, object]:
 
 
 def merge(folder: pathlib.Path) -> list[dict]:
-    """The runs that gpu.sh left in a folder, in the order in which they ended.
+    """The runs that gpu.sh wrote to a folder, in the order in which they ended.
 
     Returns:
-      name, command, status ('done', 'timed out' or 'failed'), seconds, and, if it came so far, quick and results.
+      A dictionary for each run: name, command, status ('done', 'timed out' or 'failed') and seconds. A run that wrote
+      its results also has quick and results.
     """
     runs = []
     for file in sorted(folder.glob("*.run"), key=lambda file: (file.stat().st_mtime, file.name)):
@@ -99,7 +104,7 @@ def merge(folder: pathlib.Path) -> list[dict]:
         if status != "0":
             run["status"] = "timed out" if int(status) in _TIMED_OUT else "failed"
         found = file.with_suffix(".json")
-        if found.exists():  # also of one that failed afterwards
+        if found.exists():  # also if the run failed afterwards
             run |= {name: value for name, value in json.loads(found.read_text()).items() if name != "benchmark"}
         elif run["status"] == "done":
             run["status"] = "failed"

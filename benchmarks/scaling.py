@@ -1,19 +1,20 @@
-"""What a sandwich step sends between devices, read from its compiled programs, and a model of the step on many.
+"""The traffic of a sandwich step between devices, read from its compiled programs, and a model of many devices.
 
     python benchmarks/scaling.py [--step FILE | --compute-ms 300] [--quick] [--json FILE]
 
-On 8 virtual CPU devices, from the compiled HLO of all executables of a step: one all-reduce, of the gradients
-(parameters x 4 bytes) and the members' loss and accuracy (8 bytes each), and no other collective; with synchronised
-batch norm there are more. It fails if not so. The programs are those of configs/digits.py, for those of the full space
-of configs/bignas.py would compile for minutes on 8 virtual devices; the model takes the parameters of the full space.
+It reads the compiled HLO of all executables of a step on 8 virtual CPU devices. There must be one all-reduce, of the
+gradients (parameters x 4 bytes) and the members' loss and accuracy (8 bytes each), and no other collective. With
+synchronised batch norm there must be more. Otherwise it fails. The programs are those of configs/digits.py, because the
+full space of configs/bignas.py would compile for minutes on 8 virtual devices. The model takes the parameters of the
+full space.
 
-The model: step = compute + all-reduce, nothing overlapped (the reduction comes after the last member's gradient). A
-ring all-reduce of S bytes over n links of bandwidth b and latency a takes 2 (n - 1) hops of S / n / b + a (Patarasu and
-Yuan, 2009); with several hosts, each GPU then reduces its eighth with its peers on the other hosts, by its own network
-card. Links, one direction a GPU: NVLink of an H100 450 GB/s (NVIDIA's data sheet: 900 GB/s both ways), InfiniBand NDR
-50 GB/s, Ethernet 12.5 GB/s (100 Gbit/s). Latencies a hop, assumed, of the size of those in NCCL's own cost model of a
-ring: NVLink 3.4 us, network 14 us (for Ethernet too, where it is a lower bound without RDMA). Compute is measured:
-FILE is what `benchmarks/step.py --json FILE` wrote on a GPU; without it, or --compute-ms, there is no model.
+The model: step = compute + all-reduce. Nothing overlaps, because the reduction comes after the last member's gradient.
+A ring all-reduce of S bytes over n links of bandwidth b and latency a takes 2 (n - 1) hops of S / n / b + a (Patarasu
+and Yuan, 2009). With several hosts, each GPU then reduces its eighth with its peers on the other hosts, by its own
+network card. Links, one direction a GPU: NVLink of an H100 450 GB/s (NVIDIA's data sheet: 900 GB/s both ways),
+InfiniBand NDR 50 GB/s, Ethernet 12.5 GB/s (100 Gbit/s). Latencies of a hop are assumed, near the values in NCCL's own
+cost model of a ring: NVLink 3.4 us, network 14 us. For Ethernet without RDMA, 14 us is a lower bound. Compute is
+measured: FILE comes from `benchmarks/step.py --json FILE` on a GPU. Without FILE or --compute-ms, there is no model.
 """
 
 import argparse
@@ -55,7 +56,7 @@ COLLECTIVE = re.compile(r"= (\(?[^=]*?\)?) (all-reduce|all-gather|reduce-scatter
                         r"collective-permute|collective-broadcast)(?:-start)?\(")
 ARRAY = re.compile(r"\b(f32|f64|bf16|f16|s32|u32|pred)\[([\d,]*)\]")
 BYTES = {"f64": 8, "f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "pred": 1}
-NVLINK, INFINIBAND, ETHERNET = 450e9, 50e9, 12.5e9  # bytes a second and GPU, one direction
+NVLINK, INFINIBAND, ETHERNET = 450e9, 50e9, 12.5e9  # bytes a second of one GPU, in one direction
 NVLINK_HOP, NETWORK_HOP = 3.4e-6, 14e-6  # seconds
 GPUS = 8  # of a host
 STEP = "step: images a second"  # a result of benchmarks/step.py
@@ -73,12 +74,12 @@ def collectives(hlo: str) -> list[tuple[str, int]]:
 
 
 def ring_seconds(size: float, devices: int, bandwidth: float, hop: float = 0.0) -> float:
-    """Ring all-reduce of `size` bytes: 2 (n - 1) hops, in each of which every device sends an n-th of them."""
+    """Seconds of a ring all-reduce of `size` bytes: 2 (n - 1) hops. In each, every device sends an n-th of them."""
     return 2 * (devices - 1) * (size / devices / bandwidth + hop)
 
 
 def reduce_seconds(size: float, hosts: int, network: float) -> float:
-    """Inside the hosts first; then every GPU reduces its eighth with its peers on the other hosts."""
+    """Seconds of an all-reduce inside the hosts first; then each GPU reduces its eighth with peers on other hosts."""
     inside = ring_seconds(size, GPUS, NVLINK, NVLINK_HOP)
     return inside + (ring_seconds(size / GPUS, hosts, network, NETWORK_HOP) if hosts > 1 else 0)
 
@@ -103,11 +104,12 @@ def compiled_step(synchronised: bool):
 
 
 def sent(sandwich: TrainStep) -> list[tuple[str, int]]:
-    """The collectives of one step: shared executables once each, though a step may run one twice or not at all."""
+    """The collectives of one step. Each shared executable counts once, though a step may run it twice or not at all."""
     return [c for executable in sandwich.executables.values() for c in collectives(executable.as_text())]
 
 
 def check(found, with_sync, parameters: int, members: int) -> None:
+    """Exits with a message if the collectives are not as expected."""
     expected = 4 * parameters + 8 * members
     if found != [("all-reduce", expected)]:
         raise SystemExit(f"found {found} in a step, expected one all-reduce of {expected} bytes and nothing else")
@@ -127,7 +129,7 @@ def model(compute_ms: float, parameters: int) -> list[Result]:
 
 
 def compute_ms_of(path: pathlib.Path, batch: int) -> float:
-    """Milliseconds of our step, from the images a second that benchmarks/step.py wrote and its batch.
+    """Milliseconds of our step, computed from its batch and the images a second that benchmarks/step.py wrote.
 
     Raises:
       SystemExit: the file has no such figure.
@@ -169,7 +171,7 @@ def main() -> None:
 
 
 def build_size(space: SearchSpace, num_classes: int) -> int:
-    """Numbers in the supernet's weights; none is drawn."""
+    """How many numbers the supernet's weights have. No weights are drawn."""
     state = nnx.split(nnx.eval_shape(lambda: Supernet(space, num_classes, rngs=nnx.Rngs(0))))[1]
     return sum(int(np.prod(p.shape)) for p in jax.tree.leaves(state))
 

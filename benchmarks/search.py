@@ -2,11 +2,11 @@
 
     python benchmarks/search.py [--workdir exp/digits] [--candidates 200] [--peer 10] [--quick]
 
-The peer builds each candidate as a PyTorch module with its slice of the weights, and loads the calibration and the
-held-out images through a new data loader (PIL, ToTensor, Normalize; 2 forked workers) every time. We hold the images
-on the device and run the executable that the candidates of a resolution share: on all held-out images ("equal
-images"), and progressively, as search.py does. All three take the same run's weights and images, in turns in one
-process. The candidates are drawn at random under half of the biggest network's multiply-adds.
+The peer builds each candidate as a PyTorch module with its slice of the weights. Each time, it loads the calibration
+and the held-out images through a new data loader (PIL, ToTensor, Normalize; 2 forked workers). Our side keeps the
+images on the device. All candidates of a resolution run in the same executable: on all held-out images ("equal
+images"), and progressively, as search.py does. All three ways take the same run's weights and images, in turns, in one
+process. The candidates are drawn at random, with at most half of the biggest network's multiply-adds.
 """
 
 import argparse
@@ -47,7 +47,10 @@ WORKERS = 2
 
 
 def state_dict_of(session, params) -> dict[str, np.ndarray]:
-    """The supernet's weights under PyTorch's names: each conversion is a permutation, undone on numbered entries."""
+    """The supernet's weights with PyTorch's names.
+
+    Each conversion from PyTorch is a permutation of entries. It is found with numbered entries, and inverted.
+    """
     found = {}
     for parameter in _parameters(session.space, session.options.model.num_classes):
         value = params
@@ -94,6 +97,7 @@ class Peer:
         self.held_out = Files(session, "holdout")
 
     def top1(self, arch) -> float:
+        """Top-1 of a candidate on the held-out images, 0..1."""
         child = Child(self.session.space, arch, self.session.options.model.num_classes)
         missing = {n: a.numpy() for n, a in child.state_dict().items() if "running" in n}
         child = load_slice(child, missing | self.state).to(memory_format=torch.channels_last)
@@ -118,11 +122,13 @@ class Peer:
 
 
 def make_race(folder: pathlib.Path, name: str, problem, held_out, confidence: float) -> Race:
+    """A race with a fresh journal in `folder`."""
     journal = Journal(folder / f"{name}.jsonl", {})
     return Race(problem, held_out, journal, confidence, front=False)
 
 
 def timed(work) -> float:
+    """The seconds that `work` takes."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
@@ -168,14 +174,14 @@ def main() -> None:
         folder = pathlib.Path(folder)
         equal = make_race(folder, "equal", problem, held_out, math.inf)
         progressive = make_race(folder, "progressive", problem, held_out, options.search.confidence)
-        for chunk in range(arguments.peer):  # in turns: whatever else the machine does falls on all
+        for chunk in range(arguments.peer):  # in turns, so that other work on the machine affects all
             arch = archs[chunk]
             seconds["peer"] += timed(lambda arch=arch: peer_top1.update({arch: peer.top1(arch)}))
             for race, name, number in ((equal, "equal", arguments.equal), (progressive, "progressive", len(archs))):
                 part = archs[:number][chunk :: arguments.peer]
                 proposals = [Proposal(a, "benchmark") for a in part]
                 seconds[name] += timed(lambda race=race, proposals=proposals: race.score(proposals))
-        # What the progressive winner is compared with: all candidates on all images.
+        # The progressive winner is compared with the winner among all candidates on all images.
         whole = make_race(folder, "equal", problem, held_out, math.inf)
         whole.score([Proposal(a, "benchmark") for a in archs])
     rates = {

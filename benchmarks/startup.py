@@ -2,10 +2,10 @@
 
     python benchmarks/startup.py [--runs 3] [--cold] [--quick] [--json FILE]
 
-Photographs are cut from scikit-learn's two into a temporary folder; batch 8, 96 to 128 pixels, one worker. The clock
-starts when the process does and stops when the first step's figures are in metrics.jsonl. A first run, not counted,
-fills the cache of compiled programs; `--cold` times that one as well, in a cache folder of its own, and reports
-the size of what it left there. `--quick` runs configs/digits.py instead.
+The images are crops of scikit-learn's two photographs in a temporary folder; batch 8, 96 to 128 pixels, one worker. The
+clock starts with the process and stops when the first step's figures are in metrics.jsonl. A first run, which is not
+counted, fills the cache of compiled programs. `--cold` also times this first run, in a cache folder of its own, and
+reports the size of that folder. `--quick` runs configs/digits.py instead.
 """
 
 import argparse
@@ -38,7 +38,7 @@ FULL = (
 
 
 def write_photographs(root: pathlib.Path, count: int = 60) -> None:
-    """`count` crops of 240x200 pixels as root/{train,val}/{0,1}/*.jpg."""
+    """Writes `count` crops of 240x200 pixels as root/{train,val}/{0,1}/*.jpg."""
     rng = np.random.default_rng(0)
     photographs = load_sample_images().images
     for split in ("train", "val"):
@@ -54,7 +54,7 @@ def seconds_to_first_step(command: list[str], workdir: pathlib.Path, cache: path
     """Runs the command until its first step is in metrics.jsonl, then ends it.
 
     Raises:
-      SystemExit: it ended before, or did not come so far in time.
+      SystemExit: the command ended before its first step, or reached no step in time.
     """
     environment = dict(os.environ)
     if cache is not None:
@@ -80,12 +80,13 @@ def seconds_to_first_step(command: list[str], workdir: pathlib.Path, cache: path
 
 
 def stepped(metrics: pathlib.Path) -> bool:
+    """Whether the file of metrics holds the first step or a later one."""
     for line in metrics.read_text().splitlines():
         try:
             if json.loads(line).get("step", 0) >= 1:
                 return True
         except json.JSONDecodeError:
-            pass  # being written
+            pass  # the line is still being written
     return False
 
 

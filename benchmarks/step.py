@@ -1,18 +1,19 @@
-"""Images a second of the sandwich step, beside the same in plain PyTorch (benchmarks/peer.py), whole and by member.
+"""Images a second of the sandwich step and of each member, beside plain PyTorch (benchmarks/peer.py).
 
     python benchmarks/step.py [--batch 8] [--resolutions 96,112,128] [--steps 9] [--dtype float32] [--peer eager]
         [--remat] [--quick] [--json FILE] [--trace FOLDER]
 
-The full space of configs/bignas.py, its optimizer, its augmentation left out: images are random bytes in memory. Both
-sides run the same architectures on the same weights and images; before anything is timed, the predictions of the
-biggest and the gradients of the biggest, of the random ones and of the smallest are held against each other: in
-float32 by a bound; in bfloat16 on a few images in float32 first, then by how far PyTorch's own bfloat16 is from its
-float32. Every architecture runs untimed first, on every side. Steps alternate, the figures are ratios of medians, each
-part against the form of the peer (1x1 convolutions as convolutions or as matrix products) that is faster at it.
+It takes the full space and the optimizer of configs/bignas.py. There is no augmentation: images are random bytes in
+memory. Both sides run the same architectures on the same weights and images. Before anything is timed, their results
+are compared: the predictions of the biggest, and the gradients of the biggest, of the random ones and of the smallest.
+In float32 a bound limits the difference. In bfloat16 a few images are first compared in float32. Then the distance
+between PyTorch's own bfloat16 and float32 sets the limit. Every architecture runs untimed first, on every side. Steps
+alternate, and the figures are ratios of medians. The peer computes 1x1 convolutions in two forms, as convolutions or as
+matrix products. Each part is compared with the form that is faster at it.
 
-`--peer compile` times the biggest and the smallest alone, under torch.compile: each architecture compiles for a minute
-or more, those of all steps do not end in the budget of benchmarks/gpu.sh. `--remat` also times and measures our step
-with blocks recomputed.
+`--peer compile` times only the biggest and the smallest, under torch.compile. Each architecture compiles for a minute
+or more, so that all architectures of all steps would exceed the time budget of benchmarks/gpu.sh. `--remat` also times
+our step with blocks recomputed, and measures its memory.
 """
 
 import argparse
@@ -51,8 +52,8 @@ from configs import bignas, digits  # noqa: E402
 
 TARGET = {"cpu": 1.3, "gpu": 2.0}
 TOLERANCE = 1e-2  # of float32
-GATE_IMAGES = 8  # of the check in float32 before one in bfloat16: what is wrong shows on few
-FORMS = {"eager": ("conv", "linear"), "compile": ("linear",)}  # Inductor fuses what surrounds a product as it lies
+GATE_IMAGES = 8  # of the float32 check before a bfloat16 one: a few images show an error
+FORMS = {"eager": ("conv", "linear"), "compile": ("linear",)}  # Inductor fuses the operations around a product
 TRAFFIC = "step: memory traffic by XLA's count (a conditional's heavier branch always, native kernels never)"
 
 
@@ -74,7 +75,7 @@ def arguments() -> argparse.Namespace:
 
 
 def configuration(args: argparse.Namespace):
-    """The config and its space; regularisation that draws at random is off, so that both sides compute the same."""
+    """The config and its space. Random regularisation is off, so that both sides compute the same."""
     config = digits.get_config() if args.quick else bignas.get_config()
     if not args.quick:
         config.space.resolution = tuple(int(side) for side in args.resolutions.split(","))
@@ -101,7 +102,7 @@ class Ours:
         self.compile_seconds = time.perf_counter() - start
 
     def peak_bytes(self) -> dict[str, int]:
-        """Memory of each executable as XLA planned it: arguments, results and temporaries, donated buffers once."""
+        """The bytes that XLA planned for each executable: arguments, results and temporaries; donated buffers once."""
         peak = {}
         for key, executable in self.sandwich.executables.items():
             plan = executable.memory_analysis()
@@ -110,13 +111,14 @@ class Ours:
         return peak
 
     def member(self, arch, targets=None, total=None):
-        """Gradient of one member and the predictions (the biggest's, where `targets` is None), waited for."""
+        """The gradient and the predictions of a member, computed when this returns. The biggest has no `targets`."""
         member = self.sandwich.members.member(arch)
         total, _, own = self.sandwich.learn(self.state.params, self.batch, member, 0, targets, total)
         return jax.block_until_ready((total, own if targets is None else targets))
 
     def step(self, number: int, archs) -> None:
-        del archs  # drawn again, from the number
+        """Makes the step of this number, and waits for it."""
+        del archs  # the step draws them again, from its number
         self.state, metrics = self.sandwich(self.state, self.batch, number)
         jax.block_until_ready(metrics)
 
@@ -125,7 +127,7 @@ class Theirs:
     """The peer's step on the same images, in one of its forms.
 
     Attributes:
-      whole: whether it runs whole steps, or the biggest and the smallest alone.
+      whole: whether it runs whole steps, or only the biggest and the smallest.
     """
 
     def __init__(self, config, space, dtype, params, images, labels, form: str, pointwise: str):
@@ -139,6 +141,7 @@ class Theirs:
         )  # fmt: skip
 
     def member(self, arch, targets=None, total=None):
+        """The gradient and the soft predictions of a member, computed when this returns."""
         del total  # it lies in the weights' .grad
         torch.backends.cudnn.benchmark = self.tuned
         label = self.labels if targets is None else None
@@ -147,17 +150,19 @@ class Theirs:
         return None, targets
 
     def update(self) -> None:
+        """Makes the update, and waits for it."""
         self.run.update()
         self._wait()
 
     def step(self, number: int, archs) -> None:
+        """Makes a step on these architectures, and waits for it."""
         del number
         torch.backends.cudnn.benchmark = self.tuned
         self.run(self.images, self.labels, archs)
         self._wait()
 
     def tune(self, steps) -> None:
-        """On a GPU, chooses between cuDNN's heuristics and its search, by the time of steps that both ran before."""
+        """On a GPU, chooses between cuDNN's heuristics and its search, by timed steps that both ran once before."""
         if not self.images.is_cuda:
             return
         times = {}
@@ -175,7 +180,7 @@ class Theirs:
 
 
 def start_weights(space, num_classes):
-    """Fresh weights on the host, scales of batch norm drawn around 1: at 0 most gradients would vanish."""
+    """Fresh weights on the host. Batch norm's scales are drawn around 1: at 0 most gradients would vanish."""
     params = jax.device_get(build(space, num_classes)[1])
     rng = np.random.default_rng(0)
 
@@ -186,7 +191,7 @@ def start_weights(space, num_classes):
 
 
 def check(ours: Ours, theirs: Theirs, archs, dtype: str) -> dict[str, float]:
-    """The largest differences of predictions and gradients, of the biggest and of students; see peer.py.
+    """The largest differences of predictions and gradients, for the biggest and for students; see peer.py.
 
     Raises:
       SystemExit: they compute different things.
@@ -195,7 +200,7 @@ def check(ours: Ours, theirs: Theirs, archs, dtype: str) -> dict[str, float]:
     exact, worst = dtype == "float32", {}
     gradient, logits = ours.member(first)
     targets = np.asarray(jax.nn.softmax(logits))
-    for arch in dict.fromkeys(archs):  # the biggest, drawn again, has no gradient but rounding
+    for arch in dict.fromkeys(archs):  # each once: if the biggest is drawn again, its gradient is rounding alone
         soft, given = None, {"label": theirs.labels}
         if arch is first:
             soft = targets
@@ -216,7 +221,7 @@ def check(ours: Ours, theirs: Theirs, archs, dtype: str) -> dict[str, float]:
 
 
 def check_exactly(config, space, params, images, labels) -> None:
-    """`check` in float32 on few images of the lowest resolution, for a run in bfloat16.
+    """Runs `check` in float32 on a few images of the lowest resolution, before a run in bfloat16.
 
     Raises:
       SystemExit: they compute different things.
@@ -232,7 +237,7 @@ def check_exactly(config, space, params, images, labels) -> None:
 
 
 def prepare_compile(architectures: int) -> None:
-    """Room in torch.compile for so many graphs, and none left of another form."""
+    """Makes room in torch.compile for this many graphs, and removes the graphs of another form."""
     torch._dynamo.reset()
     for name in ("recompile_limit", "cache_size_limit"):  # the second one is the older name
         if hasattr(torch._dynamo.config, name):
@@ -241,12 +246,14 @@ def prepare_compile(architectures: int) -> None:
 
 
 def seconds(call, *args) -> tuple[float, object]:
+    """The seconds of a call, and its result."""
     start = time.perf_counter()
     result = call(*args)
     return time.perf_counter() - start, result
 
 
 def time_members(side, archs, names, times: dict[str, list[float]]) -> None:
+    """Times each member's call, and appends the seconds to `times`."""
     total = targets = None
     for name, arch in zip(names, archs, strict=True):
         taken, (total, targets) = seconds(side.member, arch, targets, total)
@@ -264,7 +271,7 @@ def compare(sides: dict[str, object], space, recipe, steps: int) -> dict[str, di
         if isinstance(side, Theirs) and whole[name]:
             side.tune(drawn)
     times: dict[str, dict[str, list[float]]] = {name: {} for name in sides}
-    for number in range(-steps, steps):  # first every architecture untimed: libraries prepare for each
+    for number in range(-steps, steps):  # first every architecture runs untimed: libraries prepare for each
         archs = drawn[number]
         for name, side in sides.items():
             found: dict[str, list[float]] = {} if number < 0 else times[name]
@@ -278,6 +285,7 @@ def compare(sides: dict[str, object], space, recipe, steps: int) -> dict[str, di
 
 
 def table(medians: dict[str, dict[str, float]]) -> None:
+    """Prints the medians of all sides."""
     parts = list(medians["ours"])
     print("milliseconds".ljust(24) + "".join(part.rjust(12) for part in parts))
     for name, found in medians.items():
@@ -286,7 +294,7 @@ def table(medians: dict[str, dict[str, float]]) -> None:
 
 
 def ratios(medians, args, quick: bool) -> list[Result]:
-    """Ours against the fastest form of the peer, by part; a part that no form ran has no ratio."""
+    """Our images a second over the peer's fastest form, by part. A part that no form ran has no ratio."""
     platform = jax.default_backend()
     forms = [name for name in medians if name.startswith("peer")]
     results = []
@@ -300,14 +308,14 @@ def ratios(medians, args, quick: bool) -> list[Result]:
 
 
 def rates(ours: Ours, space, classes: int, batch: int, steps: int, seconds_a_step: float) -> list[Result]:
-    """Of the timed steps: useful arithmetic, and memory traffic as XLA counts it (its limits are in TRAFFIC)."""
+    """Useful arithmetic of the timed steps, and memory traffic as XLA counts it (TRAFFIC names the count's limits)."""
     executables, macs, traffic = ours.sandwich.executables, 0, 0
     for number in range(steps):
         members = ours.sandwich.members.choose(number, None)
         macs += sum(cost.count(space, member.arch, classes).macs for member in members)
         keys = [*(member.part for member in members), "update"]
         traffic += sum(executables[key].cost_analysis().get("bytes accessed", 0) for key in keys)
-    # A multiply-add is two operations; the gradient takes two products for the forward pass's one.
+    # A multiply-add is two operations. The gradient takes two products where the forward pass takes one.
     operations = 2 * 3 * batch * macs / steps / seconds_a_step
     return [
         Result("step: rate of arithmetic", operations / 1e12, "TFLOP/s"),
@@ -322,6 +330,7 @@ def _program_name(key: Part | str) -> str:
 
 
 def memory_results(ours: Ours, remat: Ours | None) -> list[Result]:
+    """The peak memory of the step's executables, and its ratio with rematerialisation."""
     peaks, figure = ours.peak_bytes(), partial(Result, better="lower", shown=True)
     results = [figure("peak memory of the step's executables", max(peaks.values()) / 1e9, "GB")]
     less = (remat or ours).peak_bytes()
@@ -361,7 +370,7 @@ def main() -> None:
             sides[f"peer {form}, {pointwise}"] = side
             check(ours, side, first if side.whole else (first[0], first[-1]), args.dtype)
     if torch_device() == "cuda":
-        torch.cuda.empty_cache()  # what the checks took
+        torch.cuda.empty_cache()  # frees the memory of the checks
     remat = Ours(config, space, args.dtype, *given, remat=True) if args.remat else None
     if remat is not None:
         sides["ours, remat"] = remat
@@ -381,7 +390,7 @@ def main() -> None:
     print(f"{jax.devices()[0].device_kind}, batch {args.batch}, {args.dtype}, multiply-adds of the biggest"
           f" {macs[0] / 1e6:.1f} M, of the smallest {macs[1] / 1e6:.1f} M")
     write("step", results, args.quick, args.json)
-    if args.trace:  # last: it takes longest where time is short
+    if args.trace:  # last, because it takes longest
         with jax.profiler.trace(args.trace):
             for number in (steps, steps + 1):
                 ours.step(number, None)

@@ -26,7 +26,7 @@ def newest(folder: pathlib.Path) -> list[dict]:
 
 
 def rows(about: dict) -> list[str]:
-    """A line for each figure with a target or to be shown, and for each run that gave none, what became of it."""
+    """A line for each figure that has a target or is shown. A run without figures gets a line with its status."""
     lines = []
     for run in about["runs"]:
         command = f"`{run['command']}`"
@@ -42,12 +42,13 @@ def rows(about: dict) -> list[str]:
 
 
 def commit(about: dict) -> str:
-    """What was measured, in words: 'commit 0123456789ab', and whether the tree had changes beside it."""
+    """The commit in words: 'commit 0123456789ab', and whether the tree had other changes."""
     number, _, changes = about.get("commit", "unknown").partition(" ")
     return f"commit {number[:12]} {changes}".strip()
 
 
 def table(files: list[dict]) -> str:
+    """The table of all files' results, in Markdown."""
     parts = []
     for about in files:
         versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())

@@ -2,10 +2,10 @@
 
     python benchmarks/winners.py --workdir exp/cifar10 [--count 20] [--quick]
 
-For every budget of the run's search, `count` architectures are drawn uniformly from those that cost within 3% of the
-winner, calibrated like it, and scored on the validation images, which neither the training nor the search has seen.
-Prints the mean and the standard deviation of their top-1 beside the winner's, all in the executables that the
-architectures of a resolution share.
+For every budget of the run's search, `count` architectures are drawn uniformly from those whose cost is within 3% of
+the winner's. They are calibrated like the winner, and scored on the validation images, which neither the training nor
+the search has seen. All architectures of a resolution run in the same executable. The mean and the standard deviation
+of their top-1 are printed beside the winner's.
 """
 
 import argparse
@@ -29,12 +29,12 @@ from bignas_jax.search.problem import make_problem  # noqa: E402
 from bignas_jax.spaces.architecture import Architecture  # noqa: E402
 from bignas_jax.text import aligned  # noqa: E402
 
-NEAR = 0.03  # part of the winner's cost by which a random architecture may differ from it
+NEAR = 0.03  # a random architecture's cost may differ from the winner's by this fraction
 TRIES = 200_000
 
 
 def of_like_cost(problem, budget, winner: Architecture, count: int, rng: np.random.Generator) -> list[Architecture]:
-    """Distinct uniform draws among those within the budget whose cost is that of the winner, or nearly."""
+    """Distinct architectures within the budget, drawn uniformly, whose cost is near the winner's."""
     target, found = problem.cost_of(winner), {}
     for _ in range(TRIES):
         arch = problem.space.sample(rng)

@@ -1,4 +1,4 @@
-"""Images from disk to device batches. torch and torchvision are used here alone; JAX sees NumPy batches.
+"""Images from disk to device batches. torch and torchvision read the images; JAX gets NumPy batches.
 
 dataset = open_dataset(options.data, seed=options.seed)
 loader = Loader(dataset, "train", batch_size=256, train=True)

@@ -1,4 +1,4 @@
-"""A data set opened and checked: its classes, its splits and how its images are prepared."""
+"""An opened and checked data set: its classes, its splits and the preparation of its images."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ SOURCES = ("folder", "digits", *TORCHVISION)
 
 @dataclass(frozen=True)
 class Dataset:
-    """What a `Loader` reads from; made by `open_dataset`."""
+    """The data set that a `Loader` reads from; made by `open_dataset`."""
 
     class_names: tuple[str, ...]
     train: Source
@@ -30,6 +30,7 @@ class Dataset:
 
     @property
     def num_classes(self) -> int:
+        """The number of classes."""
         return len(self.class_names)
 
     @property
@@ -39,7 +40,7 @@ class Dataset:
         return {"train": len(self.train) - held, "holdout": held, "val": len(self.val)}
 
     def select(self, split: str) -> tuple[Source, np.ndarray]:
-        """The source of a split and which of its images belong to it (int64, sorted)."""
+        """The source of a split, and the indices of the split's images in it (int64, sorted)."""
         if split == "val":
             return self.val, np.arange(len(self.val))
         if split == "holdout":
@@ -50,13 +51,16 @@ class Dataset:
 
 
 def open_dataset(options: Data, seed: int = 0) -> Dataset:
-    """The data set that the `data` options name; `seed` is what its loaders draw from.
+    """Opens the data set that the options name.
 
-    The images held out depend on neither: every run of a data set holds out the same ones, drawn from all
-    classes in proportion.
+    The held-out images are drawn from all classes in proportion. They do not depend on the seed: with the same
+    `holdout`, every run on a data set holds out the same images.
 
+    Args:
+        options: the `data` options.
+        seed: the seed of the data set's loaders.
     Raises:
-        DataError: what is wrong with the data or its settings, and what to do.
+        DataError: the data or its settings are wrong; the message says what to do.
     """
     if options.source not in SOURCES:
         raise DataError(f"config.data.source is {options.source!r}: expected one of {', '.join(SOURCES)}")

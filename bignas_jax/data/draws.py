@@ -1,13 +1,13 @@
-"""Random numbers as pure functions of (key, index): the same for any worker, host or start.
+"""Random numbers as pure functions of (key, index): the same on any worker or host, and after any restart.
 
-A key is hashed from a few integers (seed, epoch, purpose); what an index gets under a key is SplitMix64
-evaluated at that index (Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators", figure
-14), so a whole batch is drawn by a few array operations and no generator is advanced.
+A key is hashed from a few integers (seed, epoch, purpose). The number at an index is SplitMix64 with this key,
+evaluated at the index (Steele, Lea and Flood, 2014, "Fast splittable pseudorandom number generators", figure 14). So a
+few array operations draw a whole batch, and no generator is advanced.
 """
 
 import numpy as np
 
-ORDER, AUGMENT, REPLACE, HOLDOUT = range(4)  # purposes: equal indices must not share numbers across them
+ORDER, AUGMENT, REPLACE, HOLDOUT = range(4)  # purposes: the same index gets different numbers for each
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MASK = (1 << 64) - 1
@@ -27,7 +27,7 @@ def bits(key: np.uint64, index) -> np.ndarray:
 
 
 def uniforms(key: np.uint64, index, count: int) -> np.ndarray:
-    """`count` numbers in [0, 1) for each of `index` [B]: float64 [B, count]."""
+    """`count` numbers in [0, 1) for each entry of `index` [B]: float64 [B, count]."""
     own_key = bits(key, index)[:, None]
     return (bits(own_key, np.arange(count)) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
@@ -35,7 +35,7 @@ def uniforms(key: np.uint64, index, count: int) -> np.ndarray:
 def permutation(key: np.uint64, n: int) -> np.ndarray:
     """A permutation of range(n), int64 [n]: indices in the order of their random bits.
 
-    Unlike `numpy.random.Generator.permutation`, whose stream may change between NumPy versions, this stays
-    what it is.
+    This permutation never changes. The stream of `numpy.random.Generator.permutation` may change between NumPy
+    versions.
     """
     return np.argsort(bits(key, np.arange(n)), kind="stable")

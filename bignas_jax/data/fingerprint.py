@@ -1,4 +1,4 @@
-"""What a data set is, in a few numbers: to see later whether a run meets the images again that it began with."""
+"""A data set's identity in a few numbers. A resumed run checks with it that the images are still the same."""
 
 import hashlib
 from typing import Any
@@ -10,10 +10,10 @@ from bignas_jax.data.sources import Source
 
 
 def fingerprint(dataset: Dataset) -> dict[str, Any]:
-    """The classes by name, and for 'train' and 'val' the number of images and a digest.
+    """The names of the classes, and the number of images and a digest of 'train' and 'val'.
 
-    The digest is over the names and the labels of image files in order, or over the pixels and labels of a packaged
-    data set. Files are not read: 1.28 million names take less than a second.
+    For image files, the digest covers their names and labels, in order. For a packaged data set, it covers pixels and
+    labels. Files are not read: 1.28 million names take less than a second.
     """
     return {"classes": list(dataset.class_names), "train": _split(dataset.train), "val": _split(dataset.val)}
 

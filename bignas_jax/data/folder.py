@@ -1,4 +1,4 @@
-"""Image folders: <root>/<split>/<class>/*, torchvision's ImageFolder layout, which ImageNet comes in."""
+"""Image folders: <root>/<split>/<class>/*, the layout of torchvision's ImageFolder and of ImageNet."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -40,7 +40,7 @@ def _scan(root: str, split: str, field: str) -> tuple[tuple[str, ...], FileSourc
         raise DataError(
             f"no class folders in {folder}: {_LAYOUT}; set config.data.root and config.data.{field}"
         )
-    # Listing waits for the file system, often a remote one; threads wait side by side.
+    # Listing waits for the file system, which is often remote. Several threads wait at the same time.
     with ThreadPoolExecutor(16) as pool:
         files = list(pool.map(lambda name: sorted(_images(os.path.join(folder, name), name)), classes))
     empty = [name for name, found in zip(classes, files, strict=True) if not found]

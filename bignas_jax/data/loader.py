@@ -28,30 +28,34 @@ _SPLITS = {
 
 
 class Loader:
-    """Reads one split of a data set, this process's part of each batch.
+    """Reads this process's part of each batch of a split.
 
-    Global batch b of an epoch is order[b * batch_size : (b + 1) * batch_size], and process p reads the p-th
-    of `process_count` contiguous parts of it. With `train`, the order is shuffled anew each epoch, images
-    are augmented and an epoch drops the rest that fills no batch. Without, images get the evaluation
-    transform in a fixed order, each once.
+    Global batch b of an epoch is order[b * batch_size : (b + 1) * batch_size]. Process p reads the p-th of
+    `process_count` contiguous parts of it. With `train`, the order is shuffled anew each epoch, images are augmented,
+    and the images left over at the end of an epoch are dropped if they do not fill a batch. Without `train`, each image
+    is read once, in a fixed order, with the evaluation transform.
 
     Args:
         dataset: from `open_dataset`.
-        split: 'train' (without the held-out images), 'holdout', 'val', or 'calibration': training images
-            with the evaluation transform, in an order drawn from the seed, full batches only.
-        batch_size: images a step over all processes.
-        train: shuffle, augment, drop the rest of an epoch.
-        limit: so many images, drawn from all by the seed; 0 for all.
-        seed, num_workers: in place of the data set's. 0 workers read in the calling thread.
-        process_index, process_count: which host this is, of how many.
+        split: 'train' (without the held-out images), 'holdout', 'val' or 'calibration'. 'calibration' is training
+            images with the evaluation transform, in an order drawn from the seed, in full batches only.
+        batch_size: images of a step, over all processes.
+        train: whether to shuffle, to augment, and to drop the images left over at the end of an epoch.
+        limit: number of images to read, drawn from all with the seed; 0 reads all.
+        seed: replaces the data set's seed; None keeps it.
+        num_workers: replaces the data set's number of workers; None keeps it. With 0, the calling thread reads.
+        process_index: the number of this process.
+        process_count: the number of processes.
 
     A batch is a dict of NumPy arrays, with B = batch_size / process_count:
-        image uint8 [B, S, S, 3]; label int32 [B]; weight float32 [B], 0 for padding and for images that
-        evaluation skips; skipped int, corrupt images replaced (training, calibration) or left out
-        (evaluation) in this part of the batch.
+        image: uint8 [B, S, S, 3].
+        label: int32 [B].
+        weight: float32 [B]; 0 for padding and for images that evaluation skips.
+        skipped: int, corrupt images in this part of the batch. Training and calibration replace them; evaluation leaves
+            them out.
 
     Raises:
-        DataError: too few images for a batch, or a batch that does not divide among the processes.
+        DataError: there are too few images for a batch, or a batch does not divide among the processes.
     """
 
     def __init__(
@@ -110,18 +114,16 @@ class Loader:
         return chosen if self._full else np.sort(chosen)
 
     def epochs(self, start_step: int = 0, stop_step: int | None = None) -> "Batches":
-        """Training batches of steps [start_step, stop_step), epoch after epoch; without end if `stop_step`
-        is None.
+        """Training batches of steps [start_step, stop_step), epoch after epoch. None as `stop_step` means no end.
 
-        Nothing before `start_step` is read. Workers start at once and live until the iterator ends or is
-        closed.
+        Nothing before `start_step` is read. Workers start at once and live until the iterator ends or is closed.
         """
         if not self._train:
             raise ValueError("epochs() needs Loader(..., train=True); once() reads a split for evaluation")
         return Batches(self._reader(), _Steps(self, start_step, stop_step), self._num_workers)
 
     def once(self) -> "Batches":
-        """Every image once, the last batch padded to full size (all batches are full for 'calibration').
+        """Every image once. The last batch is padded to full size; 'calibration' has full batches only.
 
         Workers live until the iterator ends or is closed.
         """
@@ -143,7 +145,7 @@ class Loader:
 
 
 class _Steps(Iterable):
-    """The slices of a loader's steps [start, stop), this process's part."""
+    """This process's slices of a loader's steps [start, stop)."""
 
     def __init__(self, loader: Loader, start: int, stop: int | None):
         self._loader, self._start, self._stop = loader, start, stop
@@ -217,7 +219,7 @@ class Batches:
         return batch
 
     def cancel(self) -> None:
-        """Makes a `next` that waits in another thread end soon, as if the batches were over."""
+        """Makes a `next` that waits in another thread end soon, as if there were no more batches."""
         self._reader.cancelled.fill_(1)
 
     def close(self) -> None:
@@ -226,7 +228,7 @@ class Batches:
         source, self._source = self._source, None
         loader, self._loader = self._loader, None
         workers = source if loader is not None and source is not None else getattr(loader, "_iterator", None)
-        # Dropping torch's iterator ends its workers too, but only once no traceback holds it any more.
+        # Dropping torch's iterator would also end its workers, but only when no traceback holds it any more.
         if workers is not None:
             workers._shutdown_workers()
         _open.discard(self)
@@ -246,7 +248,7 @@ def _close_all() -> None:
 
 
 def _start_workers(reader: Reader, steps: Iterable[Slice], num_workers: int):
-    """torch's loader over whole batches, in fresh processes: to fork one where JAX runs threads may hang."""
+    """torch's loader over whole batches, in fresh processes. A fork may hang, because JAX runs threads."""
     return torch.utils.data.DataLoader(
         reader,
         batch_size=None,
@@ -255,19 +257,19 @@ def _start_workers(reader: Reader, steps: Iterable[Slice], num_workers: int):
         collate_fn=as_it_is,
         worker_init_fn=start_worker,
         multiprocessing_context="spawn",
-        generator=torch.Generator(),  # workers get a seed from it, else from the caller's generator
+        generator=torch.Generator(),  # workers get their seed from it, not from the caller's generator
     )
 
 
 @contextlib.contextmanager
 def _starting_workers():
-    """Keeps new workers from importing the caller's script, and with it JAX, which they have no use for.
+    """Keeps new workers from importing the caller's script, and with it JAX, which they do not need.
 
-    And from taking signals before they know how to: a process starts with those blocked that its parent
-    blocks; `start_worker` lets SIGTERM through.
+    It also keeps signals away until they can handle them. A process starts with the signals blocked that its parent
+    blocks; `start_worker` unblocks SIGTERM.
     """
     main, sys.modules["__main__"] = sys.modules["__main__"], types.ModuleType("__main__")
-    resource_tracker.ensure_running()  # a helper that unblocks them when it is first started
+    resource_tracker.ensure_running()  # a helper process that unblocks signals when it is first started
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield

@@ -1,4 +1,4 @@
-"""Data sets that come packaged: scikit-learn's digits and torchvision's, as they lie on disk."""
+"""Packaged data sets: scikit-learn's digits, and torchvision's data sets that are on disk."""
 
 import os
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ Opened = tuple[tuple[str, ...], Source, Source]  # class names, training images,
 
 @dataclass(frozen=True)
 class Packaged:
-    """How torchvision opens a data set: class, arguments of the two splits, what must lie under root."""
+    """How torchvision opens a data set: its class, the arguments of the two splits, and its files under root."""
 
     constructor: str
     train: dict
@@ -69,7 +69,7 @@ def open_torchvision(name: str, root: str) -> Opened:
 
 
 def _source(name: str, dataset) -> Source:
-    """The images of a torchvision data set: from its array where it has one, else from its list of files."""
+    """The images of a torchvision data set: from its array if it has one, otherwise from its list of files."""
     labels = next(
         getattr(dataset, field) for field in ("targets", "labels", "_labels") if hasattr(dataset, field)
     )
@@ -103,9 +103,9 @@ def open_digits() -> Opened:
 
 
 def stratified(labels: np.ndarray, count: int) -> np.ndarray:
-    """`count` indices, int64, sorted, drawn from all classes in proportion (by largest remainders).
+    """Sorted indices, int64 [count], drawn from all classes in proportion (by largest remainders).
 
-    They depend on the arguments alone, so that a data set holds out the same images in every run.
+    They depend on the arguments alone, so that every run on a data set holds out the same images.
     """
     classes, sizes = np.unique(labels, return_counts=True)
     shares = sizes * (count / len(labels))

@@ -1,4 +1,4 @@
-"""Batches placed on the devices ahead of the step that takes them."""
+"""Batches placed on the devices before the step that uses them."""
 
 import atexit
 import functools
@@ -17,7 +17,7 @@ class Prefetch:
     def __init__(self, batches: Iterable[dict], place, depth: int):
         self._queue: queue.Queue = queue.Queue(depth)
         self._stop = threading.Event()
-        # The thread holds no reference to this object, so that dropping the last one closes it.
+        # The thread holds no reference to this object, so that dropping the last reference closes it.
         self._thread = threading.Thread(
             target=_fill, args=(batches, place, self._queue, self._stop), daemon=True, name="prefetch"
         )
@@ -40,7 +40,7 @@ class Prefetch:
         raise item
 
     def close(self) -> None:
-        """Ends the thread and the workers; what was read ahead is dropped."""
+        """Ends the thread and the workers. Batches that were read ahead are dropped."""
         self._end()
         atexit.unregister(self._end)
 
@@ -59,15 +59,15 @@ def prefetch(batches: Iterable[dict], sharding, depth: int = 2) -> Prefetch:
     """Reads `depth` batches ahead in a thread and places them on the devices.
 
     Args:
-        batches: what `Loader.epochs` and `Loader.once` give: this process's part of each batch.
-        sharding: a `jax.sharding.NamedSharding` over the batch axis, or a mesh, whose first axis it then is.
-        depth: device batches that wait at most.
+        batches: this process's part of each batch, from `Loader.epochs` or `Loader.once`.
+        sharding: a `jax.sharding.NamedSharding` over the batch axis, or a mesh whose first axis is the batch axis.
+        depth: the greatest number of device batches that wait.
 
     Returns:
-        An iterator of dicts: image, label and weight as global jax.Arrays with that sharding; skipped as it
-        was. What the reader raises is raised by it.
+        An iterator of dicts. image, label and weight are global jax.Arrays with that sharding; skipped is unchanged.
+        The iterator raises the exceptions of the reader.
     """
-    import jax  # here, so that the workers of a loader, which import this package, do without it
+    import jax  # here, because the workers of a loader import this package and do not need JAX
 
     if isinstance(sharding, jax.sharding.Mesh):
         sharding = jax.sharding.NamedSharding(sharding, jax.sharding.PartitionSpec(sharding.axis_names[0]))
@@ -101,7 +101,7 @@ def _fill(batches: Iterable[dict], place, into: queue.Queue, stop: threading.Eve
 
 
 def _put(into: queue.Queue, item, stop: threading.Event) -> bool:
-    """Waits for a free place; False if told to stop first."""
+    """Waits for a free place and puts the item there. False if told to stop first."""
     while not stop.is_set():
         try:
             into.put(item, timeout=0.05)

@@ -1,4 +1,4 @@
-"""From image numbers to a batch of pixels: what runs in a loader's workers."""
+"""From image numbers to a batch of pixels. This code runs in a loader's workers."""
 
 import multiprocessing
 import os
@@ -17,7 +17,7 @@ from bignas_jax.data.sources import Source
 from bignas_jax.data.transforms import NUM_DRAWS, Augmentation, CenterCrop
 from bignas_jax.errors import CorruptImage, DataError
 
-_MAX_REPLACEMENTS = 100  # in a row; a data set in which so many are corrupt is not worth training on
+_MAX_REPLACEMENTS = 100  # in a row; a data set with so many corrupt images is not worth training on
 
 
 @dataclass(frozen=True)
@@ -31,15 +31,16 @@ class Slice:
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads slices of a source, each a function of the slice and the seed alone.
+    """Reads slices of a source. A batch depends on the slice and the seed alone.
 
     Attributes:
-        augmentation: for training; None for the evaluation transform.
-        replacements: int64 tensor of the images that stand in for corrupt ones; None gives a corrupt image
-            weight 0.
-        skip_corrupt: replace or weight 0 (and count); otherwise a corrupt image is an error.
-        cancelled: uint8 tensor [1] in memory shared with the workers; once it is 1, what is being read is
-            given up.
+        source: the images and labels.
+        evaluation: the evaluation transform.
+        augmentation: the transform of training; None takes the evaluation transform.
+        seed: the seed of all random numbers.
+        replacements: int64 tensor, the numbers of images that may replace corrupt ones. None gives these weight 0.
+        skip_corrupt: True replaces a corrupt image or gives it weight 0, and counts it. False makes it an error.
+        cancelled: uint8 tensor [1] in memory shared with the workers. When it becomes 1, reading is given up.
     """
 
     source: Source
@@ -51,9 +52,9 @@ class Reader:
     cancelled: torch.Tensor
 
     def __getitem__(self, part: Slice) -> dict | DataError | None:
-        """The batch (image as a torch tensor), an error for the process that asked, or None once cancelled.
+        """The batch (image as a torch tensor), an error, or None once cancelled.
 
-        An error is returned, not raised: torch would wrap it into the worker's traceback.
+        An error is returned, and the process that asked raises it. torch would wrap it into the worker's traceback.
         """
         try:
             return self.read(part)
@@ -61,6 +62,7 @@ class Reader:
             return error
 
     def read(self, part: Slice) -> dict | None:
+        """The batch of a slice (image as a torch tensor), or None once cancelled."""
         side = self.evaluation.image_size
         image = torch.empty((part.size, side, side, 3), dtype=torch.uint8)
         pixels = image.numpy()
@@ -88,7 +90,7 @@ class Reader:
         return {"image": image, "label": label, "weight": weight, "skipped": skipped}
 
     def _draw(self, part: Slice) -> tuple[list, list]:
-        """The random numbers of a slice's images: for each NUM_DRAWS in [0, 1) and a seed for torch."""
+        """The random numbers of a slice's images: each gets NUM_DRAWS numbers in [0, 1) and a seed for torch."""
         if self.augmentation is None:
             return [], []
         key = draws.key(self.seed, part.epoch, draws.AUGMENT)
@@ -96,7 +98,7 @@ class Reader:
         return numbers.tolist(), draws.bits(key ^ np.uint64(1), part.indices).tolist()
 
     def _load(self, epoch: int, index: int, reduction: Reduction | None) -> tuple[int, tuple | None, int]:
-        """Image `index`, or what stands in for it: (its number, pixels and full size or None, 1 if it was corrupt)."""
+        """Image `index`, or its replacement: (its number, pixels and full size or None, 1 if `index` was corrupt)."""
         try:
             return index, self.source.load_reduced(index, reduction), 0
         except CorruptImage as error:
@@ -120,31 +122,31 @@ class Reader:
 
 
 def as_it_is(batch):
-    """In place of torch's collation: a reader's batches are whole already."""
+    """Replaces torch's collation: a reader's batches are already complete."""
     return batch
 
 
 def start_worker(_worker: int) -> None:
-    """Leaves signals to the process that trains: it saves first, and its workers read on meanwhile.
+    """Makes a worker leave signals to the process that trains. That process saves first, and its workers still read.
 
-    Ctrl-C, and the SIGTERM of a scheduler that means every process of a job, reach workers too. SIGTERM
-    ends a worker only after its loader was closed. A worker whose parent is gone ends by itself: torch
-    looks every few seconds whether it is another process than at the start.
+    Ctrl-C reaches the workers too, and so does the SIGTERM that a scheduler sends to every process of a job. SIGTERM
+    ends a worker only after its loader was closed. A worker whose parent is gone ends by itself: torch checks every few
+    seconds whether the parent is still the same process.
     """
     if os.getppid() != multiprocessing.parent_process().pid:
-        os._exit(0)  # it ended while this worker was starting, which torch would not see
+        os._exit(0)  # the parent ended while this worker was starting, which torch would not notice
     cancelled = get_worker_info().dataset.cancelled
 
     def end_if_closed(_signal, _frame):
         if cancelled.item():
-            os._exit(0)  # an exception could surface anywhere, in torch's or the interpreter's own closing
+            os._exit(0)  # an exception could come out anywhere, also while torch or the interpreter shuts down
 
     def forgive_hanging_up(kind, error, trace):
-        if not issubclass(kind, ConnectionError):  # Ctrl-C came while the parent was taking a batch over
+        if not issubclass(kind, ConnectionError):  # that is Ctrl-C while the parent was receiving a batch
             sys.__excepthook__(kind, error, trace)
 
     sys.excepthook = forgive_hanging_up
-    warnings.filterwarnings("ignore", module="PIL")  # oddities in metadata, of no weight for pixels
+    warnings.filterwarnings("ignore", module="PIL")  # odd metadata, which does not change the pixels
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, end_if_closed)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})

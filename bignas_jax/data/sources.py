@@ -1,9 +1,13 @@
 """Where images come from: files by name, or arrays in memory.
 
-A source has `labels` (int32 [N]), `load(i)` (uint8 [H, W, 3], raising CorruptImage), `load_reduced(i, reduction)`
-(the same in less time where less detail will do, and the full height and width) and `name(i)`. What is
-large lies in torch tensors, which the processes of a loader share instead of copying. To share one, torch moves it:
-NumPy's view of it is made for each use, for an old one would point to freed memory.
+A source has
+- `labels`: int32 [N];
+- `load(i)`: the image, uint8 [H, W, 3]; it raises CorruptImage;
+- `load_reduced(i, reduction)`: the image, perhaps smaller to save time, and its full height and width;
+- `name(i)`: the image's name for messages.
+
+Large arrays lie in torch tensors, which the processes of a loader share instead of copying. torch moves a tensor to
+share it. So a NumPy view of it is made for each use: an old view would point to freed memory.
 """
 
 import os
@@ -16,7 +20,7 @@ from bignas_jax.data.decode import Reduction, read_image, read_reduced
 
 
 class FileSource:
-    """Image files under `root`: 1.28 million of them take some 60 MB, once for all workers."""
+    """Image files under `root`. The names of 1.28 million files take some 60 MB, once for all workers."""
 
     def __init__(self, root: str, names: torch.Tensor, ends: torch.Tensor, labels: torch.Tensor):
         self.root = root
@@ -24,7 +28,7 @@ class FileSource:
 
     @classmethod
     def from_names(cls, root: str, names: Sequence[str], labels: Sequence[int]) -> "FileSource":
-        """Paths `names` relative to `root`, one label each."""
+        """The source of the files `names`, paths relative to `root`, with one label each."""
         encoded = [os.fsencode(name) for name in names]
         ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
         joined = np.frombuffer(b"".join(encoded), np.uint8).copy()
@@ -36,24 +40,28 @@ class FileSource:
 
     @property
     def labels(self) -> np.ndarray:
+        """The labels, int32 [N]."""
         return self._tensors[2].numpy()
 
     @property
     def arrays(self) -> tuple[np.ndarray, ...]:
-        """All that makes the source what it is: the names and labels of its files."""
+        """The arrays that identify the source: the names and labels of its files."""
         return tuple(tensor.numpy() for tensor in self._tensors)
 
     def __len__(self) -> int:
         return len(self._tensors[2])
 
     def name(self, i: int) -> str:
+        """The path of image `i`."""
         names, ends, _ = (tensor.numpy() for tensor in self._tensors)
         return os.path.join(self.root, os.fsdecode(names[ends[i] : ends[i + 1]].tobytes()))
 
     def load(self, i: int) -> np.ndarray:
+        """Image `i`, uint8 [H, W, 3]. Raises CorruptImage."""
         return read_image(self.name(i))
 
     def load_reduced(self, i: int, reduction: Reduction | None) -> tuple[np.ndarray, tuple[int, int]]:
+        """Image `i`, perhaps reduced, and its full height and width: see `read_reduced`."""
         return read_reduced(self.name(i), reduction)
 
 
@@ -66,6 +74,7 @@ class ArraySource:
 
     @classmethod
     def from_numpy(cls, title: str, images: np.ndarray, labels: Sequence[int]) -> "ArraySource":
+        """The source of `images`, uint8 [N, H, W, C], with one label each."""
         images = np.ascontiguousarray(images, np.uint8)
         return cls(title, torch.from_numpy(images), torch.as_tensor(labels, dtype=torch.int32))
 
@@ -74,24 +83,28 @@ class ArraySource:
 
     @property
     def labels(self) -> np.ndarray:
+        """The labels, int32 [N]."""
         return self._tensors[1].numpy()
 
     @property
     def arrays(self) -> tuple[np.ndarray, ...]:
-        """All that makes the source what it is: its pixels and labels."""
+        """The arrays that identify the source: its pixels and labels."""
         return tuple(tensor.numpy() for tensor in self._tensors)
 
     def __len__(self) -> int:
         return len(self._tensors[1])
 
     def name(self, i: int) -> str:
+        """The number of image `i` and the title, for messages."""
         return f"image {i} of {self.title}"
 
     def load(self, i: int) -> np.ndarray:
+        """Image `i`, uint8 [H, W, 3]. A grey image gets three equal channels."""
         image = self._tensors[0].numpy()[i]
         return np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
 
     def load_reduced(self, i: int, _reduction: Reduction | None) -> tuple[np.ndarray, tuple[int, int]]:
+        """Image `i` in full, and its height and width."""
         image = self.load(i)
         return image, image.shape[:2]
 

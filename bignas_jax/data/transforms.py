@@ -1,8 +1,8 @@
 """Decoded images to training and evaluation images, uint8 [H, W, 3] to uint8 [S, S, 3].
 
-Resizing runs in torch (its uint8 kernels are several times faster than PIL's); AutoAugment, RandAugment and
-colour jitter run on PIL images (two to three times faster there than on tensors, and what the policies were
-searched with).
+Resizing runs in torch, whose uint8 kernels are several times faster than PIL's. AutoAugment, RandAugment and colour
+jitter run on PIL images: they are two to three times faster there than on tensors, and the policies were searched with
+PIL.
 """
 
 import math
@@ -21,14 +21,14 @@ from bignas_jax.config.options import Augment, Crops, Policies
 from bignas_jax.data.decode import Reduction
 from bignas_jax.errors import DataError
 
-_TRIES = 10  # of random resized crop, as torchvision has it
+_TRIES = 10  # of random resized crop, as in torchvision
 _FLIP, _JITTER, _CROP = 0, 1, 9  # columns of the draws of an image
 NUM_DRAWS = _CROP + 4 * _TRIES
 
 
 @dataclass(frozen=True)
 class CenterCrop:
-    """The short side to `resize_to`, bicubic with antialias, then the centre."""
+    """Resizes the short side to `resize_to`, bicubic with antialias, then crops the centre to `image_size`."""
 
     image_size: int
     resize_to: int
@@ -52,17 +52,18 @@ class CenterCrop:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Crop, flip, policy and colour jitter, in this order, by the draws that a caller passes in.
+    """Crop, flip, policy and colour jitter, in this order, by random numbers that the caller passes in.
 
-    Crops: 'resized' (Szegedy et al. 2015, section 6), 'padded' (He et al. 2016, section 4.2: zeros on each
-    side, then a crop of the size before) or 'none'. Policies: AutoAugment's for ImageNet, CIFAR-10 or SVHN
-    (Cubuk et al. 2019) or 'rand' (RandAugment, Cubuk et al. 2020). Colour jitter: brightness, contrast,
-    saturation and hue, in random order.
+    Crops: 'resized' (Szegedy et al., 2015, section 6), 'padded' (He et al., 2016, section 4.2: zeros on each side, then
+    a crop of the original size) or 'none'. Policies: AutoAugment's for ImageNet, CIFAR-10 or SVHN (Cubuk et al., 2019)
+    or 'rand' (RandAugment, Cubuk et al., 2020). Colour jitter: brightness, contrast, saturation and hue, in random
+    order.
 
     Args:
-        image_size: the side of its images. how: the `data.augment` options.
+        image_size: the side of the resulting images, in pixels.
+        how: the `data.augment` options.
     Raises:
-        DataError: the padding is wider than the image, or a crop or policy is none of those above.
+        DataError: the padding is wider than the image, or the crop or the policy is unknown.
     """
 
     image_size: int
@@ -84,14 +85,15 @@ class Augmentation:
 
     @property
     def uses_torch_generator(self) -> bool:
-        """Whether images draw from torch's default generator, which `__call__` then seeds for each."""
+        """Whether the policy draws from torch's default generator, which `__call__` then seeds for each image."""
         return self.how.policy != Policies.NONE
 
     def reduction(self, draws: list[float]) -> Reduction | None:
-        """How much smaller an image may be decoded for a crop of these draws, by its height and width: 1, 2, 4 or 8.
+        """A function of an image's height and width: how much smaller it may be decoded for the crop of these draws.
 
-        The crop keeps twice the pixels of its result along both sides, so that moving its edges to whole pixels moves
-        the result's by a quarter of a pixel at most. None where images are to be decoded in full, whatever their size.
+        It returns 1, 2, 4 or 8. The reduced crop has at least twice as many pixels as its result along both sides. Its
+        edges are moved to whole pixels, which moves the result's edges by a quarter of a pixel at most. None instead of
+        a function means that images are decoded in full, whatever their size.
         """
         if self.how.crop != Crops.RESIZED:
             return None
@@ -105,8 +107,13 @@ class Augmentation:
     def __call__(
         self, image: np.ndarray, draws: list[float], torch_seed: int, full_size: tuple[int, int] | None = None
     ) -> np.ndarray:
-        """`draws`: NUM_DRAWS numbers in [0, 1); `torch_seed`: 64 bits for policies, which draw from torch;
-        `full_size`: height and width before a reduction.
+        """The augmented image, uint8 [S, S, 3].
+
+        Args:
+            image: uint8 [H, W, 3].
+            draws: NUM_DRAWS numbers in [0, 1).
+            torch_seed: a 64-bit seed for the policy, which draws from torch.
+            full_size: height and width before a reduction; None if the image was not reduced.
         """
         image = _CROPS[self.how.crop](self, image, draws, full_size or image.shape[:2])
         if draws[_FLIP] < self.how.flip:
@@ -135,7 +142,7 @@ class Augmentation:
 
     def _recolor(self, image: Image.Image, draws: list[float], torch_seed: int) -> np.ndarray:
         if self._policy is not None:
-            # Not torch.manual_seed, which also asks for CUDA's generators and takes a hundred times as long.
+            # torch.manual_seed would also ask for CUDA's generators and take a hundred times as long.
             torch.default_generator.manual_seed(torch_seed)
             image = self._policy(image)
         ranks = draws[_JITTER + 4 : _JITTER + 8]
@@ -177,11 +184,16 @@ def _adjust(image: Image.Image, which: int, strength: float, draw: float) -> Ima
 
 
 def resized_crop_box(height: int, width: int, scale, ratio, draws: list[float]) -> tuple[int, int, int, int]:
-    """(top, left, height, width) of a random resized crop: `scale` of the area at an aspect of `ratio`,
-    log-uniform.
+    """(top, left, height, width) of a random resized crop, in pixels.
 
-    After ten tries that do not fit the image, its centre at the nearest aspect allowed. `draws`: four for
-    each try.
+    After ten tries that do not fit the image, it is the centre with the nearest aspect ratio that is allowed.
+
+    Args:
+        height: the image's height.
+        width: the image's width.
+        scale: the least and the greatest fraction of the area.
+        ratio: the least and the greatest aspect ratio, width / height, drawn log-uniformly.
+        draws: numbers in [0, 1), four for each try.
     """
     low, high = math.log(ratio[0]), math.log(ratio[1])
     for k in range(0, 4 * _TRIES, 4):
@@ -196,7 +208,10 @@ def resized_crop_box(height: int, width: int, scale, ratio, draws: list[float]) 
 
 
 def shifted(image: np.ndarray, down: int, right: int) -> np.ndarray:
-    """The image moved by so many pixels, zeros where it left: a padded crop without the padding."""
+    """The square image moved by `down` and `right` pixels, with zeros at the uncovered places.
+
+    This equals a padded crop, without making the padding.
+    """
     size = image.shape[0]
     out = np.zeros_like(image)
     out[max(0, down) : size + min(0, down), max(0, right) : size + min(0, right)] = image[
@@ -208,13 +223,13 @@ def shifted(image: np.ndarray, down: int, right: int) -> np.ndarray:
 def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     if image.shape[:2] == (height, width):
         return image
-    # Strides that say channels last in all four axes have PyTorch write the result so too, as NumPy wants it. With
-    # those of a [3, H, W] view, as torchvision's resize passes them on, it has to be turned, and that takes as long.
+    # If the strides of all four axes say channels last, PyTorch writes the result like that, too, as NumPy needs it.
+    # torchvision's resize passes a [3, H, W] view. Its result has to be transposed, which takes as long as the resize.
     tensor = torch.from_numpy(image).unsqueeze(0).permute(0, 3, 1, 2)
     resized = interpolate(tensor, size=(height, width), mode="bicubic", antialias=True)
     return resized[0].permute(1, 2, 0).numpy()
 
 
 def _flipped(image: np.ndarray) -> np.ndarray:
-    """The mirror image, contiguous: NumPy takes 20 times as long to copy pixels of three bytes backwards."""
+    """The mirror image, contiguous. NumPy takes 20 times as long to copy three-byte pixels backwards."""
     return torch.from_numpy(image).flip(1).numpy()

@@ -20,8 +20,8 @@ from bignas_jax.runs.session import Session
 from bignas_jax.spaces.architecture import Architecture
 
 ORDER = 0x5EA2C4  # a stream of its own for the order of the held-out images
-LEAST_BATCH = 48  # images, where there are so many: smaller batches leave the devices idle
-FREE_SHARE = 0.5  # of a device's free memory that images may take
+LEAST_BATCH = 48  # images, if there are so many: smaller batches leave the devices idle
+FREE_SHARE = 0.5  # the share of a device's free memory that images may take
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,9 +29,11 @@ class Sizes:
     """Numbers of images, over all devices.
 
     Attributes:
-      calibration: images that batch-norm statistics come from, in batches of `calibration_batch`.
-      held_out: images in all. first: those that every candidate is scored on. batch: images of an evaluation batch;
-        the last ones of both parts are padded.
+      calibration: images that batch-norm statistics are computed from.
+      calibration_batch: images of a calibration batch.
+      held_out: all held-out images.
+      first: held-out images in the first part, which every candidate is scored on.
+      batch: images of an evaluation batch. The last batch of each part is padded.
     """
 
     calibration: int
@@ -42,10 +44,10 @@ class Sizes:
 
 
 def plan(session: Session) -> Sizes:
-    """How many images a search uses, by the options.
+    """The numbers of images that a search uses, by the options.
 
     Raises:
-      DataError: there are no held-out images, or too few to calibrate with; one line.
+      DataError: there are no held-out images, or too few images to calibrate with; one line.
     """
     options = session.options
     wanted, name = options.calibration.num_images, "config.calibration.num_images"
@@ -62,7 +64,7 @@ def plan(session: Session) -> Sizes:
 def _sizes(session: Session, calibration: int, held_out: int) -> Sizes:
     options, devices = session.options, session.mesh.size
     first = max(1, round(options.search.first_part * held_out))
-    # The first part fills its batches, so that little is spent on padding.
+    # The batch size is chosen so that the first part nearly fills its batches and needs little padding.
     batches = math.ceil(first / options.evaluation.batch_size)
     batch = max(math.ceil(first / batches), min(LEAST_BATCH, options.evaluation.batch_size))
     batch = math.ceil(batch / devices) * devices
@@ -72,13 +74,14 @@ def _sizes(session: Session, calibration: int, held_out: int) -> Sizes:
 class HeldOut:
     """The images of a search, and candidates' outcomes on them.
 
-    Held-out images stand in an order drawn once, so that the first part is a fair sample of all.
+    The order of the held-out images is drawn once, so that the first part is a fair sample of all.
 
     Args:
-      session: with its evaluator. weights: of the supernet, on the mesh. sizes: from `plan`; corrupt images that the
-        options allow to skip are taken off (`self.sizes`, `self.skipped`).
-      resident: keep the images on the devices; False keeps them in the host's memory and copies them to the devices
-        for every candidate, with the same results.
+      session: the run's session, with its evaluator.
+      weights: the supernet's weights, on the mesh.
+      sizes: from `plan`. Corrupt images that the options allow to skip are subtracted (`self.sizes`, `self.skipped`).
+      resident: True keeps the images on the devices. False keeps them in the host's memory and copies them to the
+        devices for every candidate, with the same results.
 
     Raises:
       DataError: no held-out image could be read.
@@ -97,7 +100,7 @@ class HeldOut:
         order = np.random.default_rng(ORDER).permutation(count)
         parts = order[: self.sizes.first], order[self.sizes.first :]
         self.checksum = 0
-        # Placed one by one, so that the devices' copy grows as the host's batches are made.
+        # Each batch is placed as soon as it is made: the batches never all wait on the host.
         self._first, self._rest = ([self._keep(b) for b in _batches(kept, p, self.sizes.batch)] for p in parts)
         calibration = session.loader("calibration", sizes.calibration_batch, limit=sizes.calibration)
         self._calibration = [self._keep(batch) for batch in calibration.once()]
@@ -108,7 +111,7 @@ class HeldOut:
         return self._place(batch) if self._resident else _arrays(batch)
 
     def compile(self, resolutions: Iterable[int], progress: bool = True) -> None:
-        """Compiles the executables that candidates of these resolutions share."""
+        """Compiles the executables of these resolutions: one for all candidates of a resolution."""
         session, sizes = self._session, self.sizes
         session.evaluator.compile(
             session.shapes,
@@ -128,7 +131,13 @@ class HeldOut:
         return found[arch]
 
     def outcomes(self, arch: Architecture, statistics: Any, rest: bool) -> np.ndarray:
-        """What became of the first part of the held-out images, or of the rest: as `Evaluator.outcomes`."""
+        """A candidate's outcomes on the first part of the held-out images, or on the rest: see `Evaluator.outcomes`.
+
+        Args:
+          arch: the candidate.
+          statistics: its batch-norm statistics, from `calibrate`.
+          rest: True scores the rest, False the first part.
+        """
         part = self._rest if rest else self._first
         found, _ = self._session.evaluator.outcomes(
             self._weights, self._placement(arch), {arch: statistics}, self._on_devices(part)
@@ -151,7 +160,7 @@ def _arrays(batch: dict) -> dict[str, np.ndarray]:
 
 
 def _batches(arrays: dict[str, np.ndarray], order: np.ndarray, size: int) -> Iterator[dict]:
-    """The images in this order, in batches of which the last is padded with images of no weight."""
+    """Batches of the images in this order. The last batch is padded with images of weight 0."""
     for start in range(0, len(order), size):
         part = order[start : start + size]
         batch = {name: array[np.pad(part, (0, size - len(part)))] for name, array in arrays.items()}
@@ -160,13 +169,16 @@ def _batches(arrays: dict[str, np.ndarray], order: np.ndarray, size: int) -> Ite
 
 
 def device_bytes(session: Session, sizes: Sizes) -> int:
-    """What the images take on each device."""
+    """The bytes that the images take on each device."""
     side = session.options.data.image_size
     return math.ceil((sizes.calibration + sizes.held_out) * side * side * 3 / session.mesh.size)
 
 
 def allowed_bytes(session: Session) -> int | None:
-    """What images may take on each device: the options' limit, else half of what is free; None where unknown."""
+    """The bytes that images may take on each device: the options' limit, or half of the free memory.
+
+    None if the free memory is unknown.
+    """
     if session.options.search.resident_gb:
         return int(session.options.search.resident_gb * 1e9)
     device = session.mesh.devices.flat[0]

@@ -1,4 +1,4 @@
-"""The file of a search's evaluations, each appended as it is made: what a killed search has is not lost."""
+"""The file of a search's evaluations. Each is appended as it is made, so that a killed search loses none."""
 
 import base64
 import contextlib
@@ -17,20 +17,22 @@ BEGINNING = b'{"identity": '
 
 
 class Journal:
-    """Records by (architecture, part), in a file of JSON lines that begins with what they depend on.
+    """Records by (architecture, part), in a file of JSON lines. The first line says what all records depend on.
 
     A line that a kill cut short is dropped. A file that depends on something else (another checkpoint, other images)
     is renamed to a free name, not overwritten. When a later search depends on the same things as a renamed file, that
     file is used again.
 
     Args:
-      path: of the file. identity: what every record depends on, as JSON values.
+      path: the file.
+      identity: what every record depends on, as JSON values.
 
     Attributes:
-      set_aside: where the file went that was there, or None. differences: the keys in which it differed.
+      set_aside: the new path of a file that depended on something else, or None.
+      differences: the keys of the identity in which that file differed.
 
     Raises:
-      ConfigError: the file is none that a search wrote; one line.
+      ConfigError: the file was not written by a search; one line.
     """
 
     def __init__(self, path: pathlib.Path, identity: Mapping[str, Any]):
@@ -60,7 +62,7 @@ class Journal:
         return self._records.get((arch, part))
 
     def add(self, arch: Architecture, part: str, **values: Any) -> dict[str, Any]:
-        """Appends a record; it is on disk when this returns."""
+        """Appends a record and returns it. The record is on disk when this returns."""
         record = {"architecture": arch.to_dict(), "part": part, **values}
         self._write(record)
         self._records[arch, part] = record
@@ -70,6 +72,7 @@ class Journal:
         return len(self._records)
 
     def close(self) -> None:
+        """Closes the file."""
         self._file.close()
 
     def _write(self, record: dict) -> None:
@@ -77,10 +80,10 @@ class Journal:
 
 
 def _read(path: pathlib.Path) -> list[dict]:
-    """The records of the whole lines of a file; nothing if there is none.
+    """The records in the complete lines of a file; none if there is no file.
 
     Raises:
-      ConfigError: no search wrote it.
+      ConfigError: the file was not written by a search.
     """
     if path.exists() and b"\n" not in (data := path.read_bytes()) and not data.startswith(BEGINNING[: len(data)]):
         raise ConfigError(_foreign(path, 1, "no identity"))
@@ -106,7 +109,7 @@ def _foreign(path: pathlib.Path, number: int, reason: str) -> str:
 
 
 def _with_identity(path: pathlib.Path, identity: dict) -> pathlib.Path | None:
-    """A file that was set aside and depends on just this."""
+    """A file that was set aside earlier and has exactly this identity, or None."""
     for before in sorted(path.parent.glob(f"{path.stem}-*{path.suffix}")):
         with contextlib.suppress(ConfigError):
             lines = _read(before)

@@ -1,15 +1,15 @@
 """Milliseconds of children on the present device, added up from measured blocks.
 
-A search asks for the latency of thousands of architectures, of which none can be compiled for the question. As in
-ProxylessNAS (Cai et al., 2019, appendix B) and Once-for-All (Cai et al., 2020, section 3.3), a table holds what each
-block takes alone, and an architecture's estimate is a sum over its blocks. What the sum leaves out (the start of a
-program, what the compiler fuses across blocks, caches) is fitted on a few networks that are measured whole, as
-`ms = a + b * sum`; others that are held back from the fit say how far the estimate is off.
+A search asks for the latency of thousands of architectures. To compile each of them would take too long. As in
+ProxylessNAS (Cai et al., 2019, appendix B) and Once-for-All (Cai et al., 2020, section 3.3), a table holds the time of
+each block alone, and an architecture's estimate is a sum over its blocks. The sum leaves out the start of a program,
+fusion across blocks, and caches. A line `ms = a + b * sum` corrects it. The line is fitted to a few networks that are
+measured whole. Other networks, held back from the fit, show how far the estimate is off.
 
-A child is measured as it is shipped: on its own weights, so that no slicing is timed, batch norm on stored
-statistics, no dropout, on one device. Other work on the device or the host only ever adds to a time. So programs are
-timed in rounds, one after the other in each, and the lowest of a program's round medians counts, once other rounds
-have confirmed it.
+A child is measured as it is shipped, on one device. It has its own weights, so that no slicing is timed. Batch norm
+uses stored statistics, and there is no dropout. Other work on the device or the host can only make a time longer. So
+programs are timed in rounds. In each round, all programs are timed one after the other. A program's time is the lowest
+of its round medians, once other rounds have confirmed it.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ from bignas_jax.spaces.cost import count
 from bignas_jax.spaces.layers import Layer
 from bignas_jax.spaces.space import Space
 
-CHUNK = 16  # programs that are compiled, timed and written down together; a kill loses at most these
+CHUNK = 16  # programs that are compiled, timed and written to the file together; a kill loses at most these
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,10 +48,11 @@ class Part:
     """A piece of a child that can be compiled and timed alone: one of its layers, or all of it.
 
     Attributes:
-      kind: 'stem', 'block', 'head' or 'network'. A head is all layers behind the last block, with the classifier.
-      key: JSON of everything that decides the program but batch size and dtype; parts with equal keys are the same.
+      kind: 'stem', 'block', 'head' or 'network'. A head is all layers after the last block, with the classifier.
+      key: JSON of everything that decides the program, except batch size and dtype. Parts with equal keys have the same
+        program.
       shape: (H, W, C) of one input.
-      layers: of the child that the part was found in.
+      layers: the part's layers, from the child that the part was found in.
     """
 
     kind: str
@@ -74,13 +75,13 @@ def parts_of(space: Space, arch: Architecture, num_classes: int) -> list[Part]:
 
 
 def _described(layer: Layer) -> dict[str, Any]:
-    """What decides a layer's program, as JSON values: not where in the network it is."""
+    """Everything that decides a layer's program, as JSON values. Its place in the network is left out."""
     values = dataclasses.asdict(layer)
     return {name: values[name] for name in ("kind", "side", "pools", "convs", "shortcut")}
 
 
 def network_of(space: Space, arch: Architecture, num_classes: int) -> Part:
-    """A whole child.
+    """A whole child as one part.
 
     Raises:
       ValueError: `arch` is not in `space`.
@@ -91,7 +92,7 @@ def network_of(space: Space, arch: Architecture, num_classes: int) -> Part:
 
 
 class _Modules(nnx.Module):
-    """The modules of some layers."""
+    """The modules of the given layers."""
 
     def __init__(self, layers: Sequence[Layer], rngs: nnx.Rngs):
         self.modules = nnx.List([module_of(layer)(layer, rngs=rngs) for layer in layers])
@@ -100,7 +101,7 @@ class _Modules(nnx.Module):
 def _run(
     graphdef: nnx.GraphDef, layers: Sequence[Layer], dtype: str, params: Any, statistics: Sequence[dict], x: jax.Array
 ) -> jax.Array:
-    """The program that is timed: [B, H, W, C] to the output of the last layer."""
+    """The program that is timed: from [B, H, W, C] input to the output of the last layer."""
     x = x.astype(dtype)
     for layer, module, stored in zip(layers, nnx.merge(graphdef, params).modules, statistics, strict=True):
         x, _ = module(x, layer, layer_sizes(layer, None), Mode(statistics=stored))
@@ -116,6 +117,7 @@ class Workload:
 
     @classmethod
     def of(cls, part: Part, num_classes: int, dtype: str, batch_size: int) -> "Workload":
+        """The workload of a part, with seeded weights and inputs."""
         layers = part.layers
         graphdef, state = nnx.split(nnx.eval_shape(lambda: _Modules(layers, nnx.Rngs(0))))
         params = jax.tree_util.tree_map_with_path(_weights, nnx.to_pure_dict(state))
@@ -125,7 +127,7 @@ class Workload:
             for layer in layers
         ]  # fmt: skip
         x = np.random.default_rng(0).standard_normal((batch_size, *part.shape), np.float32)
-        # Images arrive in float32; inside the network, activations have its dtype.
+        # Images arrive in float32. Inside the network, activations have `dtype`.
         x = x if part.kind in ("stem", "network") else x.astype(jax.numpy.dtype(dtype))
         return cls(partial(_run, graphdef, layers, dtype), (params, statistics, x))
 
@@ -141,7 +143,7 @@ def _weights(path: tuple, form: jax.ShapeDtypeStruct) -> np.ndarray:
 
 
 class _File:
-    """Measurements by setting and key, each a JSON line that is on disk when `add` returns.
+    """Measurements by setting and key. Each is a JSON line, which is on disk when `add` returns.
 
     Raises:
       ConfigError: a line is not a measurement; one line.
@@ -162,7 +164,7 @@ class _File:
                     "or a network: move the file away to measure anew"
                 ) from error
             if record == setting:
-                self.ms.setdefault(key, ms)  # the first stands, as it did in the run that wrote it
+                self.ms.setdefault(key, ms)  # the first one counts, as it did in the run that wrote it
 
     def add(self, key: str, ms: float) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -174,18 +176,23 @@ class _File:
 class LatencyTable:
     """Latencies of a space's children at a batch size on one device, estimated from blocks or measured whole.
 
-    All measurements are kept in a file and read from there, so that estimates are the same after a restart; those
-    of another device, JAX version, dtype or batch size stay in the file and are not used.
+    All measurements are kept in a file and read from there, so that estimates are the same after a restart.
+    Measurements of another device, JAX version, dtype or batch size stay in the file and are not used.
 
     Args:
-      space: the search space. num_classes: of the classifier. dtype: of activations, 'float32' or 'bfloat16'.
-      batch_size: images at once. path: of the file of JSON lines.
-      device: a JAX device; None: the first here. progress: whether to show a bar while measuring.
-      fitted, held_back: random networks, besides the biggest and the smallest, that estimates are fitted to, and
-        those that only `check` them. All are drawn from a generator of a fixed seed.
+      space: the search space.
+      num_classes: classes of the classifier.
+      dtype: the activations' dtype, 'float32' or 'bfloat16'.
+      batch_size: images of one forward pass.
+      path: the file of JSON lines.
+      device: a JAX device. None takes the first device here.
+      progress: whether to show a bar while measuring.
+      fitted: number of random networks that estimates are fitted to, besides the biggest and the smallest. All networks
+        are drawn from a generator with a fixed seed.
+      held_back: number of random networks that are used only by `check`.
 
     Raises:
-      ConfigError: the file is none that this class wrote; one line.
+      ConfigError: the file was not written by this class; one line.
     """
 
     def __init__(
@@ -210,13 +217,13 @@ class LatencyTable:
         self._line: tuple[float, float] | None = None
 
     def prepare(self, archs: Iterable[Architecture]) -> None:
-        """Compiles and times what estimates of these architectures need and the file lacks."""
+        """Compiles and times all blocks of these architectures that the file lacks."""
         archs = [*archs, *self._fitted, *self._held_back]
         self._measure(part for arch in dict.fromkeys(archs) for part in parts_of(self.space, arch, self.num_classes))
         self._measure(self._network(arch) for arch in (*self._fitted, *self._held_back))
 
     def estimate(self, arch: Architecture) -> float:
-        """Milliseconds of a forward pass, from the blocks' times; what is missing is measured first.
+        """Milliseconds of a forward pass, estimated from the blocks' times. Missing blocks are measured first.
 
         Raises:
           ValueError: `arch` is not in the space.
@@ -231,7 +238,7 @@ class LatencyTable:
         return a + b * self._sum(arch)
 
     def measure(self, arch: Architecture) -> float:
-        """Milliseconds of a forward pass of the whole child, compiled for it alone; measured once.
+        """Milliseconds of a forward pass of the whole child, in a program of its own. It is measured once.
 
         Raises:
           ValueError: `arch` is not in the space.
@@ -244,9 +251,12 @@ class LatencyTable:
         """How far estimates are off on networks that they were not fitted to.
 
         Returns:
-          batch_size; device: its name; blocks: how many stems, blocks and heads have been measured; error: the median
-          of |estimated - measured| / measured, None if the space is too small for networks to be held back; networks: a
-          list of macs, estimated_ms and measured_ms.
+          A dictionary:
+          batch_size: images of one forward pass.
+          device: the device's name.
+          blocks: how many stems, blocks and heads have been measured.
+          error: the median of |estimated - measured| / measured. None if the space is too small to hold networks back.
+          networks: a list of dictionaries with macs, estimated_ms and measured_ms.
         """
         self.prepare([])
         networks = [
@@ -277,13 +287,13 @@ class LatencyTable:
         return sum(self._file.ms[part.key] for part in self._parts(arch))
 
     def _measure(self, parts: Iterable[Part]) -> None:
-        """Times the parts that are missing, and writes them down chunk by chunk."""
+        """Times the missing parts, and writes their times to the file chunk by chunk."""
         missing = list(dict.fromkeys(part for part in parts if part.key not in self._file.ms))
         if not missing:
             return
         whole = missing[0].kind == "network"
         title, unit = ("time networks", "network") if whole else ("time blocks", "block")
-        # Networks are compared with each other: one chunk, for all of them to see the same machine.
+        # Networks are compared with each other. One chunk lets all of them meet the machine in the same state.
         chunk = len(missing) if whole else CHUNK
         with tqdm(total=len(missing), desc=title, unit=unit, disable=not self._progress, file=sys.stderr) as bar:
             for start in range(0, len(missing), chunk):
@@ -293,7 +303,7 @@ class LatencyTable:
                 bar.update(len(batch))
 
     def _times(self, parts: Sequence[Part]) -> list[float]:
-        """Milliseconds of each part. They compile side by side; nothing else runs when they are timed."""
+        """Milliseconds of each part. Parts compile side by side. During the timing, this process runs nothing else."""
         lower, arguments = {}, {}
         for part in parts:
             work = Workload.of(part, self.num_classes, self.dtype, self.batch_size)
@@ -306,7 +316,7 @@ class LatencyTable:
 
 
 def _draw(space: Space, fitted: int, held_back: int) -> tuple[list[Architecture], list[Architecture]]:
-    """The networks to fit to, MAX and MIN first, and those held back; fewer where the space has fewer."""
+    """The networks to fit to, MAX and MIN first, and the networks held back; fewer if the space is too small."""
     rng = np.random.default_rng(0)
     drawn = dict.fromkeys((space.biggest, space.smallest))
     extremes, wanted = len(drawn), min(len(drawn) + fitted + held_back, space.size)
@@ -317,11 +327,11 @@ def _draw(space: Space, fitted: int, held_back: int) -> tuple[list[Architecture]
 
 
 def fit_line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
-    """(a, b), b >= 0, of least sum of |a + b x - y| / y.
+    """(a, b) with b >= 0 that gives the least sum of |a + b x - y| / y.
 
-    Absolute deviations (Boscovich, 1757), because one disturbed measurement does not move their line as it would move
-    that of least squares; relative ones, because those are what `LatencyTable.check` reports. The sum is least on a
-    line through two of the points, or, where b may not fall further, on a level one through a point.
+    Deviations are absolute (Boscovich, 1757), because a disturbed measurement moves this line less than a line of least
+    squares. They are relative, because `LatencyTable.check` reports relative errors. The best line goes through two of
+    the points. If it would fall (b < 0), the best is a level line through one point.
     """
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     first, second = np.triu_indices(len(x), 1)

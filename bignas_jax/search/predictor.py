@@ -1,8 +1,8 @@
 """A predictor of accuracies from choices, fitted to the evaluations of a search (Cai et al., 2020, section 3.3).
 
-Once-for-All fits a small neural network to 16,000 evaluations. A search here has tens or hundreds, whose accuracies
-have a standard error of about a percent, so the predictor is the mean of two models that do with few: a Gaussian
-process, which is smooth and knows the noise, and gradient boosting, which sees thresholds.
+Once-for-All fits a small neural network to 16,000 evaluations. A search here has tens or hundreds. Their accuracies
+have a standard error of about a percent. So the predictor is the mean of two models that need few evaluations: a
+Gaussian process, which is smooth and models the noise, and gradient boosting, which finds thresholds.
 """
 
 import warnings
@@ -20,7 +20,7 @@ from bignas_jax.spaces.architecture import Architecture
 from bignas_jax.spaces.cost import count
 from bignas_jax.spaces.space import Space
 
-LEAST = 8  # evaluations that say anything of a rank correlation
+LEAST = 8  # evaluations; with fewer, a rank correlation says nothing
 FOLDS = 5
 
 
@@ -31,13 +31,14 @@ class Predictor:
       space: the search space.
     """
 
-    # Chosen on a CIFAR-10 supernet (configs/cifar10.py): Kendall's tau on evaluations not fitted to, mean of 16
-    # random splits of 181 evaluations (60 uniform, 121 of a search), each on 1,251 held-out images.
+    # The two models were chosen on a CIFAR-10 supernet (configs/cifar10.py). The figures are Kendall's tau on
+    # evaluations that the model was not fitted to: the mean of 16 random splits of 181 evaluations (60 uniform, 121 of
+    # a search), each on 1,251 held-out images.
     #   fitted to                           30     60     100    130
     #   this mean of two                    0.701  0.760  0.775  0.790
     #   Gaussian process alone              0.679  0.742  0.761  0.781
     #   gradient boosting alone             0.675  0.744  0.761  0.775
-    # and in a comparison on 8 of these splits, where the mean of two had 0.699, 0.764, 0.776 and 0.797:
+    # Other models were compared on 8 of these splits. There the mean of two had 0.699, 0.764, 0.776 and 0.797:
     #   ridge regression, pairwise terms    0.670  0.722  0.742  0.759
     #   extra trees                         0.608  0.689  0.707  0.729
 
@@ -47,10 +48,11 @@ class Predictor:
         self._constant: float | None = None  # the mean score; None before a fit
 
     def fit(self, archs: Sequence[Architecture], scores: Sequence[float]) -> "Predictor":
-        """Fits to evaluations and returns itself; what an earlier fit learned is forgotten.
+        """Fits to evaluations and returns itself. An earlier fit is forgotten.
 
         Args:
-          archs: of the space. scores: one each, the higher the better (top-1, 0..1).
+          archs: architectures of the space.
+          scores: one score for each architecture, the higher the better (top-1, 0..1).
         Raises:
           ValueError: there is no evaluation, their numbers differ, a score is not finite, or an architecture is not
             in the space.
@@ -60,7 +62,7 @@ class Predictor:
             raise ValueError("predictor: found no evaluation to fit to, expected at least one")
         self._constant = float(values.mean())
         features = self.features(archs)
-        # Where nothing differs, neither model has anything to learn.
+        # If all scores or all features are equal, neither model has anything to learn.
         differ = np.ptp(values) > 0 and np.ptp(features, axis=0).any()
         self._model = _fitted(features, values) if differ else None
         return self
@@ -69,7 +71,8 @@ class Predictor:
         """Predicted scores, float64 [N].
 
         Raises:
-          ValueError: an architecture is not in the space. RuntimeError: nothing was fitted before.
+          ValueError: an architecture is not in the space.
+          RuntimeError: nothing was fitted before.
         """
         if self._constant is None:
             raise RuntimeError("predictor: found no fit, expected a call of fit before predict")
@@ -79,12 +82,16 @@ class Predictor:
         return self._model.predict(features)
 
     def tau(self, archs: Sequence[Architecture], scores: Sequence[float], seed: int = 0) -> float:
-        """Kendall's rank correlation (tau-b) of scores with predictions that come from fits without them.
+        """Kendall's rank correlation (tau-b) between scores and their predictions, by cross-validation.
 
-        From cross-validation in `FOLDS` folds, drawn with `seed`; does not change what `predict` gives.
+        Each score is predicted by a fit that did not see it. The predictions of `predict` do not change.
 
+        Args:
+          archs: architectures of the space.
+          scores: one score for each architecture.
+          seed: the seed that the `FOLDS` folds are drawn with.
         Returns:
-          -1..1; 0 where the evaluations cannot tell: fewer than `LEAST`, or all scores the same.
+          -1..1; 0 if the evaluations cannot tell: fewer than `LEAST`, or all scores the same.
         Raises:
           ValueError: as `fit` raises.
         """
@@ -100,8 +107,11 @@ class Predictor:
         return 0.0 if np.isnan(found) else found
 
     def features(self, archs: Sequence[Architecture]) -> np.ndarray:
-        """float64 [N, F], each 0..1: every choice by its place among its values, and as a one-hot where it has more
-        than two; the logarithms of multiply-adds and parameters, between those of the smallest and the biggest.
+        """The features of architectures, float64 [N, F], each 0..1.
+
+        Each choice is a feature by its place among its values. A choice with more than two values is also a one-hot.
+        Two more features are the logarithms of multiply-adds and parameters, scaled to 0 at the smallest architecture
+        and 1 at the biggest.
 
         Raises:
           ValueError: an architecture is not in the space.
@@ -111,7 +121,7 @@ class Predictor:
         columns = []
         active = np.array([self.space.active(own) for own in genes], bool).reshape(genes.shape)
         for gene, runs, choice in zip(genes.T, active.T, self.space.choices, strict=True):
-            # A block that does not run stands below the smallest value, and has no one-hot.
+            # A block that does not run gets a place below the smallest value, and no one-hot.
             lowest = 0 if choice.block is None else 1
             if len(choice) > 1:
                 place = np.where(runs, gene + lowest, 0) / (len(choice) - 1 + lowest)
@@ -124,7 +134,7 @@ class Predictor:
         return np.concatenate(columns, axis=1).astype(np.float64)
 
     def _log_costs(self, archs: Sequence[Architecture]) -> np.ndarray:
-        # One class: how many the classifier has is the same for all and known elsewhere.
+        # One class: the number of classes is the same for all architectures, and is not known here.
         costs = [count(self.space, arch, num_classes=1) for arch in archs]
         return np.log(np.array([(cost.macs, cost.params) for cost in costs], np.float64).reshape(len(costs), 2))
 
@@ -139,11 +149,11 @@ def _checked(archs: Sequence[Architecture], scores: Sequence[float]) -> np.ndarr
 
 
 def _fitted(features: np.ndarray, values: np.ndarray) -> VotingRegressor:
-    # Lengths and noise are found by the likelihood, within bounds that keep it well posed with few evaluations.
+    # Maximum likelihood finds lengths and noise, within bounds that keep the fit well posed with few evaluations.
     kernel = ConstantKernel(1.0, (1e-2, 1e2)) * Matern(2.0, (0.3, 30.0), nu=2.5) + WhiteKernel(0.3, (1e-3, 10.0))
     smooth = GaussianProcessRegressor(kernel, normalize_y=True)
     steps = GradientBoostingRegressor(subsample=0.8, random_state=0)
     with warnings.catch_warnings():
-        # A length at its bound is an answer: the scores look linear, or like noise.
+        # A length at its bound is a valid answer: the scores look linear, or like noise.
         warnings.simplefilter("ignore", ConvergenceWarning)
         return VotingRegressor([("smooth", smooth), ("steps", steps)]).fit(features, values)

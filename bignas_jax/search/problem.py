@@ -1,4 +1,4 @@
-"""What is searched: a space, what its architectures cost, and the budgets that the winners must keep."""
+"""The problem of a search: a space, the costs of its architectures, and the budgets that the winners must keep."""
 
 import dataclasses
 import math
@@ -17,14 +17,14 @@ from bignas_jax.spaces.cost import count
 from bignas_jax.spaces.space import Space
 
 COSTS = tuple(cost.value for cost in Costs)
-# Budgets where the user names none, in parts of what the biggest architecture costs.
+# Budgets if the user names none, as fractions of the biggest architecture's cost.
 FRACTIONS = (0.3, 0.5, 0.7)
-TRIES = 50  # uniform draws before an architecture is made to fit by shrinking
+TRIES = 50  # uniform draws before a drawn architecture is shrunk until it fits
 
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """Upper limits, None where there is none. `name` is fit for a folder."""
+    """Upper limits of costs; None means no limit. `name` can be the name of a folder."""
 
     name: str
     macs: float | None = None
@@ -40,10 +40,12 @@ class Problem:
     """A space with costs and budgets.
 
     Args:
-      space: what is searched (resolutions above the cap left out). num_classes: of the classifier, which costs too.
-      budgets: each is to be answered with a winner. cost: the kind of cost that a front is drawn over.
-      latency: milliseconds of an architecture; needed if a budget or `cost` asks for them.
-      bounded: whether architectures beyond every budget are of no use (False: they belong to the front).
+      space: the space that is searched, without resolutions above the cap.
+      num_classes: classes of the classifier, which is part of the costs.
+      budgets: the search finds a winner for each.
+      cost: the kind of cost of the front: 'macs', 'params' or 'latency_ms'.
+      latency: gives an architecture's milliseconds; needed if a budget or `cost` uses them.
+      bounded: True if architectures beyond every budget are of no use; False if they belong to the front.
 
     Raises:
       ConfigError: a budget is below what the smallest architecture costs.
@@ -66,7 +68,7 @@ class Problem:
             self._check(budget)
 
     def costs(self, arch: Architecture) -> dict[str, Any]:
-        """macs, params, and latency_ms (None where it is not measured)."""
+        """macs, params, and latency_ms (None if it is not measured)."""
         if arch not in self._known:
             cost = count(self.space, arch, self.num_classes)
             latency = None if self._latency is None else self._latency(arch)
@@ -74,7 +76,7 @@ class Problem:
         return self._known[arch]
 
     def fits(self, arch: Architecture, budget: Budget) -> bool:
-        """Whether `arch` is in the space searched, and keeps every limit of the budget."""
+        """Whether `arch` is in the space that is searched, and keeps every limit of the budget."""
         if arch not in self.space:
             return False
         limits, cheap = budget.limits(), self._cheap_costs(arch)
@@ -83,22 +85,22 @@ class Problem:
         return "latency_ms" not in limits or self.costs(arch)["latency_ms"] <= limits["latency_ms"]
 
     def use(self, arch: Architecture, budget: Budget) -> float:
-        """The part of a budget that `arch` uses, 1 being all: of the limit that it comes nearest to."""
+        """The fraction of a budget that `arch` uses, 1 being all. The limit that it comes nearest to counts."""
         costs = self.costs(arch)
         return max(costs[kind] / limit for kind, limit in budget.limits().items())
 
     def _cheap_costs(self, arch: Architecture) -> dict[str, float]:
-        """Without the latency, which may need a measurement."""
+        """macs and params alone: the latency may need a measurement."""
         if arch in self._known:
             return self._known[arch]
         return dataclasses.asdict(count(self.space, arch, self.num_classes))
 
     def cost_of(self, arch: Architecture) -> float:
-        """What a front is drawn over."""
+        """The cost of `arch` on the front's axis."""
         return self.costs(arch)[self.cost]
 
     def sample(self, budget: Budget, rng: np.random.Generator) -> Architecture:
-        """An architecture within the budget, drawn uniformly from those; where they are rare, a drawn one is shrunk."""
+        """An architecture within the budget, drawn uniformly. If these are rare, a drawn one is shrunk to fit."""
         for _ in range(TRIES):
             arch = self.space.sample(rng)
             if self.fits(arch, budget):
@@ -108,12 +110,15 @@ class Problem:
     def shrink(
         self, arch: Architecture, budget: Budget, rng: np.random.Generator, keep: Sequence[int] = ()
     ) -> Architecture:
-        """`arch`, with choices drawn at random lowered by one until it fits; those at positions `keep` only at last."""
+        """`arch`, with randomly drawn choices lowered by one value at a time until it fits the budget.
+
+        Choices at the positions `keep` are lowered only when no others are left.
+        """
         genes = list(self.space.indices(arch))
         while not self.fits(self.space.at(genes), budget):
             above = [i for i, gene in enumerate(genes) if gene]
             if not above:
-                break  # the smallest; a latency is no monotone function of the choices
+                break  # at the smallest: a latency does not always fall with the choices
             free = [i for i in above if i not in keep] or above
             genes[free[rng.integers(len(free))]] -= 1
         return self.space.at(genes)
@@ -121,7 +126,10 @@ class Problem:
     def grow(
         self, arch: Architecture, budget: Budget, rng: np.random.Generator, keep: Sequence[int] = ()
     ) -> Architecture:
-        """`arch`, with choices drawn at random, but for those at `keep`, raised by one while the budget allows it."""
+        """`arch`, with randomly drawn choices raised by one value at a time while the budget allows it.
+
+        Choices at the positions `keep` stay as they are.
+        """
         genes = list(self.space.indices(arch))
         free = [i for i, choice in enumerate(self.space.choices) if len(choice) > 1 and i not in keep]
         for i in rng.permutation(free):
@@ -136,7 +144,7 @@ class Problem:
         least = self.costs(self.space.smallest)
         for kind, limit in budget.limits().items():
             if least[kind] > limit:
-                # Rounded up, so that the figure named is accepted.
+                # Rounded up, so that the figure in the message would be accepted.
                 enough = f"{math.ceil(1000 * least[kind]) / 1000}" if kind == "latency_ms" else f"{least[kind]}"
                 raise ConfigError(
                     f"config.search.max_{kind}: found {limit:.10g}, expected at least {enough}, "
@@ -145,7 +153,7 @@ class Problem:
 
 
 def capped(space: Space, max_resolution: int) -> Space:
-    """The space without resolutions above the cap (0: no cap).
+    """The space without resolutions above the cap. A cap of 0 means no cap.
 
     Raises:
       ConfigError: no resolution is left.
@@ -162,11 +170,14 @@ def capped(space: Space, max_resolution: int) -> Space:
 
 
 def budgets_of(options: Search, biggest: dict[str, Any], smallest: dict[str, Any]) -> tuple[Budget, ...]:
-    """The budgets of a search: position n of each kind is budget n, a single value holds for all.
+    """The budgets of a search. Value n of each kind belongs to budget n; a single value applies to all budgets.
+
+    Without values, the budgets are `FRACTIONS` of the biggest architecture's cost, if the smallest fits them.
 
     Args:
-      biggest, smallest: what these architectures cost, by kind. Where no budget is named, `FRACTIONS` of the biggest's
-        cost stand in, as far as the smallest fits.
+      options: the options of the search.
+      biggest: the biggest architecture's costs, by kind.
+      smallest: the smallest architecture's costs, by kind.
     """
     cap = f"-r{options.max_resolution}" if options.max_resolution else ""
     given = options.limits()
@@ -199,15 +210,19 @@ def _short(limit: float, kind: str) -> str:
     return f"{limit / scale:.4g}{unit}"
 
 
-PREPARED = 40  # random architectures whose blocks are timed before a search under a latency
+PREPARED = 40  # random architectures whose blocks are timed before a search with a limit of latency
 PREPARED_AT_A_TIME = 10
 
 
 def make_problem(
     session: Session, latency: LatencyTable | None = None, tick: Callable[[], None] = lambda: None
 ) -> Problem:
-    """What the options ask to be searched.
+    """The problem that the session's options describe.
 
+    Args:
+      session: the run's session.
+      latency: the table of latencies, if a budget or the front's cost needs one.
+      tick: called between measurements; an exception that it raises ends them.
     Raises:
       ConfigError: a budget is below what the smallest architecture costs, or no resolution is below the cap.
     """
@@ -225,7 +240,7 @@ def make_problem(
 
 
 def _time_blocks(latency: LatencyTable, space: Space, tick: Callable[[], None]) -> None:
-    """Most blocks of the space before the search, many at a time: their programs compile side by side."""
+    """Times most blocks of the space before the search, many at a time: their programs compile side by side."""
     print("timing blocks of the network; each is timed once on a device and kept", file=sys.stderr)
     rng = np.random.default_rng(0)
     archs = [space.biggest, space.smallest, *(space.sample(rng) for _ in range(PREPARED))]

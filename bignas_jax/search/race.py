@@ -1,8 +1,8 @@
-"""Progressive scoring: every candidate on a part of the held-out images, the rest only for those that can still win.
+"""Progressive scoring: all candidates on the first part of the held-out images, likely winners on the rest, too.
 
-Two architectures see the same images, so that their accuracies are compared image by image: the difference of the
-first part's outcomes has a much smaller variance than that of two independent samples (a racing procedure, after
-Maron and Moore, 1994, with the paired differences of Moore and Lee, 1994).
+All architectures see the same images, so that their accuracies are compared image by image. The difference of two
+paired samples has a much smaller variance than the difference of two independent samples. This is a racing procedure,
+after Maron and Moore (1994), with the paired differences of Moore and Lee (1994).
 """
 
 import dataclasses
@@ -25,11 +25,17 @@ class Scored:
     """A scored architecture.
 
     Attributes:
-      number: position in the order of scoring. phase: of the strategy.
-      top1, top5: fractions; loss: mean cross-entropy, perhaps not a number; images: how many were scored.
-      complete: on all held-out images. If not, top1 is an estimate: that of the best rival on all images, plus the
-        difference to it on the first part.
-      correct: of the first part's images, bool [first part]. seconds: of evaluation in this search until it was scored.
+      number: position in the order of scoring.
+      arch: the architecture.
+      phase: the strategy's phase that proposed it.
+      top1: the fraction of images whose first answer is right. An estimate if not `complete`.
+      top5: the fraction of images whose first five answers hold the right one.
+      loss: mean cross-entropy; may be not a number.
+      images: how many images were scored.
+      complete: whether all held-out images were scored. If not, top1 is a rival's top1 on all images plus the
+        difference to that rival on the first part. Of several such estimates, the lowest counts.
+      correct: which images of the first part were right, bool [first part].
+      seconds: seconds of evaluation that this search had taken when it was scored.
     """
 
     number: int
@@ -48,10 +54,13 @@ class Race:
     """The evaluations of a search, and the rule by which candidates drop out.
 
     Args:
-      held_out: images and executables. journal: where evaluations are kept, and found again after a kill.
+      problem: the space, its costs and the budgets.
+      held_out: images and executables.
+      journal: the file that keeps evaluations; they are found there again after a kill.
       confidence: a candidate drops out when its accuracy is below its rival's by more than this many standard errors
-        of their difference on the first part. front: rivals are those that cost no more; else those that share a
-        budget. tick: called before each evaluation; what it raises ends the race.
+        of their difference on the first part.
+      front: whether an architecture's rivals are those that cost no more. If not, its rivals share a budget with it.
+      tick: called before each evaluation. An exception that it raises ends the race.
     """
 
     def __init__(
@@ -65,20 +74,21 @@ class Race:
     ):
         self._problem, self._held_out, self._journal = problem, held_out, journal
         self._confidence, self._front, self._tick = confidence, front, tick
-        self.seconds = 0.0  # of evaluation, of those found in the journal too
+        self.seconds = 0.0  # of evaluation, with the evaluations found in the journal
         self.evaluations: dict[Architecture, Scored] = {}
         self.made = 0  # parts that were computed, not found in the journal
 
     def score(self, proposals: Sequence[Proposal], always: bool = False) -> dict[Architecture, float]:
-        """Held-out top-1 of each proposed architecture; each is scored once, however often it is proposed.
+        """Held-out top-1 of each proposed architecture. Each is scored once, however often it is proposed.
 
         Args:
-          always: score all on all images.
+          proposals: the proposed architectures.
+          always: whether to score all of them on all images.
         """
         new = {p.arch: p for p in proposals if p.arch not in self.evaluations}
         statistics: dict[Architecture, Any] = {}
         firsts = {arch: self._part(arch, "first", statistics) for arch in new}
-        # The most promising first: the better the rivals, the more drop out.
+        # The most promising come first: the better the rivals, the more candidates drop out.
         order = sorted(new, key=lambda arch: -firsts[arch]["top1_images"] / firsts[arch]["images"])
         numbers = {arch: len(self.evaluations) + n for n, arch in enumerate(new)}
         for arch in order:
@@ -109,7 +119,12 @@ class Race:
         return found + [self.best(budget, complete) for budget in budgets if self._problem.fits(arch, budget)]
 
     def best(self, budget: Budget, among: Iterable[Scored] | None = None) -> Scored | None:
-        """The best complete evaluation within a budget: by top-1, of equals by loss, then by cost."""
+        """The best complete evaluation within a budget: by top-1, then by loss, then by cost.
+
+        Args:
+          budget: the budget.
+          among: the evaluations to choose from; None means all.
+        """
         found = self.evaluations.values() if among is None else among
         within = [e for e in found if e.complete and self._problem.fits(e.arch, budget)]
 
@@ -128,11 +143,11 @@ class Race:
         return found
 
     def _searched(self) -> Iterator[Scored]:
-        """Without a reference that a cap keeps out of the search."""
+        """The evaluations in the space that is searched. MAX of the whole space may be outside it, because of a cap."""
         return (e for e in self.evaluations.values() if e.arch in self._problem.space)
 
     def _estimate_if_lost(self, arch: Architecture, correct: np.ndarray) -> float | None:
-        """None if `arch` can still win in one of its groups, else an estimate of its top-1 on all images."""
+        """None if `arch` can still win in one of its groups. Otherwise an estimate of its top-1 on all images."""
         estimates = []
         for rival in self.rivals(arch):
             if rival is None:
@@ -145,7 +160,7 @@ class Race:
         return float(np.clip(min(estimates, default=correct.mean()), 0, 1))
 
     def _part(self, arch: Architecture, part: str, statistics: dict) -> dict[str, Any]:
-        """The record of a part, computed unless the journal has it. `statistics` keeps those of the candidates."""
+        """The record of a part, computed unless the journal has it. `statistics` keeps each candidate's statistics."""
         self._tick()
         record = self._journal.find(arch, part)
         if record is None:
@@ -166,11 +181,13 @@ def paired(ours: np.ndarray, theirs: np.ndarray, total: int) -> tuple[float, flo
     """Mean difference of two architectures' outcomes on the same images, and its standard error.
 
     Args:
-      ours, theirs: bool [n]. total: of how many images these n are a sample; with all of them nothing is uncertain.
+      ours: bool [n], the images that one architecture gets right.
+      theirs: bool [n], the same for the other.
+      total: number of images that the n are a sample of. If n is all of them, the standard error is 0.
     """
     count = len(ours)
     difference = ours.astype(np.float64) - theirs
-    # One more image on which they disagree: n equal outcomes do not prove that all are.
+    # We add one image on which they disagree: n equal outcomes do not prove that all outcomes are equal.
     variance = (np.sum(difference**2) + 1) / (count + 1) - difference.mean() ** 2
     remaining = max(0.0, 1 - count / total)
     return float(difference.mean()), math.sqrt(max(variance, 0.0) / count * remaining)
@@ -184,7 +201,7 @@ def totals(rows: np.ndarray) -> dict[str, Any]:
 
 
 def _finite(loss: float) -> float:
-    """For a comparison: what is not a number is worse than all that are."""
+    """The loss for a comparison: infinite, thus the worst, if it is not a finite number."""
     return loss if math.isfinite(loss) else math.inf
 
 

@@ -1,4 +1,4 @@
-"""A search from a run's folder to its winners: the loop over a strategy, and what is written."""
+"""A search from a run's folder to its winners: the loop over a strategy, and the files that it writes."""
 
 import contextlib
 import dataclasses
@@ -40,17 +40,19 @@ IDLE_ROUNDS = 20  # rounds of known architectures after which a space counts as 
 def search(options: Options, workdir: str | pathlib.Path, checkpoint: str = "newest") -> dict[str, Any]:
     """Searches the supernet of a run's folder, and writes the winners and the report into it.
 
-    The course of a search follows from the options and the checkpoint alone. Evaluations are kept in
-    search/evaluations.jsonl as they are made; a search that was killed goes through the same course again and finds
-    them there.
+    The course of a search depends on the options and the checkpoint alone. Each evaluation is saved in
+    search/evaluations.jsonl as it is made. A search that was killed takes the same course again and finds its
+    evaluations there.
 
     Args:
+      options: of the run, as `flags.parse` returns them.
+      workdir: the run's folder.
       checkpoint: 'newest', 'best' or a step.
     Returns:
-      What search/result.json holds, see `result_of`.
+      The content of search/result.json, see `result_of`.
     Raises:
-      ValueError: no checkpoint, no held-out images, a budget that nothing fits; one line.
-      Stopped: by SIGTERM or SIGINT.
+      ValueError: there is no checkpoint, there are no held-out images, or nothing fits a budget; one line.
+      Stopped: SIGTERM or SIGINT arrived.
     """
     _check(options)
     workdir = pathlib.Path(workdir)
@@ -121,7 +123,7 @@ def open_run(options: Options, workdir: pathlib.Path, checkpoint: str) -> tuple[
 
 
 def _latency_table(session: Session, folder: pathlib.Path) -> LatencyTable | None:
-    """Measured where a budget or the front asks for it: it takes compiles."""
+    """The table of latencies, or None if neither a budget nor the front needs it: to measure takes compiles."""
     options = session.options
     if options.search.cost != Costs.LATENCY_MS and not options.search.max_latency_ms:
         return None
@@ -135,7 +137,10 @@ def _latency_table(session: Session, folder: pathlib.Path) -> LatencyTable | Non
 
 
 def identity(session: Session, held_out: HeldOut, weights: Any, step: int) -> dict[str, Any]:
-    """What an evaluation depends on: the weights, the images and how they are used; not the number of devices."""
+    """Everything that an evaluation depends on: the weights, the images and how they are used.
+
+    The number of devices is left out, because results do not depend on it.
+    """
     options = session.options
     data = {name: value for name, value in options.data.to_dict().items() if name not in ("augment", "num_workers")}
     return {
@@ -160,7 +165,7 @@ def _checksum(weights: Any) -> int:
 
 
 def _place_images(session: Session, weights: Any, sizes: images.Sizes, problem: Problem) -> HeldOut:
-    """The images on the devices if they fit, else in the host's memory; and the executables."""
+    """The images and the compiled executables. The images are on the devices if they fit, or in the host's memory."""
     needed, allowed = images.device_bytes(session, sizes), images.allowed_bytes(session)
     resident = allowed is None or needed <= allowed
     held_out = None
@@ -182,7 +187,7 @@ def _place_images(session: Session, weights: Any, sizes: images.Sizes, problem: 
         held_out = HeldOut(session, weights, sizes, resident=False)
     if held_out.skipped:
         print(f"holdout: left out {held_out.skipped} corrupt images of {sizes.held_out}", file=sys.stderr)
-    # MAX and MIN of the whole space are the reference, whatever the resolution cap.
+    # MAX and MIN of the whole space are the reference, even if a cap leaves out their resolutions.
     resolutions = {*problem.space.resolutions, session.space.biggest.resolution, session.space.smallest.resolution}
     held_out.compile(sorted(resolutions))
     return held_out
@@ -205,11 +210,20 @@ def explore(
     biggest: Architecture,
     progress: bool = True,
 ) -> None:
-    """Asks the strategy and scores what it asks for, until `num_evaluations` are made or nothing is new.
+    """Scores the architectures that the strategy asks for, until `num_evaluations` are made or nothing is new.
 
-    `biggest` (MAX of the whole space) and the extremes of the space searched come first, on top of that number.
+    `biggest` and the two extremes of the space that is searched come first. They do not count in that number.
+
+    Args:
+      options: the options of the search.
+      problem: the space, its costs and the budgets.
+      strategy: the strategy that proposes architectures.
+      race: scores them and keeps the evaluations.
+      screening: chooses the proposals that are scored.
+      biggest: MAX of the whole space.
+      progress: whether to show a bar.
     """
-    # The space's own MAX is the reference, even where a cap keeps it out of the search.
+    # MAX of the whole space is the reference, even if a cap keeps it out of the search.
     extremes = dict.fromkeys((biggest, problem.space.biggest, problem.space.smallest))
     strategy.tell(race.score([Proposal(arch, "extremes") for arch in extremes], always=True))
     start, idle = len(race.evaluations), 0
@@ -237,10 +251,10 @@ def _standing(problem: Problem, race: Race, screening: Screening) -> str:
 
 
 def winners_of(problem: Problem, race: Race) -> dict[str, Scored]:
-    """The best within each budget, by the budget's name.
+    """The best evaluation within each budget, by the budget's name.
 
     Raises:
-      ConfigError: nothing was scored within a budget.
+      ConfigError: no architecture was scored within a budget.
     """
     found = {budget.name: race.best(budget) for budget in problem.budgets}
     for budget in problem.budgets:
@@ -255,9 +269,9 @@ def winners_of(problem: Problem, race: Race) -> dict[str, Scored]:
 def _final(
     session: Session, weights: Any, journal: Journal, found: Found, tick: Callable[[], None]
 ) -> dict[Architecture, dict[str, Any]]:
-    """Validation figures of the winners, MAX and MIN: each in an executable of its own, as eval.py has it, once.
+    """Validation figures of the winners, MAX and MIN. Each is scored once, in an executable of its own, as in eval.py.
 
-    And their measured latency, where the search has to do with latencies.
+    Their latencies are measured, too, if the search has a table of latencies.
     """
     archs = dict.fromkeys([e.arch for e in found.winners.values()])
     archs |= dict.fromkeys((session.space.biggest, session.space.smallest))

@@ -8,7 +8,7 @@ from bignas_jax.search.race import Race
 from bignas_jax.search.strategies.strategy import Proposal
 from bignas_jax.spaces.architecture import Architecture
 
-GROWTH = 1.1
+GROWTH = 1.1  # the predictor is fitted again when the evaluations have grown by this factor
 LEAST = 24  # evaluations before a predictor is fitted
 
 
@@ -16,8 +16,10 @@ class Screening:
     """Fits a predictor to the evaluations so far, and keeps the proposals that it finds most promising.
 
     Args:
-      pool: proposals for each that is scored. min_tau: rank correlation (Kendall's tau) on held-out evaluations below
-        which all proposals are scored. seed: of the folds.
+      problem: the space, its costs and the budgets.
+      pool: how many proposals to ask for, for each one that is scored.
+      min_tau: the least rank correlation (Kendall's tau) on held-out evaluations. Below it, all proposals are scored.
+      seed: the seed of the cross-validation's folds.
     """
 
     def __init__(self, problem: Problem, pool: int, min_tau: float, seed: int):
@@ -25,17 +27,17 @@ class Screening:
         self._predictor = Predictor(problem.space)
         self._used, self._known = False, 0
         self.history: list[dict] = []  # evaluations, tau, used
-        self.rounds = 0  # of proposals that were screened
+        self.rounds = 0  # how many rounds of proposals were screened
 
     @property
     def pool(self) -> int:
-        """Proposals to ask for, for each that is to be scored."""
+        """How many proposals to ask for, for each one that will be scored."""
         return self._pool if self._used else 1
 
     def learn(self, scores: Mapping[Architecture, float]) -> None:
-        """Fits the predictor, after a look at how well it ranks evaluations that it was not fitted to.
+        """Checks how well the predictor ranks evaluations that it was not fitted to, and fits it to all if well enough.
 
-        Only when evaluations have grown by a tenth since the last time: a fit is no small work.
+        This is done only when the evaluations have grown by a tenth since the last time, because a fit takes time.
         """
         if len(scores) < max(LEAST, GROWTH * self._known):
             return
@@ -48,9 +50,10 @@ class Screening:
         self.history.append({"evaluations": len(scores), "tau": round(float(tau), 4), "used": self._used})
 
     def select(self, proposals: Sequence[Proposal], race: Race, count: int) -> list[Proposal]:
-        """At most `count` of the proposals: those that would most exceed the best so far of their tightest budget.
+        """At most `count` of the proposals: those that are predicted to exceed their best rivals by most.
 
-        Each budget keeps its share. Proposals that must not be screened come first.
+        The proposals are grouped by their tightest budget, and each group keeps its share. Proposals that must not be
+        screened come first.
         """
         kept = [p for p in proposals if not p.screen]
         open_ = [p for p in proposals if p.screen]

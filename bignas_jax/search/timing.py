@@ -11,18 +11,18 @@ import jax
 import numpy as np
 
 LEAST_ROUNDS, MOST_ROUNDS = 8, 40
-AGREEMENT = 0.03  # rounds of a program end when its three lowest medians lie within this part,
-PATIENCE = 3.0  # or when it has taken these seconds: a large network has enough in a few rounds
-LEAST_CALLS, MOST_CALLS, ROUND_SECONDS = 3, 500, 0.01  # of a program in a round
+AGREEMENT = 0.03  # rounds of a program end when its three lowest medians differ by at most this fraction,
+PATIENCE = 3.0  # or when it has taken this many seconds: a large network needs only a few rounds
+LEAST_CALLS, MOST_CALLS, ROUND_SECONDS = 3, 500, 0.01  # of one program in one round
 
 
 def time_together(calls: Sequence[Callable[[], Any]]) -> list[float]:
-    """Milliseconds of each call: the lowest of its medians over rounds, in which all are timed one after the other.
+    """Milliseconds of each call: the lowest of its round medians. In a round, all calls are timed one after the other.
 
     Args:
-      calls: each starts its work on the device and returns what to wait for.
+      calls: each starts its work on the device and returns the arrays to wait for.
     """
-    for call in calls:  # first calls place buffers and wake what sleeps
+    for call in calls:  # the first calls place buffers and wake idle devices
         for _ in range(2):
             jax.block_until_ready(call())
     medians: list[list[float]] = [[] for _ in calls]
@@ -55,7 +55,7 @@ def _median_ms(call: Callable[[], Any]) -> float:
 
 
 def device_name(device: jax.Device) -> str:
-    """The kind of a device; JAX calls every processor 'cpu', which says nothing about its speed."""
+    """The kind of a device. A CPU gets its model and its number of cores, because JAX calls every processor 'cpu'."""
     if device.platform != "cpu":
         return device.device_kind
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

@@ -72,6 +72,7 @@ IMPOSSIBLE = [
     ("search.confidence", -1.0), ("search.calibration_images", -1), ("search.predictor", 1),
     ("search.predictor_pool", 1), ("search.predictor_min_tau", 2.0), ("search.latency_batch_size", 0),
     ("search.resident_gb", -1.0), ("checkpoint.every_steps", 0), ("checkpoint.keep", 0),
+    ("checkpoint.on_damage", "ignore"), ("on_collapse", "wait"),
     ("log.every_steps", 0), ("log.images", -1), ("max_nonfinite_steps", 0),
     ("distributed.coordinator", "host"), ("distributed.num_processes", 0), ("num_devices", -1),
     ("max_steps", -1), ("remat", "no"), ("arch", 3), ("init_checkpoint", "last"),

@@ -1,4 +1,4 @@
-"""Children of a run taken out to files that need no bignas_jax, each run back on real images before it counts."""
+"""Exports children of a run to files that do not need bignas_jax. Each file is run and checked on real images."""
 
 import dataclasses
 import itertools
@@ -30,7 +30,7 @@ from bignas_jax.spaces.architecture import Architecture
 from bignas_jax.spaces.cost import count
 from bignas_jax.spaces.naming import read_architectures
 
-LIMIT = 1e-3  # greatest difference of a logit, as a part of the largest logit
+LIMIT = 1e-3  # greatest difference of a logit, as a fraction of the largest logit
 _CHECK_BATCH = 16
 
 
@@ -39,8 +39,10 @@ class Form:
     """How children are written.
 
     Attributes:
-      formats: some of `formats.WRITERS`. fold: whether batch norm goes into the convolutions.
-      batch: images a call; 0 leaves it open. images: held-out images to compare on.
+      formats: names of `formats.WRITERS`.
+      fold: whether batch norm is folded into the convolutions.
+      batch: images of a call; 0 allows any number.
+      images: number of held-out images to compare on.
     """
 
     formats: Sequence[str] = tuple(formats.WRITERS)
@@ -61,8 +63,10 @@ class Comparison:
     """Real images in every form that the checks need.
 
     Attributes:
-      decoded: uint8 [H, W, 3] each. cropped: uint8 [N, S, S, 3], as training's evaluation prepares them.
-      labels: int [N]. split: where they come from.
+      decoded: the decoded images, uint8 [H, W, 3] each.
+      cropped: uint8 [N, S, S, 3], as training's evaluation prepares them.
+      labels: int [N].
+      split: the split that they come from.
     """
 
     decoded: Sequence[np.ndarray]
@@ -79,15 +83,20 @@ def export_run(
     checkpoint: str = "newest",
     out: str | pathlib.Path = "",
 ) -> Iterable[dict[str, Any]]:
-    """Takes architectures out of a run's checkpoint; a row for each as soon as its files are written and checked.
+    """Exports architectures from a run's checkpoint. Yields a row for each when its files are written and checked.
 
     Args:
-      names: as `reporting.read_architectures` takes them. checkpoint: 'newest', 'best' or a step.
-      out: gets a folder for each child; '' for `children` in the run's folder.
+      options: of the run, as `flags.parse` returns them.
+      workdir: the run's folder.
+      names: the architectures, as `reporting.read_architectures` takes them.
+      form: how the children are written.
+      checkpoint: 'newest', 'best' or a step.
+      out: a folder that gets a folder for each child; '' means `children` in the run's folder.
     Returns:
       Rows: name, folder, architecture, macs, params, step, files (see `write_child`), images, split, top1.
     Raises:
-      ValueError: no such checkpoint, too few images, or an architecture is not in the space; one line.
+      ValueError: there is no such checkpoint, there are too few images, or an architecture is not in the space; one
+        line.
     """
     use_compilation_cache()
     out = pathlib.Path(out or pathlib.Path(workdir) / "children")
@@ -118,7 +127,7 @@ def export_run(
 
 def _open(options: Options, workdir, names: Sequence[str], checkpoint: str):
     own = options
-    # What leaves is float32, whatever it was trained in; so are the logits that it is compared with.
+    # A child is exported in float32, whatever dtype it was trained in. The logits to compare with are float32, too.
     options = dataclasses.replace(options, model=dataclasses.replace(options.model, dtype="float32"))
     checkpoints = Checkpoints(workdir, read_only=True, on_damage=options.checkpoint.on_damage)
     try:
@@ -133,7 +142,7 @@ def _open(options: Options, workdir, names: Sequence[str], checkpoint: str):
 
 
 def _check_folder(folder: pathlib.Path, arch: Architecture) -> None:
-    """Refuses a folder that holds another architecture: two files of one name, say."""
+    """Refuses a folder that holds another architecture, for instance because two files have the same name."""
     file = folder / "architecture.json"
     try:
         there = Architecture.from_json(file.read_text())
@@ -155,10 +164,10 @@ def _calibrate(session: Session, weights: Any, archs: Iterable[Architecture]) ->
 
 
 def real_images(session: Session, number: int) -> Comparison:
-    """Up to `number` images, spread over the held-out ones, or over the validation split where none are held out.
+    """Up to `number` images, spread over the held-out images, or over the validation split if none are held out.
 
     Raises:
-      DataError: an image is corrupt and the options do not say to skip such; there are no images.
+      DataError: there are no images, or an image is corrupt and the options do not allow to skip it.
     """
     dataset = session.dataset
     split = "holdout" if dataset.splits["holdout"] else "val"
@@ -180,7 +189,7 @@ def real_images(session: Session, number: int) -> Comparison:
 
 
 def _logits(session: Session, weights: Any, statistics: Any, arch: Architecture, images: np.ndarray) -> np.ndarray:
-    """What the supernet itself, sliced to `arch`, makes of uint8 [N, S, S, 3]: the logits that evaluation scores."""
+    """Logits of the supernet itself, sliced to `arch`, on uint8 [N, S, S, 3]. Evaluation scores the same logits."""
     data = session.options.data
 
     @jax.jit
@@ -195,7 +204,7 @@ def _logits(session: Session, weights: Any, statistics: Any, arch: Architecture,
 
 
 def _filled(images: np.ndarray, batch: int) -> np.ndarray:
-    """The images and copies of the last one, to a multiple of `batch`."""
+    """The images, filled up with copies of the last one to a multiple of `batch`."""
     return np.concatenate([images, np.repeat(images[-1:], -len(images) % batch, 0)])
 
 
@@ -211,7 +220,7 @@ def _about(session: Session, name: str, arch: Architecture, step: int) -> dict[s
 
 
 def preprocessing(data: Data, class_names: Sequence[str], resolution: int) -> dict[str, Any]:
-    """What lies between an image file and the child's input, in the order of the keys; see preprocess.py."""
+    """The steps from an image file to the child's input, in the order of the keys; see preprocess.py."""
     return {
         "color": "RGB, uint8; grey images have three equal channels; the orientation in EXIF is not applied",
         "resize": {
@@ -246,12 +255,17 @@ def write_child(
 ) -> list[dict[str, Any]]:
     """Writes a child's files into `folder`.
 
-    Formats that are not asked for stay, if they were exported from the same architecture and step; other files stay.
+    Files of other formats stay if they were exported from the same architecture and step; otherwise they are removed.
+    Files that are no exports stay.
 
     Args:
-      about: name, architecture (a dictionary), macs, params, step. specification: of `preprocessing`.
+      child: the child.
+      folder: where the files are written.
+      about: name, architecture (a dictionary), macs, params, step.
+      specification: the result of `preprocessing`.
+      form: how the child is written.
     Returns:
-      A dictionary for each format: format, file, bytes and, for ONNX, nodes (number by operator).
+      A dictionary for each format: format, file, bytes and, for ONNX, nodes (number of each operator).
     """
     folder.mkdir(parents=True, exist_ok=True)
     _remove_outdated(folder, about)
@@ -270,7 +284,7 @@ def write_child(
 
 
 def _remove_outdated(folder: pathlib.Path, about: Mapping[str, Any]) -> None:
-    """Removes the files of an earlier export that came from other weights: they would pass for this child's."""
+    """Removes the files of an earlier export from other weights: they would be mistaken for this child's."""
     record = folder / "export.json"
     try:
         before = json.loads(record.read_text())
@@ -285,14 +299,14 @@ def _remove_outdated(folder: pathlib.Path, about: Mapping[str, Any]) -> None:
 
 
 def run_child(folder: pathlib.Path, images: np.ndarray, form: Form) -> dict[str, np.ndarray]:
-    """Logits [N, classes] of float32 images [N, 3, R, R] by format, from the files alone."""
+    """Logits [N, classes] of float32 images [N, 3, R, R], by format, computed from the files alone."""
     batch = form.batch or _CHECK_BATCH
     filled = _filled(images, batch)
     return {name: run_back.RUNNERS[name](folder, filled, batch)[: len(images)] for name in form.formats}
 
 
 def compare(found: np.ndarray, expected: np.ndarray) -> dict[str, float]:
-    """The greatest difference of a logit as a part of the largest one in magnitude, and how often top-1 agrees."""
+    """The greatest difference of a logit, as a fraction of the largest |logit|, and how often top-1 agrees."""
     largest = max(float(np.abs(expected).max()), np.finfo(np.float32).tiny)
     return {
         "difference": float(np.abs(found.astype(np.float64) - expected).max() / largest),
@@ -301,7 +315,7 @@ def compare(found: np.ndarray, expected: np.ndarray) -> dict[str, float]:
 
 
 def check(rows: Iterable[Mapping[str, Any]]) -> None:
-    """Refuses children whose files compute something else.
+    """Refuses children whose files compute other logits than the supernet.
 
     Raises:
       ExportError: a difference is beyond LIMIT, or not a number.

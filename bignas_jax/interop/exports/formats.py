@@ -1,6 +1,6 @@
-"""A child written to files that need no bignas_jax: ONNX, StableHLO, PyTorch, safetensors.
+"""Writes a child to files that do not need bignas_jax: ONNX, StableHLO, PyTorch, safetensors.
 
-Each writer takes the child, its folder, the batch (0: any) and a dictionary of strings that tell what it is.
+Each writer takes the child, its folder, the batch (0: any) and a dictionary of strings that describe the child.
 """
 
 import importlib.util
@@ -23,7 +23,7 @@ PLATFORMS = ("cpu", "cuda")
 
 
 def write_onnx(child: Child, folder: pathlib.Path, batch: int, about: dict[str, str]) -> pathlib.Path:
-    """child.onnx: float32 images [batch, 3, R, R] to logits [batch, classes], weights inside, `about` as properties."""
+    """Writes child.onnx: float32 images [batch, 3, R, R] to logits [batch, classes]. It holds weights and `about`."""
     import onnx
 
     from bignas_jax.interop.exports.onnx_graph import onnx_model
@@ -34,11 +34,11 @@ def write_onnx(child: Child, folder: pathlib.Path, batch: int, about: dict[str, 
 
 
 def write_stablehlo(child: Child, folder: pathlib.Path, batch: int, about: dict[str, str]) -> pathlib.Path:
-    """child.stablehlo: what `jax.export.deserialize` reads, images [batch, R, R, 3] to logits, weights inside.
+    """Writes child.stablehlo for `jax.export.deserialize`: images [batch, R, R, 3] to logits, with the weights inside.
 
-    For CPUs and CUDA. Products are in full float32 on both: the logits are those of the other formats.
+    It runs on CPUs and CUDA. Products are in full float32 on both, so that all formats give the same logits.
     """
-    del about  # there is no place for it
+    del about  # the file has no place for it
     side = child.arch.resolution
     (count,) = (batch,) if batch else jax_export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((count, side, side, 3), np.float32)
@@ -50,7 +50,7 @@ def write_stablehlo(child: Child, folder: pathlib.Path, batch: int, about: dict[
 
 
 def write_torch(child: Child, folder: pathlib.Path, batch: int, about: dict[str, str]) -> pathlib.Path:
-    """child.pt, a state_dict, and child.py, the module that takes it; `batch` may be anything."""
+    """Writes child.pt, a state_dict, and child.py, the module that loads it. `batch` has no effect."""
     import torch
 
     del batch
@@ -63,11 +63,12 @@ def write_torch(child: Child, folder: pathlib.Path, batch: int, about: dict[str,
 def torch_source(child: Child, note: str = "") -> str:
     """The text of child.py: the module of `torch_child.py` with the child's description.
 
-    A user's own kind of layer brings the text of its PyTorch class along, as `torch_source` of its module; the class
-    has the name of the module.
+    The module of a user's own kind of layer has the text of its PyTorch class as `torch_source`. Both classes have the
+    same name.
 
     Args:
-      note: a comment that stands before the description.
+      child: the child.
+      note: a comment before the description.
     Raises:
       ExportError: a user's own kind has no such text.
     """
@@ -77,7 +78,7 @@ def torch_source(child: Child, note: str = "") -> str:
 
 
 def torch_classes(kinds: Iterable[str]) -> str:
-    """The text of `torch_child.py` with the classes of all these kinds of layers, and no description.
+    """The text of `torch_child.py` with the classes of all these kinds of layers, without a description.
 
     Raises:
       ExportError: a user's own kind has no such class.
@@ -94,7 +95,7 @@ def _filled(source: str, place: str, text: str) -> str:
 
 
 _DESCRIPTION = "DESCRIPTION: dict = {}\n"
-_CHILD = "class Child(nn.Module):\n"  # classes of other kinds of layers stand before it
+_CHILD = "class Child(nn.Module):\n"  # classes of other kinds of layers are inserted before it
 
 
 def _own_class(kind: str) -> str:
@@ -121,7 +122,7 @@ def _literal(description: dict) -> str:
 
 
 def write_safetensors(child: Child, folder: pathlib.Path, batch: int, about: dict[str, str]) -> pathlib.Path:
-    """child.safetensors: the weights by PyTorch names and layouts, and in its metadata `about` and the layers."""
+    """Writes child.safetensors: weights with PyTorch's names and layouts. Its metadata holds `about` and the layers."""
     from safetensors.numpy import save_file
 
     del batch
@@ -145,7 +146,7 @@ def check_formats(formats: Sequence[str]) -> tuple[str, ...]:
     """The formats, each once.
 
     Raises:
-      ConfigError: one is unknown, there is none, or a library that it needs is not installed.
+      ConfigError: a format is unknown, none is given, or a library that a format needs is not installed.
     """
     for name in formats:
         if name not in WRITERS:

@@ -1,8 +1,9 @@
 """A child as an ONNX graph, node by node: convolutions, pooling, one Gemm and elementwise nodes.
 
-Written out because that is the shortest graph there is, in either form, folded or not. jax2onnx (0.17.1) turns the JAX
-forward pass, whose depthwise convolutions are shifted multiply-adds, into some 25 times as many nodes; torch.onnx
-(2.14.1) makes as many as this from the folded PyTorch child, but always folds batch norm (docs/export.md).
+We write the nodes ourselves because this gives the shortest graph, with batch norm folded or not. In the JAX forward
+pass, depthwise convolutions are shifted multiply-adds: jax2onnx (0.17.1) turns them into some 25 times as many nodes.
+torch.onnx (2.14.1) makes as many nodes as this from the folded PyTorch child, but always folds batch norm
+(docs/export.md).
 """
 
 from collections.abc import Callable, Mapping
@@ -19,7 +20,7 @@ from bignas_jax.nets.kinds import module_of
 from bignas_jax.spaces.layers import Layer
 
 INPUT, OUTPUT = "images", "logits"
-OPSET, IR_VERSION = 18, 8  # of the same release, ONNX 1.13: runtimes since early 2023 read it
+OPSET, IR_VERSION = 18, 8  # both of ONNX 1.13, which runtimes since early 2023 can read
 
 
 class Graph:
@@ -29,16 +30,18 @@ class Graph:
         self.tensors, self.nodes, self.initializers = tensors, [], {}
 
     def add(self, operator: str, *inputs: str, name: str, **attributes: Any) -> str:
+        """Adds a node and returns its name."""
         self.nodes.append(helper.make_node(operator, list(inputs), [name], name=name, **attributes))
         return name
 
     def weights(self, *names: str) -> list[str]:
+        """Adds these tensors as weights and returns their names."""
         for name in names:
             self.initializers[name] = numpy_helper.from_array(self.tensors[name], name)
         return list(names)
 
     def conv(self, x: str, layer: str, stride: int = 1, groups: int = 1) -> str:
-        """The layer's convolution, padded by k // 2, with a bias where it has one."""
+        """The layer's convolution, padded by k // 2, with a bias if it has one."""
         size = self.tensors[f"{layer}.weight"].shape[-1]
         bias = [f"{layer}.bias"] if f"{layer}.bias" in self.tensors else []
         weights = self.weights(f"{layer}.weight", *bias)
@@ -46,6 +49,7 @@ class Graph:
                         pads=[size // 2] * 4, group=groups)  # fmt: skip
 
     def conv_norm(self, x: str, layer: str, stride: int = 1, groups: int = 1) -> str:
+        """The layer's convolution, then its batch norm if that is not folded."""
         x = self.conv(x, f"{layer}.conv", stride, groups)
         if f"{layer}.norm.weight" not in self.tensors:
             return x
@@ -53,20 +57,22 @@ class Graph:
         return self.add("BatchNormalization", x, *norm, name=f"{layer}.norm", epsilon=EPSILON)
 
     def activate(self, x: str, activation: str) -> str:
+        """The activation of `x`: swish, h_swish or relu."""
         if activation == "swish":
             return self.add("Mul", x, self.add("Sigmoid", x, name=f"{x}.sigmoid"), name=f"{x}.swish")
         return self.add({"h_swish": "HardSwish", "relu": "Relu"}[activation], x, name=f"{x}.{activation}")
 
     def squeeze_excite(self, x: str, layer: str) -> str:
+        """`x`, with each channel scaled by a gate computed from the means of all channels."""
         gate = self.conv(self.add("GlobalAveragePool", x, name=f"{layer}.mean"), f"{layer}.reduce")
         gate = self.conv(self.activate(gate, "relu"), f"{layer}.expand")
         gate = self.add("HardSigmoid", gate, name=f"{layer}.gate", alpha=1 / 6, beta=0.5)
         return self.add("Mul", x, gate, name=layer)
 
     def shortcut(self, x: str, layer: Layer) -> str:
-        """What the layer adds to its output."""
+        """The layer's shortcut, which is added to its output."""
         if layer.shortcut.stride == 2:
-            # An odd side is padded by 1 at both ends, and the padding counts in the mean.
+            # An odd side is padded by 1 at both ends. The means count the padding.
             x = self.add("AveragePool", x, name=f"{layer.label}.pool", kernel_shape=[2, 2], strides=[2, 2],
                          pads=[layer.shortcut.side % 2] * 4, count_include_pad=1)  # fmt: skip
         return self.conv(x, f"{layer.label}.shortcut") if layer.shortcut.projects else x
@@ -116,10 +122,10 @@ WRITERS: dict[str, Writer] = {
 
 
 def _writer(layer: Layer) -> Writer:
-    """How a layer is written: a user's own kind says so itself, by the function `write_onnx` of its module.
+    """The function that writes a layer. A user's own kind has it as `write_onnx` of its module.
 
     Raises:
-      ExportError: it does not.
+      ExportError: the user's kind has no such function.
     """
     found = WRITERS.get(layer.kind) or getattr(module_of(layer), "write_onnx", None)
     if found is None:
@@ -136,7 +142,9 @@ def onnx_model(
     """The model: float32 `images` [batch, 3, R, R] to `logits` [batch, classes].
 
     Args:
-      tensors: of the child, as `tensors.tensors` gives them. batch: 0 leaves it open, as 'batch'.
+      child: the child.
+      tensors: the child's weights, as `tensors.tensors` gives them.
+      batch: images of a call; 0 allows any number, as the axis 'batch'.
       about: properties of the model.
     Raises:
       ExportError: a layer of a user's own family has no ONNX form.

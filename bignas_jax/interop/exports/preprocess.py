@@ -1,11 +1,11 @@
-"""An image file to what a child of a BigNAS supernet takes, as preprocessing.json beside this file states it.
+"""From an image file to the input of a child of a BigNAS supernet, by the steps of preprocessing.json.
 
     from preprocess import load_spec, preprocess
     spec = load_spec("preprocessing.json")
     image = preprocess("photo.jpg", spec)          # float32 [3, R, R] for ONNX and PyTorch
 
-Needs NumPy and Pillow. The first resize is PyTorch's, as in training, where torch is installed, else Pillow's: the same
-filter, with which a few pixels in a hundred of a photograph differ by 1 or 2 of 255.
+Needs NumPy and Pillow. If torch is installed, the first resize is PyTorch's, as in training. Otherwise it is Pillow's:
+the filter is the same, but a few pixels in a hundred of a photograph differ by 1 or 2 of 255.
 """
 
 import json
@@ -15,12 +15,13 @@ from PIL import Image
 
 
 def load_spec(path="preprocessing.json"):
+    """The content of preprocessing.json, a dictionary."""
     with open(path) as file:
         return json.load(file)
 
 
 def preprocess(image, spec):
-    """The path of an image, or uint8 RGB [H, W, 3], to float32 [3, R, R]. (Transpose to [R, R, 3] for StableHLO.)"""
+    """An image file's path, or uint8 RGB [H, W, 3], to float32 [3, R, R]. (Transpose to [R, R, 3] for StableHLO.)"""
     if not isinstance(image, np.ndarray):
         with Image.open(image) as file:
             image = np.array(file.convert("RGB"))
@@ -35,7 +36,7 @@ def preprocess(image, spec):
 
 
 def resize_short_side(image, side):
-    """uint8 [H, W, 3] to one whose short side is `side`: bicubic with antialias; the long side is rounded down."""
+    """Resizes uint8 [H, W, 3] to the short side `side`: bicubic with antialias. The long side is rounded down."""
     height, width = image.shape[:2]
     short = min(height, width)
     if short == side:
@@ -51,8 +52,10 @@ def resize_short_side(image, side):
 
 
 def bicubic_weights(size, new_size):
-    """[new_size, size]: cubic convolution (Keys, 1981) with a = -0.75, half-pixel centres, no antialias, the border
-    repeated; the identity where the sizes agree."""
+    """The matrix [new_size, size] of a bicubic resize; the identity if the sizes agree.
+
+    It is a cubic convolution (Keys, 1981) with a = -0.75, half-pixel centres, no antialias, and a repeated border.
+    """
     a = -0.75
     weights = np.zeros((new_size, size))
     for row in range(new_size):

@@ -1,4 +1,4 @@
-"""Exported files run as their users run them: in fresh processes that cannot import this package.
+"""Runs exported files as their users run them: in fresh processes that cannot import this package.
 
 Every runner takes the child's folder, float32 images [N, 3, R, R] and the size of a batch, and returns the logits
 [N, classes].
@@ -17,7 +17,7 @@ import numpy as np
 from bignas_jax.errors import ExportError
 from bignas_jax.interop.exports.formats import torch_classes
 
-# Arguments: the folder, the images, where the logits go, the size of a batch.
+# Arguments: the folder, the file of images, the file to write the logits to, the size of a batch.
 _BEGIN = """
 import sys
 sys.modules.update(dict.fromkeys({forbidden!r}))
@@ -59,12 +59,12 @@ _PROGRAMS = {
 def _run_alone(name: str, folder: pathlib.Path, images: np.ndarray, batch: int) -> np.ndarray:
     program, forbidden = _PROGRAMS[name]
     program = _BEGIN.format(forbidden=forbidden) + program + _END
-    # The checks are made on the CPU: this process may hold all of a GPU's memory.
+    # The checks run on the CPU, because this process may hold all of a GPU's memory.
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     with tempfile.TemporaryDirectory() as scratch:
         source, target = f"{scratch}/images.npy", f"{scratch}/logits.npy"
         np.save(source, images)
-        # -I: neither the working directory nor PYTHONPATH is looked in. -B: nothing is left beside child.py.
+        # -I: imports ignore the working directory and PYTHONPATH. -B: no bytecode is written beside child.py.
         command = [sys.executable, "-I", "-B", "-c", program, str(folder.absolute()), source, target, str(batch)]
         ended = subprocess.run(command, env=environment, capture_output=True, text=True)
         if ended.returncode:
@@ -74,7 +74,7 @@ def _run_alone(name: str, folder: pathlib.Path, images: np.ndarray, batch: int) 
 
 
 def _run_safetensors(folder: pathlib.Path, images: np.ndarray, batch: int) -> np.ndarray:
-    """In this process, in the module that the file's own metadata describes; its classes are those of this package."""
+    """Runs child.safetensors in this process. Its metadata describes the module; the classes are from this package."""
     import torch
     from safetensors import safe_open
 

@@ -10,11 +10,11 @@ from bignas_jax.nets.slicing import at
 
 
 def describe(child: Child) -> dict[str, Any]:
-    """The child's layers as plain values, enough to build it without this package.
+    """The child's layers as plain values. They are enough to build the child without this package.
 
     Returns:
-      resolution, folded, num_classes; layers: for each `kind`, `label`, `side`, `pools`, `convs` and `shortcut` (None
-      where there is none), as `spaces.layers` says.
+      A dictionary with resolution, folded, num_classes and layers. Each layer has `kind`, `label`, `side`, `pools`,
+      `convs` and `shortcut` (None if there is none), as in `spaces.layers`.
     """
     elastic = ("into", "out")
     return {
@@ -39,11 +39,12 @@ def describe(child: Child) -> dict[str, Any]:
 
 
 def tensors(child: Child) -> dict[str, np.ndarray]:
-    """The weights by the names and in the layouts of `torch_child.Child`, convolutions as [out, in, k, k].
+    """The weights with the names and layouts of `torch_child.Child`. Convolutions are [out, in, k, k].
 
-    `blocks.0.expand.conv.weight` and `.bias`, or, where batch norm is not folded, `blocks.0.expand.norm.weight`,
-    `.bias`, `.running_mean` and `.running_var`; likewise `stem`, `blocks.N.{depthwise,project}` and `head`. Further
-    `blocks.N.squeeze_excite.{reduce,expand}`, `blocks.N.shortcut` (where widths differ), `head_project`, `classifier`.
+    If batch norm is folded, a convolution has `blocks.0.expand.conv.weight` and `.bias`. Otherwise it has `.weight`,
+    and `blocks.0.expand.norm.weight`, `.bias`, `.running_mean` and `.running_var`. `stem`,
+    `blocks.N.{depthwise,project}` and `head` are alike. Further names are `blocks.N.squeeze_excite.{reduce,expand}`,
+    `blocks.N.shortcut` (if widths differ), `head_project` and `classifier`.
     """
     found = {}
     for layer in child.layout:
@@ -65,7 +66,7 @@ def tensors(child: Child) -> dict[str, np.ndarray]:
 
 
 def _normed(child: Child, label: str, conv: dict, norm: dict, statistics: str, about: Any) -> dict[str, np.ndarray]:
-    """A convolution with the batch norm behind it, or with the bias that is left of that."""
+    """A convolution with the batch norm after it, or with the bias that folding leaves."""
     weight = {f"{label}.conv.weight": _weight(conv["kernel"], about.depthwise)}
     if child.folded:
         return weight | {f"{label}.conv.bias": norm["bias"]}

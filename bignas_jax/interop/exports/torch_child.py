@@ -1,11 +1,11 @@
-"""A child of a BigNAS supernet as a plain PyTorch module. Needs nothing but torch.
+"""A child of a BigNAS supernet as a plain PyTorch module. It needs only torch.
 
     from child import load
     model = load()                    # in evaluation mode
     logits = model(images)            # float32 [B, 3, R, R] to [B, classes]; see preprocessing.json
 
 An inverted residual block (Sandler et al., 2018) has squeeze-and-excitation (Hu et al., 2018) and a shortcut
-(Yu et al., 2020). Where batch norm is folded, convolutions have a bias in its place.
+(Yu et al., 2020). If batch norm is folded, convolutions have a bias instead.
 """
 
 import os
@@ -19,7 +19,7 @@ ACTIVATIONS = {"identity": nn.Identity, "swish": nn.SiLU, "h_swish": nn.Hardswis
 
 
 class ConvNorm(nn.Module):
-    """A convolution with a bias if batch norm is folded into it, else without one and followed by batch norm."""
+    """A convolution. It has a bias if batch norm is folded into it. Otherwise batch norm follows."""
 
     def __init__(self, in_width, out_width, kernel_size=1, stride=1, groups=1, folded=True):
         super().__init__()
@@ -83,7 +83,7 @@ class MBConv(nn.Module):
         if not self.residual:
             return y
         if self.stride == 2:
-            # An odd side is padded by 1 at both ends, and the padding counts in the mean.
+            # An odd side is padded by 1 at both ends. The means count the padding.
             x = F.avg_pool2d(x, 2, 2, padding=x.shape[-1] % 2, count_include_pad=True)
         return y + (x if self.shortcut is None else self.shortcut(x))
 
@@ -96,7 +96,7 @@ class Head(Stem):
 
 
 class Mix(nn.Conv2d):
-    """MobileNetV3's second convolution (Howard et al., 2019, section 5.1), on the means."""
+    """MobileNetV3's second convolution (Howard et al., 2019, section 5.1), on the means over positions."""
 
     def __init__(self, layer, folded):
         (conv,) = layer["convs"]
@@ -138,6 +138,7 @@ class Child(nn.Module):
         self.eval()
 
     def forward(self, x):
+        """Images [B, 3, R, R] to logits [B, classes]."""
         for label in self.order:
             x = self.get_submodule(label)(x)
         return x

@@ -1,4 +1,4 @@
-"""The tensor names of PyTorch-BigNAS and AttentiveNAS checkpoints, read into the supernet's parameters."""
+"""Reads PyTorch-BigNAS and AttentiveNAS checkpoints, by their tensor names, into the supernet's parameters."""
 
 import dataclasses
 import re
@@ -15,7 +15,7 @@ Shape = tuple[int, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Parameter:
-    """One tensor under PyTorch's name and in its shape, the parameter that it becomes, and how."""
+    """A tensor with PyTorch's name and shape, the parameter that it becomes, and the function that converts it."""
 
     name: str
     shape: Shape
@@ -25,11 +25,12 @@ class Parameter:
 
 @dataclasses.dataclass(frozen=True)
 class Account:
-    """Every tensor of a state dict, held against a search space.
+    """Every tensor of a state dict, compared with the tensors that a search space needs.
 
     Attributes:
-      missing: name to shape of what the space needs and is not there. unexpected: name to shape of what is there and
-        is not in the space. misshapen: name to (found, expected).
+      missing: tensors that the space needs and the state dict lacks, name to shape.
+      unexpected: tensors that the state dict has and the space does not need, name to shape.
+      misshapen: tensors with another shape, name to (found, expected).
       idle: names of the shortcut convolutions inside stages, which the released code registers but never runs.
     """
 
@@ -40,6 +41,7 @@ class Account:
 
     @property
     def fits(self) -> bool:
+        """Whether no tensor is missing, unexpected or misshapen."""
         return not (self.missing or self.unexpected or self.misshapen)
 
 
@@ -68,16 +70,16 @@ def _pointwise(torch_name: str, in_width: int, out_width: int, path: Path) -> Pa
     return Parameter(f"{torch_name}.weight", (out_width, in_width, 1, 1), path, _matrix)
 
 
-# What the released code calls the convolutions of a block, and those of the head where it has one part or two.
+# The released code's names of the convolutions of a block, and of the head with one part or two.
 _PARTS = {"expand": "inverted_bottleneck", "depthwise": "depth_conv", "project": "point_linear"}
 _HEAD, _FIRST, _SECOND = "last_conv", "last_conv.final_expand_layer", "last_conv.feature_mix_layer"
 
 
 def _names(layout: Sequence[Layer]) -> dict[tuple[Path, str], str]:
-    """What the released code calls each convolution, by the layer's path and the convolution's name.
+    """The released code's name of each convolution, by the layer's path and the convolution's name.
 
     Raises:
-      ConfigError: a layer is of a kind that the released systems do not have.
+      ConfigError: a layer has a kind that the released systems do not have.
     """
     two_parts = any(layer.kind == "mix" for layer in layout)
     ends = {"stem": "first_conv", "head": _FIRST if two_parts else _HEAD, "mix": _SECOND, "classifier": "classifier"}
@@ -133,7 +135,7 @@ def _shortcut(layer: Layer) -> Parameter:
 
 
 def _norms(space: Space) -> Iterator[tuple[str, str]]:
-    """(PyTorch name of a batch norm's layer, our name of its statistics)."""
+    """Pairs for each batch norm: PyTorch's name of the layer, and our name of its statistics."""
     layout = space.layout(space.biggest)
     names = _names(layout)
     for layer in layout:
@@ -143,12 +145,12 @@ def _norms(space: Space) -> Iterator[tuple[str, str]]:
 
 
 def released_name(name: str) -> str:
-    """A tensor's name without the prefixes of wrappers, of a block's two names the one used here."""
+    """A tensor's name without the prefixes of wrappers. Of a block's two names, it takes the one used here."""
     return re.sub(r"^(blocks\.\d+)\.conv\.", r"\1.mobile_inverted_conv.", re.sub(r"^((module|_orig_mod)\.)+", "", name))
 
 
 def expected_shapes(space: Space, num_classes: int) -> dict[str, Shape]:
-    """Name to shape of all tensors that a state dict of this space must have."""
+    """The shapes of all tensors that a state dict of this space must have, by name."""
     shapes = {parameter.name: parameter.shape for parameter in _parameters(space, num_classes)}
     for name, _ in _norms(space):
         for kind in ("mean", "var"):
@@ -157,7 +159,13 @@ def expected_shapes(space: Space, num_classes: int) -> dict[str, Shape]:
 
 
 def account(space: Space, num_classes: int, found: Mapping[str, Shape]) -> Account:
-    """Holds tensors, as name to shape, against the space. Names as `released_name` gives them."""
+    """Compares tensors with the space.
+
+    Args:
+      space: the search space.
+      num_classes: classes of the classifier.
+      found: the tensors' shapes, by the names that `released_name` gives.
+    """
     needed = expected_shapes(space, num_classes)
     inside = [layer for layer in space.layout(space.biggest) if layer.shortcut and not layer.shortcut.elastic]
     idle = {parameter.name: parameter.shape for parameter in map(_shortcut, inside)}
@@ -175,15 +183,15 @@ def read_state_dict(space: Space, tensors: Mapping[str, np.ndarray]) -> tuple[di
 
     Args:
       space: the search space that the checkpoint was trained on.
-      tensors: arrays by the names of a released checkpoint. Shortcut convolutions inside a stage, which that code
-        registers but never runs, are passed over.
+      tensors: arrays by the names of a released checkpoint. Shortcut convolutions inside a stage are ignored, because
+        the released code registers them but never runs them.
     Returns:
-      params, nested as `supernet.build` gives them, and statistics, as `Supernet.__call__` takes them (those that
-      were stored for the biggest architecture).
+      The parameters, nested as `supernet.build` gives them, and the statistics stored for the biggest architecture, as
+      `Supernet.__call__` takes them.
     Raises:
       ValueError: tensors are missing; the message lists the first ones.
     """
-    # Shapes are not looked at here (see `account`), so that the number of classes does not matter.
+    # Shapes are not checked here (see `account`), so that the number of classes does not matter.
     wanted = list(_parameters(space, num_classes=0))
     stored = [(f"{theirs}.bn.bn.running_{kind}", ours) for theirs, ours in _norms(space) for kind in ("mean", "var")]
     missing = [name for name in [p.name for p in wanted] + [name for name, _ in stored] if name not in tensors]

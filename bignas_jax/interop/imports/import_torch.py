@@ -1,4 +1,4 @@
-"""Import a supernet that PyTorch-BigNAS, AttentiveNAS or AlphaNet trained, as a run's folder."""
+"""Imports a supernet that PyTorch-BigNAS, AttentiveNAS or AlphaNet trained, as a run's folder."""
 
 import dataclasses
 import hashlib
@@ -26,12 +26,16 @@ CLASSIFIER = "classifier.linear.linear"
 
 @dataclasses.dataclass(frozen=True)
 class Imported:
-    """What was imported.
+    """A description of an import.
 
     Attributes:
-      file, sha256: the checkpoint. entry: where in it the weights were. counters: its own epoch or step.
-      tensors: how many were used as parameters and as statistics. ignored: how many of each kind were passed over.
-      params: numbers in the supernet's parameters.
+      file: the checkpoint's path.
+      sha256: the checkpoint's SHA-256.
+      entry: the entry of the checkpoint that held the weights.
+      counters: the epoch or step that the checkpoint states.
+      tensors: how many tensors were used as parameters and as statistics.
+      ignored: how many tensors of each kind were ignored.
+      params: the size of the supernet's parameters, in numbers.
     """
 
     file: str
@@ -46,17 +50,19 @@ class Imported:
 def import_checkpoint(
     options: Options, workdir: str | pathlib.Path, file: str | pathlib.Path, weights: str = ""
 ) -> Imported:
-    """Writes the supernet of a PyTorch checkpoint into a new run's folder; nothing is written where it does not fit.
+    """Writes the supernet of a PyTorch checkpoint into a new run's folder. If it does not fit, nothing is written.
 
-    The folder gets config.json, imported.json and, as step 0, a checkpoint of the weights with the batch-norm
-    statistics that were stored for the biggest architecture.
+    The folder gets config.json, imported.json and a checkpoint of step 0. The checkpoint holds the weights, and the
+    batch-norm statistics that were stored for the biggest architecture.
 
     Args:
-      options: as `flags.parse` returns them.
-      weights: 'model' or 'ema' where the file has both.
+      options: of the run, as `flags.parse` returns them.
+      workdir: the run's folder.
+      file: the PyTorch checkpoint.
+      weights: 'model' or 'ema', if the file has both.
     Raises:
-      ConfigError: the folder holds something. WeightsError: the file cannot be read, or its tensors are not those
-        of the config's space; `details` lists all of them.
+      ConfigError: the folder is not empty.
+      WeightsError: the file cannot be read, or its tensors do not fit the config's space. `details` lists them.
     """
     if options.arch:
         raise ConfigError("config.arch: found an architecture, expected a supernet's config, such as configs/bignas.py")
@@ -87,10 +93,10 @@ def import_checkpoint(
 
 
 def check_unused(workdir: pathlib.Path) -> None:
-    """Refuses a folder that holds anything but what an import left that was broken off.
+    """Refuses a folder that is not empty. It may hold the files of an import that did not finish.
 
     Raises:
-      ConfigError: there is something that could be lost, or the folder is no folder.
+      ConfigError: the folder holds files that could be lost, or it is not a folder.
     """
     if not workdir.exists():
         return
@@ -105,7 +111,7 @@ def check_unused(workdir: pathlib.Path) -> None:
 
 
 def _write(options: Options, workdir: pathlib.Path, result: Imported, params: Any, statistics: Any) -> None:
-    """The note first and the checkpoint last, so that an import that is broken off can be made again."""
+    """Writes the note first and the checkpoint last, so that an import that did not finish can be repeated."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         write_json(workdir / NOTE, dataclasses.asdict(result), indent=2)
@@ -165,7 +171,7 @@ def _shape(shape: Shape) -> str:
 
 
 def _hint(options: Options, shapes: Mapping[str, Shape], held: Account) -> str:
-    """What to do about tensors that do not fit."""
+    """The advice in the message about tensors that do not fit."""
     classes = shapes.get(f"{CLASSIFIER}.bias", (options.model.num_classes,))[0]
     flag = f"--config.model.num_classes={classes}"
     if account(space_of(options.space), classes, shapes).fits:
@@ -175,7 +181,7 @@ def _hint(options: Options, shapes: Mapping[str, Shape], held: Account) -> str:
             recipe = load_config(path)
             configs.validate(recipe)
         except ConfigError:
-            continue  # a recipe that is being written is no reason to say less
+            continue  # a recipe that does not load yet must not hide the other hints
         if account(space_of(recipe.space), classes, shapes).fits:
             wanted = "" if recipe.model.num_classes == classes else f" {flag}"
             return f"the tensors are those of --config configs/{path.name}{wanted}"
@@ -185,7 +191,7 @@ def _hint(options: Options, shapes: Mapping[str, Shape], held: Account) -> str:
 
 
 def table(result: Imported, options: Options) -> str:
-    """What was used and ignored, and the two ends of the space, as text."""
+    """A table of the tensors used and ignored, and of the biggest and the smallest architecture, as text."""
     body = [(f"used: {kind}", f"{number:,}") for kind, number in result.tensors.items()]
     body += [(f"ignored: {kind}", f"{number:,}") for kind, number in result.ignored.items()]
     space = space_of(options.space)

@@ -1,4 +1,4 @@
-"""Files of PyTorch checkpoints, read without running what is in them: one state dict under the released names."""
+"""Reads PyTorch checkpoints as one state dict with the released names, without running code in the files."""
 
 import collections
 import dataclasses
@@ -18,7 +18,7 @@ import torch
 from bignas_jax.errors import WeightsError
 from bignas_jax.interop.imports.bignas_names import released_name
 
-# What a file may call its weights, and their moving average; inside an entry further ones may follow.
+# The names that a file may use for its weights and for their moving average. Entries may be nested.
 MODEL = ("model_state", "state_dict", "model_state_dict", "model", "network", "net", "module", "shadow")
 EMA = ("ema", "state_dict_ema", "ema_state_dict", "model_ema", "ema_state", "ema_model")
 COUNTERS = ("epoch", "step", "iteration", "global_step", "num_updates")
@@ -30,9 +30,9 @@ class StateDict:
     """The weights of a file.
 
     Attributes:
-      tensors: on the CPU, by released name; they may be mapped from the file.
-      entry: where in the file they were, such as `state_dict`; empty if they were all of it.
-      ignored: how many entries of each kind were passed over.
+      tensors: tensors on the CPU, by released name. They may be mapped from the file.
+      entry: the file's entry that held them, such as `state_dict`; empty if the file held nothing else.
+      ignored: how many entries of each kind were ignored.
       counters: the epoch or the steps that the file states.
     """
 
@@ -46,9 +46,10 @@ def read_checkpoint(path: str | pathlib.Path, weights: str = "") -> StateDict:
     """The state dict in a .pth, .pt, .tar or .safetensors file.
 
     Args:
-      weights: 'model' or 'ema' where the file has both the weights and their moving average.
+      path: the file.
+      weights: 'model' or 'ema', if the file has both the weights and their moving average.
     Raises:
-      WeightsError: the file cannot be read, it holds code, or there are no weights in it; one line.
+      WeightsError: the file cannot be read, it holds code, or it has no weights; one line.
     """
     path = pathlib.Path(path)
     content = _safetensors(path) if path.suffix == ".safetensors" else _pickled(path)
@@ -68,14 +69,14 @@ def _safetensors(path: pathlib.Path) -> Mapping[str, torch.Tensor]:
 
 
 class _Settings:
-    """Stands for a dictionary of settings of its own class: a plain one."""
+    """Replaces a settings dictionary that has a class of its own: it makes a plain dictionary."""
 
     def __new__(cls, *_):
         return collections.OrderedDict()
 
 
 class _Nothing:
-    """Stands for an object whose value does not matter: takes everything, does nothing."""
+    """Replaces an object whose value does not matter: it takes any arguments and does nothing."""
 
     def __new__(cls, *_):
         return object.__new__(cls)
@@ -84,8 +85,8 @@ class _Nothing:
         pass
 
 
-# What training code likes to save beside the weights: read as these stand-ins, which run nothing of it.
-# `utils.config` is the module of AttentiveNAS's settings.
+# Objects that training code often saves beside the weights. They are read as these stand-ins, which run none of their
+# code. `utils.config` is the module of AttentiveNAS's settings.
 _STAND_INS = [
     (_Settings, "utils.config.Config"),
     (_Settings, "utils.config.AttrDict"),
@@ -98,8 +99,8 @@ _STAND_INS = [
 
 
 def _pickled(path: pathlib.Path) -> Any:
-    """What torch.save wrote, by its loader for weights alone, which builds no object but tensors and containers."""
-    with open(path, "rb") as file:  # errors of reading come from here: torch raises OSErrors for broken content, too
+    """The content of a file of torch.save. Its loader for weights builds only tensors and containers."""
+    with open(path, "rb") as file:  # reading first shows a disk's errors: torch raises OSError for bad content, too
         start = file.read(64)
     is_zip = zipfile.is_zipfile(path)
     try:
@@ -111,7 +112,7 @@ def _pickled(path: pathlib.Path) -> Any:
 
 
 def _reason(message: str, start: bytes, is_zip: bool) -> str:
-    """What is wrong with a file that torch.load refused, and what to do."""
+    """Why torch.load refused a file, and what to do."""
     code = re.search(r"GLOBAL (\S+) was not an allowed|unsupported GLOBAL (\S+)|unrecognized function (\S+)", message)
     if code:
         name = next(group for group in code.groups() if group)
@@ -163,10 +164,10 @@ def _short(text: str, limit: int = 200) -> str:
 
 
 def _find(content: Any, names: tuple[str, ...]) -> tuple[str, Mapping[str, Any]] | None:
-    """(dotted entry, state dict): under the first of `names` that has one, else `content` itself, else None."""
+    """(dotted entry, state dict), from the first of `names` that has one, or from `content` itself. None if neither."""
     if not isinstance(content, Mapping):
         return None
-    # First, for a wrapper may have tensors of its own: the best accuracy, say.
+    # Entries come first, because a wrapper may have tensors of its own, such as the best accuracy.
     found = _nested(content, names)
     if found is None and any(isinstance(value, torch.Tensor) for value in content.values()):
         return "", content
@@ -182,10 +183,10 @@ def _nested(content: Any, names: tuple[str, ...]) -> tuple[str, Mapping[str, Any
 
 
 def _released(path: pathlib.Path, mapping: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, int]]:
-    """The tensors under one name each, and how many entries of each kind were left out.
+    """The tensors, each with one name, and how many entries of each kind were left out.
 
     Raises:
-      WeightsError: two tensors that stand for the same one differ.
+      WeightsError: a tensor has two names, and their values differ.
     """
     tensors, ignored, differing = {}, collections.Counter(), []
     for given, tensor in mapping.items():
@@ -220,17 +221,17 @@ def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def listed(names, limit: int = SHOWN, between: str = ", ") -> str:
-    """The first names, and how many more there are."""
+    """The first `limit` names, and how many more there are."""
     names = list(names)
     more = [f"and {len(names) - limit} more"] if len(names) > limit else []
     return between.join([*names[:limit], *more])
 
 
 def to_float32(path: str | pathlib.Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
-    """The tensors as NumPy arrays; half, bfloat16 and float64 become float32.
+    """The tensors as NumPy arrays. float16, bfloat16 and float64 become float32.
 
     Raises:
-      WeightsError: tensors of whole numbers, weights that are not finite, or negative variances.
+      WeightsError: a tensor holds whole numbers, weights that are not finite, or negative variances.
     """
     other = [f"{name}: {tensor.dtype}" for name, tensor in tensors.items() if not _is_plain(tensor)]
     if other:

@@ -25,12 +25,13 @@ _WORDS = {"macs": "multiply-adds", "params": "parameters", "latency_ms": "latenc
 
 
 def write(result: Mapping[str, Any], folder: pathlib.Path) -> list[pathlib.Path]:
-    """Writes report.html and front.png into `folder`, each in one go: a reader never meets half a file.
+    """Writes report.html and front.png into `folder`, each in one go: a reader never finds half a file.
 
     Args:
-      result: what a search found, as result.json holds it: run, config, space, evaluations, budgets, front,
-        final, predictor and latency. Accuracies are 0..1, latencies in ms, times in seconds. Without
-        run.workdir, the run's folder is the parent of `folder`.
+      result: the content of result.json: run, config, space, evaluations, budgets, front, final, predictor and latency.
+        Accuracies are 0..1, latencies in ms, times in seconds. Without run.workdir, the run's folder is the parent of
+        `folder`.
+      folder: where both files are written.
     Returns:
       The two paths.
     Raises:
@@ -58,12 +59,12 @@ def page(result: Mapping[str, Any]) -> str:
         "HEADLINE": html.escape(headline(result)),
         "DATA": embedded({"result": result, "commands": commands(result), "chosen": _chosen_number(result)}),
     }
-    # One pass: a name in the data that looks like a slot of the template stays a name.
+    # One pass over the template: text in the data that looks like a slot of the template is left alone.
     return re.sub(r"@@([A-Z]+)@@", lambda match: parts[match[1]], TEMPLATE.read_text(encoding="utf-8"))
 
 
 def embedded(value: Any) -> str:
-    """JSON that may stand inside a script element, whatever its strings hold; not-a-number becomes null."""
+    """JSON that is safe inside a script element, whatever its strings hold. Not-a-number becomes null."""
     text = json.dumps(_finite(value), separators=(",", ":"), allow_nan=False)
     return text.replace("<", r"\u003c").replace(">", r"\u003e").replace("&", r"\u0026")
 
@@ -77,7 +78,7 @@ def _finite(value: Any) -> Any:
 
 
 def commands(result: Mapping[str, Any]) -> dict[str, str]:
-    """By the budget's name: the shell command that evaluates its winner again."""
+    """The shell commands that evaluate the winners again, by the budget's name."""
     workdir = pathlib.PurePath(result["run"]["workdir"])
     return {
         budget["name"]: shlex.join(
@@ -89,8 +90,8 @@ def commands(result: Mapping[str, Any]) -> dict[str, str]:
 def headline(result: Mapping[str, Any]) -> str:
     """The main result in a sentence.
 
-    It compares, on the validation split, the biggest network with the cheapest winner that keeps AS_GOOD of its
-    accuracy, or with the best winner. Without these it names the best evaluation.
+    It compares the biggest network, on the validation split, with the cheapest winner that keeps AS_GOOD of its
+    accuracy. If no winner does, it compares with the best winner. If neither is there, it names the best evaluation.
     """
     pair = _compared(result)
     if pair is None:
@@ -106,7 +107,7 @@ def headline(result: Mapping[str, Any]) -> str:
 
 
 def _compared(result: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]] | None:
-    """The rows of `final` that the first sentence is about, a winner and MAX, or None where there are none."""
+    """The rows of `final` that the first sentence compares: a winner and MAX. None if they are missing."""
     cost = result["run"]["cost"]
     biggest = next((row for row in result["final"] if row["name"] == "MAX"), None)
     if biggest is None or not biggest[cost] or not biggest["top1"]:
@@ -134,7 +135,7 @@ def _best_evaluation(result: Mapping[str, Any]) -> str:
 
 
 def _percent(share: float, digits: int) -> str:
-    """Rounded half up, as JavaScript rounds the same number further down the page."""
+    """A percentage, rounded half up, because JavaScript rounds the same number so further down the page."""
     exact = decimal.Decimal(100 * share)
     return f"{exact.quantize(decimal.Decimal(1).scaleb(-digits), decimal.ROUND_HALF_UP)}%"
 
@@ -143,7 +144,7 @@ def read(workdir: str | pathlib.Path) -> dict[str, Any]:
     """The result of the search in a run's folder.
 
     Raises:
-      ReportError: there is none, or its file is not what a search writes.
+      ReportError: there is no result, or a search did not write its file.
     """
     path = pathlib.Path(workdir) / "search" / "result.json"
     try:

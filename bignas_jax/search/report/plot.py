@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from bignas_jax.files import write_with
 
 INK, MUTED, LINE = "#1b1e22", "#59616b", "#dfe2e6"
-# Lightness rises along the ramp, so that the order is seen with any colour vision; report.html has the same ends.
+# Lightness rises along the ramp, so that the order is visible with any colour vision. report.html has the same ends.
 _RAMP = LinearSegmentedColormap.from_list("resolution", ["#35208a", "#b8327a", "#d9601a"])
 _TITLES = {"macs": "multiply-adds", "params": "parameters", "latency_ms": "latency"}
 # Costs that span more than this factor are drawn on a logarithmic axis.
@@ -28,7 +28,7 @@ def colours(resolutions: Sequence[int]) -> dict[int, str]:
 
 
 def unit_of(cost: str, values: Sequence[float]) -> tuple[float, str]:
-    """What to divide a cost by, and the unit that follows: thousands, millions, or milliseconds."""
+    """The number to divide a cost by, and its unit: thousands, millions, or milliseconds."""
     if cost == "latency_ms":
         return 1.0, "ms"
     return (1e3, "K") if max(values, default=0) < 1e6 and cost == "params" else (1e6, "M")
@@ -119,6 +119,6 @@ def _style(axes: Axes, costs: Sequence[float]) -> None:
 
 
 def _plain(text: str, most: int = 28) -> str:
-    """At most so many characters, which matplotlib takes as they are: a dollar sign would begin a formula."""
+    """At most `most` characters, escaped for matplotlib: a dollar sign would begin a formula."""
     short = text if len(text) <= most else text[:most - 1] + "\u2026"
     return short.replace("$", r"\$")

@@ -1,4 +1,4 @@
-"""What a search leaves: result.json, a file for each winner, the report, and a table for the terminal."""
+"""The output of a search: result.json, a file for each winner, the report, and a table for the terminal."""
 
 import contextlib
 import dataclasses
@@ -22,7 +22,7 @@ from bignas_jax.text import aligned
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """What a search ends with: its evaluations, the winners by budget, the predictor and the table of latencies."""
+    """The findings of a search: its evaluations, the winners by budget, the predictor and the table of latencies."""
 
     race: Race
     winners: dict[str, Scored]
@@ -39,10 +39,10 @@ def result_of(
     found: Found,
     final: dict[Architecture, dict[str, Any]],
 ) -> dict[str, Any]:
-    """All that a search found, as JSON values.
+    """All findings of a search, as JSON values.
 
-    Keys: run, config, space, evaluations, budgets (each with its winner's number), front (numbers), final (the
-    validation figures), predictor, latency.
+    Keys: run, config, space, evaluations, budgets (each with its winner's number), front (numbers of evaluations),
+    final (the validation figures), predictor, latency.
     """
     options, device = session.options, session.mesh.devices.flat[0]
     val = next(iter(final.values()))["images"]
@@ -132,7 +132,7 @@ def write(result: dict[str, Any], workdir: pathlib.Path) -> None:
 
 
 def _set_aside(path: pathlib.Path, winner: dict[str, Any]) -> None:
-    """Renames the folder of an earlier winner, if it holds more than its architecture: files exported from it."""
+    """Renames the folder of an earlier winner if it also holds other files, such as exports of that winner."""
     folder = path.parent
     if not path.exists() or len(list(folder.iterdir())) == 1:
         return
@@ -168,7 +168,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def notes(result: dict[str, Any]) -> list[str]:
-    """What the table's figures rest on: one line each for the search, the predictor and the latencies."""
+    """Lines that say how the table's figures were found: one each for the search, the predictor and the latencies."""
     run = result["run"]
     complete = sum(row["complete"] for row in result["evaluations"])
     first, held_out = run["images"]["first_part"], run["images"]["holdout"]

@@ -1,8 +1,8 @@
 """Coarse-to-fine selection (Yu et al., 2020, section 3.3).
 
-First a grid of skeletons: resolutions, and one level each of depth, width, kernel size and expansion for the whole
-network. Then, for each budget, the best architecture so far is mutated one part at a time (the stem, every stage,
-the head, the resolution), each part starting from the best that the part before it left.
+First a grid of skeletons is scored. A skeleton has a resolution, and one level each of depth, width, kernel size and
+expansion for the whole network. Then, for each budget, the best architecture so far is mutated one part at a time: the
+stem, every stage, the head, the resolution. Each part starts from the best architecture after the part before it.
 """
 
 import itertools
@@ -16,16 +16,18 @@ from bignas_jax.spaces.architecture import Architecture
 
 GRID_SHARE = 0.4  # of all evaluations
 LEVELS = (0.0, 0.5, 1.0)
-LEAST = 2  # mutations of a part at a time, for each budget
-TRIES = 20  # draws for one mutation that is new
+LEAST = 2  # the fewest mutations of a part, for each budget
+TRIES = 20  # draws to find a mutation that is new
 
 
 class CoarseToFine:
     """A grid over skeletons, then mutation part by part of the best within each budget.
 
     Args:
-      num_evaluations: how many the search may spend; decides the size of the grid and, up to what is asked for at a
-        time, the mutations of a part.
+      problem: the space, its costs and the budgets.
+      seed: the seed of all draws.
+      num_evaluations: how many evaluations the search may spend. It decides the size of the grid and the number of
+        mutations of a part. `ask` may limit these mutations further.
     """
 
     front = False
@@ -42,15 +44,16 @@ class CoarseToFine:
             if any(len(space.choices[gene]) > 1 for gene in genes)
         ]
         left = max(0, num_evaluations - len(self._grid))
-        # Two rounds over the parts, where there is enough to spend.
+        # Two rounds over the parts, if there are enough evaluations.
         self._mutations = max(LEAST, left // (2 * max(1, len(self._parts)) * len(problem.budgets)))
         self._turn = 0
 
     def ask(self, count: int, pool: int = 1) -> list[Proposal]:
+        """See `Strategy.ask`."""
         if self._grid:
             asked, self._grid = self._grid[:count], self._grid[count:]
             return [Proposal(arch, "grid", screen=False) for arch in asked]
-        for _ in self._parts:  # a part whose mutations are all known is passed over
+        for _ in self._parts:  # a part whose mutations are all known is skipped
             turn, self._turn = self._turn, self._turn + 1
             name, genes = self._parts[turn % len(self._parts)]
             number = min(self._mutations, max(1, count // len(self._problem.budgets)))
@@ -73,9 +76,9 @@ class CoarseToFine:
         return list(found)
 
     def _mutate(self, arch: Architecture, genes: tuple[int, ...], budget: Budget) -> Architecture:
-        """`arch` with choices of a part drawn anew, brought back to the budget by small changes elsewhere.
+        """`arch` with choices of a part drawn anew. Small changes elsewhere bring it back within the budget.
 
-        What the part gives up is spent elsewhere every other time: the best under a budget uses most of it.
+        Every other time, other parts also grow to use up the budget: the best architectures use most of it.
         """
         space = self._problem.space
         values = list(space.indices(arch))
@@ -91,11 +94,12 @@ class CoarseToFine:
         return mutant
 
     def tell(self, scores: Mapping[Architecture, float]) -> None:
+        """See `Strategy.tell`."""
         self._scores.update(scores)
 
 
 def skeletons(problem: Problem) -> list[Architecture]:
-    """The grid: every resolution with each level of depth, width, kernel size and expansion for all stages alike."""
+    """The grid: every resolution with each level of depth, width, kernel size and expansion, equal in all stages."""
     space = problem.space
     found: dict[Architecture, None] = {}
     names = ("width", "depth", "kernel_size", "expand_ratio")
@@ -111,7 +115,7 @@ def skeletons(problem: Problem) -> list[Architecture]:
 
 
 def _thinned(problem: Problem, grid: list[Architecture], count: int) -> list[Architecture]:
-    """At most `count` of the grid: for each budget in turn the skeletons within it, from the most costly down."""
+    """At most `count` skeletons of the grid: from each budget in turn, the most costly one that is left."""
     queues = []
     for budget in problem.budgets:
         within = [arch for arch in grid if problem.fits(arch, budget)]

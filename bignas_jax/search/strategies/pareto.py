@@ -19,10 +19,13 @@ from bignas_jax.spaces.architecture import Architecture
 class Pareto:
     """NSGA-II over the positions of the choices, minimising (1 - accuracy, cost).
 
-    Where the budgets were named by the user, what none of them allows is brought back into one of them.
+    If the user named budgets, an architecture that none of them allows is brought back into one of them.
 
     Args:
-      population: of NSGA-II. mutation_probability: of each choice.
+      problem: the space, its costs and the budgets.
+      seed: the seed of all draws.
+      population: the size of NSGA-II's population.
+      mutation_probability: the probability of each choice to change.
     """
 
     front = True
@@ -46,6 +49,7 @@ class Pareto:
         self._generation = 0
 
     def ask(self, count: int, pool: int = 1) -> list[Proposal]:
+        """See `Strategy.ask`."""
         if self._asked:
             self._finish_generation({})
         self._algorithm.n_offsprings = count * pool
@@ -59,10 +63,11 @@ class Pareto:
         return [Proposal(arch, phase, screen=self._generation > 0) for arch in self._asked]
 
     def tell(self, scores: Mapping[Architecture, float]) -> None:
+        """See `Strategy.tell`."""
         self._finish_generation(scores)
 
     def _finish_generation(self, scores: Mapping[Architecture, float]) -> None:
-        """What was asked and scored joins the population; the rest is forgotten."""
+        """Adds the architectures that were asked for and scored to the population, and forgets the others."""
         told = [(genes, arch) for arch, genes in self._asked.items() if arch in scores]
         self._asked = {}
         if told:
@@ -75,8 +80,8 @@ class Pareto:
     def _spread(self, population: int, tops: np.ndarray) -> np.ndarray:
         """A first generation over the whole range of costs: int [population, choices].
 
-        Uniform draws crowd in the middle. Here each individual has its own odds of large choices; the smallest and
-        the biggest are among them.
+        Uniform draws crowd in the middle of the range. So each individual has its own probability of large choices. The
+        smallest and the biggest architecture are among them.
         """
         odds = np.linspace(0.0, 1.0, population)[:, None]
         return self._rng.binomial(tops, odds)

@@ -8,13 +8,13 @@ from bignas_jax.search.problem import Problem
 from bignas_jax.search.strategies.strategy import Proposal
 from bignas_jax.spaces.architecture import Architecture
 
-TRIES = 30  # draws for one architecture that is new
+TRIES = 30  # draws to find an architecture that is new
 
 
 class RandomSearch:
-    """Draws architectures from those within a budget, the budgets in turn: uniformly, unless these are rare.
+    """Draws architectures within a budget, the budgets in turn. Draws are uniform, unless such architectures are rare.
 
-    No predictor screens them: that would be no baseline.
+    No predictor screens the draws: a screened search would be no baseline.
     """
 
     front = False
@@ -25,6 +25,7 @@ class RandomSearch:
         self._told: set[Architecture] = set()
 
     def ask(self, count: int, pool: int = 1) -> list[Proposal]:
+        """See `Strategy.ask`."""
         found: dict[Architecture, None] = {}
         budgets = self._problem.budgets
         for number in range(count * TRIES):
@@ -36,4 +37,5 @@ class RandomSearch:
         return [Proposal(arch, "random", screen=False) for arch in found]
 
     def tell(self, scores: Mapping[Architecture, float]) -> None:
+        """See `Strategy.tell`."""
         self._told.update(scores)

@@ -14,7 +14,7 @@ from bignas_jax.search.strategies.strategy import Strategy
 LEAST_GENERATION, LEAST_ROUND = 14, 6
 
 
-# How each is made, of the problem and the options of the search. A user's own class is made the same way.
+# A maker gets the problem and the options of the search. A user's own class is made the same way.
 Maker = Callable[[Problem, Search], Strategy]
 STRATEGIES: dict[str, Maker] = {
     Strategies.COARSE_TO_FINE: lambda problem, o: CoarseToFine(problem, o.seed, o.num_evaluations),
@@ -25,10 +25,10 @@ STRATEGIES: dict[str, Maker] = {
 
 
 def strategy_maker(name: str) -> Maker:
-    """How the strategy of a name is made.
+    """The function that makes the strategy of this name.
 
     Raises:
-      ConfigError: there is none.
+      ConfigError: there is no strategy of that name.
     """
     return find(name, STRATEGIES, "config.search.strategy")
 
@@ -37,16 +37,16 @@ def make_strategy(options: Search, problem: Problem) -> Strategy:
     """The strategy that the options name.
 
     Raises:
-      ConfigError: there is none of that name.
+      ConfigError: there is no strategy of that name.
     """
     return strategy_maker(options.strategy)(problem, options)
 
 
 def round_size(options: Search) -> int:
-    """Architectures that are scored between two answers to the strategy.
+    """How many architectures are scored in a round, before the strategy is told their scores.
 
-    For NSGA-II a generation, small enough that there are eight of them; half a population for the others, and small
-    enough that there are ten rounds.
+    A round of NSGA-II is a generation, small enough to leave eight generations. A round of the other strategies is half
+    a population, small enough to leave ten rounds.
     """
     if options.strategy == Strategies.PARETO:
         return min(options.population, max(LEAST_GENERATION, options.num_evaluations // 8))
