@@ -1,6 +1,5 @@
 """A single child's run: its step against plain PyTorch, its start against the supernet, and whole runs on digits."""
 
-import contextlib
 import dataclasses
 import json
 import re
@@ -43,7 +42,6 @@ from bignas_jax.runs import assess as reporting
 from bignas_jax.runs.checkpoint import Checkpoints
 from bignas_jax.runs.folder import begun
 from bignas_jax.runs.identity import claim
-from bignas_jax.runs.logs import Logs
 from bignas_jax.runs.session import Session
 from bignas_jax.spaces.mobilenet import SearchSpace
 from bignas_jax.step.members.registry import make_members
@@ -192,14 +190,6 @@ def test_a_killed_child_goes_on_to_the_same_bits_without_the_files_that_it_came_
     assert "going on from step" in out and "SLICE" in out and "starting from" not in out
     assert_same_bits(last_checkpoint(workdir), last_checkpoint(whole[0]))
     assert without_speed(records(workdir)) == without_speed(records(whole[0]))
-
-
-def test_a_slice_that_was_evaluated_before_the_first_step_is_not_again(tmp_path):
-    """Where a run was killed before its first checkpoint."""
-    for evaluated in (False, True):
-        with contextlib.closing(Logs(tmp_path, 0, STEPS, bar=False)) as logs:
-            assert logs.evaluated is evaluated
-            logs.record(0, {"holdout_top1/child": 0.5})
 
 
 def test_eval_of_a_child_needs_no_config(lab, whole):
