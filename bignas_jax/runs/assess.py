@@ -124,13 +124,17 @@ def read(workdir: str | pathlib.Path, name: str, step: int) -> list[dict[str, An
     return list(_rows(pathlib.Path(workdir) / f"evaluation_{name}.json", step).values())
 
 
-def _rows(path: pathlib.Path, step: int) -> dict[tuple[str, Architecture], dict[str, Any]]:
+def _key(row: Mapping[str, Any]) -> tuple[str, str]:
+    return row["name"], json.dumps(row["architecture"], sort_keys=True)
+
+
+def _rows(path: pathlib.Path, step: int) -> dict[tuple[str, str], dict[str, Any]]:
     """The rows of a file by name and architecture, if they are of this step."""
     if not path.exists():
         return {}
     try:
         found = json.loads(path.read_text())
-        rows = {(row["name"], Architecture.from_dict(row["architecture"])): row for row in found["rows"]}
+        rows = {_key(row): row for row in found["rows"]}
         return rows if found["step"] == step else {}
     except (ValueError, KeyError, TypeError) as error:
         aside = path.with_suffix(".damaged.json")
@@ -166,7 +170,7 @@ def write(
     """
     path = pathlib.Path(workdir) / f"evaluation_{name or split}.json"
     kept = _rows(path, step)
-    kept |= {(row["name"], Architecture.from_dict(row["architecture"])): dict(row) for row in rows}
+    kept |= {_key(row): dict(row) for row in rows}
     rows = [{name: _finite(value) for name, value in row.items()} for row in kept.values()]
     write_json(path, {"step": step, "split": split, "rows": rows}, indent=2)
     return path

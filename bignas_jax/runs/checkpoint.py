@@ -94,7 +94,7 @@ class Checkpoints:
         Raises:
           CheckpointError: there are some, and nothing may be moved.
         """
-        for step in sorted(int(path.name) for path in self.folder.glob("[0-9]*") if path.name.isdigit()):
+        for step in sorted(int(path.name) for path in self.folder.glob("[0-9]*") if path.name.isdecimal()):
             folder = self.folder / str(step)
             metrics, unreadable = folder / "metrics", False
             with contextlib.suppress(ValueError, OSError):
@@ -195,7 +195,7 @@ class Checkpoints:
         if which == "best":
             scores = {step: score for step in steps if (score := self._score(step)) is not None}
             return max(scores, key=lambda step: (scores[step], step)) if scores else steps[-1]
-        if not str(which).isdigit() or int(which) not in steps:
+        if not str(which).isdecimal() or int(which) not in steps:
             raise CheckpointError(
                 f"--checkpoint: found {which}, expected newest, best or one of {', '.join(map(str, steps))}"
             )

@@ -103,7 +103,7 @@ def check_unused(workdir: pathlib.Path) -> None:
     if not workdir.is_dir():
         raise ConfigError(f"--workdir: {workdir} is a file, expected a new folder")
     there = {path.name for path in workdir.iterdir()}
-    steps = [path for path in (workdir / "checkpoints").glob("[0-9]*") if path.name.isdigit()]
+    steps = [path for path in (workdir / "checkpoints").glob("[0-9]*") if path.name.isdecimal()]
     unfinished = NOTE in there and there <= {NOTE, f"{NOTE}.tmp", "config.json", "config.json.tmp", "checkpoints"}
     if there and (steps or not unfinished):
         held = f"a run with {len(steps)} checkpoints" if steps else listed(sorted(there), 3)

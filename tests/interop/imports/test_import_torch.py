@@ -21,7 +21,6 @@ from bignas_jax.config import fields as config_lib
 from bignas_jax.config.files import from_json
 from bignas_jax.config.options import Options
 from bignas_jax.config.recipes import load_config
-from bignas_jax.errors import CheckpointError
 from bignas_jax.interop.imports.bignas_names import account, expected_shapes, read_state_dict
 from bignas_jax.nets.slicing import param_shapes
 from bignas_jax.programs import memory
@@ -240,17 +239,6 @@ def test_training_goes_on_from_the_weights(lab, run, capsys):
         np.testing.assert_allclose(flat(moving_average)[name], array, rtol=1e-6, atol=1e-12, err_msg=name)
     assert_same(read(run, config, 0)[0], before)
     assert_same(still_there, statistics)
-    checkpoints = Checkpoints(run, read_only=True)
-    with pytest.raises(CheckpointError, match="keeps no batch-norm statistics, as only imported ones do"):
-        checkpoints.statistics({"stem": 8}, make_mesh(1, {}), 3)
-    checkpoints.close()
-
-
-def test_imported_weights_are_not_deleted_when_the_loss_is_not_finite(lab, run):
-    checkpoints = Checkpoints(run)
-    assert checkpoints.delete_from(0) == 0
-    checkpoints.close()
-    read(run, config_of(lab))
 
 
 def refused(result, *patterns):
