@@ -1,8 +1,7 @@
 """Evaluate architectures of a trained supernet. `python eval.py --help` says how."""
 
-import sys
-
 from bignas_jax.cli.evaluate import main
+from bignas_jax.cli.stopping import script
 
 if __name__ == "__main__":
-    sys.exit(main())
+    script(main)

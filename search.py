@@ -1,8 +1,7 @@
 """Search a trained supernet. `python search.py --help` says how."""
 
-import sys
-
 from bignas_jax.cli.search import main
+from bignas_jax.cli.stopping import script
 
 if __name__ == "__main__":
-    sys.exit(main())
+    script(main)

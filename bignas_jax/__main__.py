@@ -7,6 +7,8 @@
 import importlib
 import sys
 
+from bignas_jax.cli.stopping import script
+
 # By name: the module in `cli`, and what it does.
 COMMANDS = {
     "train": ("train", "train a supernet, or one architecture of it"),
@@ -37,4 +39,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    script(main)

@@ -12,7 +12,7 @@ import sys
 
 from absl import flags as absl_flags
 
-from bignas_jax.cli import flags, stopping
+from bignas_jax.cli import flags
 from bignas_jax.programs import memory
 
 
@@ -30,7 +30,6 @@ def define(values: absl_flags.FlagValues) -> None:
     )  # fmt: skip
 
 
-@stopping.guarded
 def main() -> int:
     memory.keep_freed_memory()  # before the parse: a config may name classes whose modules import JAX
     options, arguments = flags.parse(sys.argv, __doc__, define, of_run=True)

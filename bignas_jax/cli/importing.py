@@ -15,7 +15,7 @@ import sys
 
 from absl import flags as absl_flags
 
-from bignas_jax.cli import flags, scripts, stopping
+from bignas_jax.cli import flags, scripts
 from bignas_jax.config.options import Options
 from bignas_jax.errors import WeightsError
 from bignas_jax.interop.imports.import_torch import import_checkpoint, table
@@ -39,7 +39,6 @@ def define(values: absl_flags.FlagValues) -> None:
     )
 
 
-@stopping.guarded
 def main() -> int:
     # Nothing is computed here, so JAX's memory (memory.keep_freed_memory) does not matter.
     options, arguments = flags.parse(sys.argv, __doc__, define, positional="CHECKPOINT")

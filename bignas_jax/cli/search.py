@@ -14,7 +14,7 @@ import sys
 
 from absl import flags as absl_flags
 
-from bignas_jax.cli import flags, stopping
+from bignas_jax.cli import flags
 from bignas_jax.programs import memory
 
 
@@ -22,7 +22,6 @@ def define(values: absl_flags.FlagValues) -> None:
     absl_flags.DEFINE_string("checkpoint", "newest", "newest, best, or a step", flag_values=values)
 
 
-@stopping.guarded
 def main() -> int:
     memory.keep_freed_memory()  # before the parse: a config may name classes whose modules import JAX
     options, arguments = flags.parse(sys.argv, __doc__, define, of_run=True)

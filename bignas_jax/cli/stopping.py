@@ -4,13 +4,13 @@ A handler in Python runs between two of Python's instructions, which a compilati
 learns of the signal as well, and ends the process where the main thread does not.
 """
 
-import functools
 import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import NoReturn
 
 from bignas_jax.errors import Interrupted
 
@@ -18,24 +18,26 @@ PATIENCE = 25.0  # seconds that the main thread has to save its state and end
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-def guarded(work: Callable[[], int]) -> Callable[[], int]:
-    """The main function of a script that says so in one line where a signal ends it."""
+def script(main: Callable[[], int]) -> NoReturn:
+    """Runs the main function of a script, and ends the process with the code that it returns.
 
-    @functools.wraps(work)
-    def main() -> int:
-        _install(sys.argv[0])
-        try:
-            return work()
-        except (Interrupted, KeyboardInterrupt) as error:
-            signum = getattr(error, "signum", signal.SIGINT)
-            sys.stdout.flush()
-            print(_line(os.path.basename(sys.argv[0]), signum), file=sys.stderr, flush=True)
-            os._exit(128 + signum)  # threads that compile would be waited for otherwise
-        finally:
-            for signum in SIGNALS:  # the work is done; Python would let them end it without a word from here on
-                signal.signal(signum, signal.SIG_IGN)
+    Where a signal ends it, one line says so.
 
-    return main
+    Args:
+      main: the function; a first call that imports what it needs may be a part of it.
+    """
+    _install(sys.argv[0])
+    try:
+        code = main()
+    except (Interrupted, KeyboardInterrupt) as error:
+        signum = getattr(error, "signum", signal.SIGINT)
+        sys.stdout.flush()
+        print(_line(os.path.basename(sys.argv[0]), signum), file=sys.stderr, flush=True)
+        os._exit(128 + signum)  # threads that compile would be waited for otherwise
+    finally:
+        for signum in SIGNALS:  # the work is done; Python would let them end it without a word from here on
+            signal.signal(signum, signal.SIG_IGN)
+    sys.exit(code)
 
 
 def _install(program: str) -> None:

@@ -9,11 +9,10 @@ Then `python eval.py` with the same --workdir evaluates architectures of it.
 
 import sys
 
-from bignas_jax.cli import flags, stopping
+from bignas_jax.cli import flags
 from bignas_jax.programs import memory
 
 
-@stopping.guarded
 def main() -> int:
     memory.keep_freed_memory()  # before the parse: a config may name classes whose modules import JAX
     options, arguments = flags.parse(sys.argv, __doc__)

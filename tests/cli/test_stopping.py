@@ -14,7 +14,6 @@ SCRIPT = """
 import sys, time
 from bignas_jax.cli import stopping
 {patience}
-@stopping.guarded
 def main():
     {started}
     print("ready", flush=True)
@@ -22,7 +21,7 @@ def main():
     print("done", flush=True)
     return 7
 
-sys.exit(main())
+stopping.script(main)
 """
 DEAF = "import hashlib; hashlib.pbkdf2_hmac('sha256', b'x', b'y', 60_000_000)"  # in C, where no handler runs
 
