@@ -1,6 +1,7 @@
 """A data set opened and checked: its classes, its splits and how its images are prepared."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,6 +13,14 @@ from bignas_jax.data.transforms import Augmentation, CenterCrop
 from bignas_jax.errors import DataError
 
 SOURCES = ("folder", "digits", *TORCHVISION)
+
+
+class Images(NamedTuple):
+    """All images of a data set; made by `open_images`."""
+
+    class_names: tuple[str, ...]
+    train: Source
+    val: Source
 
 
 @dataclass(frozen=True)
@@ -49,24 +58,50 @@ class Dataset:
         return self.train, np.flatnonzero(keep)
 
 
-def open_dataset(options: Data, seed: int = 0) -> Dataset:
+def open_images(options: Data, tell: bool = True) -> Images:
+    """The images that the `data` options name.
+
+    Args:
+        tell: whether files that were passed over are counted on stderr.
+    Raises:
+        DataError: what is wrong with the data, and what to do.
+    """
+    if options.source == "folder":
+        found = Images(*open_folder(options.root, options.train_split, options.val_split, tell))
+    elif options.source == "digits":
+        found = Images(*open_digits())
+    elif options.source in TORCHVISION:
+        found = Images(*open_torchvision(options.source, options.root))
+    else:
+        raise DataError(f"config.data.source is {options.source!r}: expected one of {', '.join(SOURCES)}")
+    for source in (found.train, found.val):
+        source.max_pixels = options.max_pixels
+    return found
+
+
+def most_held_out(train: Source) -> int:
+    """How many training images can be held out if every class keeps one to train on."""
+    return max(0, len(train) - len(np.unique(train.labels)))
+
+
+def open_dataset(options: Data, seed: int = 0, images: Images | None = None) -> Dataset:
     """The data set that the `data` options name; `seed` is what its loaders draw from.
 
     The images held out depend on neither: every run of a data set holds out the same ones, drawn from all
-    classes in proportion.
+    classes in proportion. Every class keeps at least one image to train on.
 
+    Args:
+        images: from `open_images` with the same options; None opens them.
     Raises:
         DataError: what is wrong with the data or its settings, and what to do.
     """
-    if options.source not in SOURCES:
-        raise DataError(f"config.data.source is {options.source!r}: expected one of {', '.join(SOURCES)}")
     evaluation = CenterCrop(options.image_size, options.eval_resize)
     augmentation = Augmentation(options.image_size, options.augment)
-    class_names, train, val = _open_source(options)
-    if not 0 <= options.holdout < len(train):
+    class_names, train, val = images or open_images(options)
+    if not 0 <= options.holdout <= most_held_out(train):
         raise DataError(
-            f"config.data.holdout is {options.holdout} of {len(train)} training images: expected 0 to "
-            f"{len(train) - 1}, with enough left to train on"
+            f"config.data.holdout: found {options.holdout} of {len(train)} training images in {len(class_names)} "
+            f"classes, expected 0 to {most_held_out(train)}, so that every class keeps one to train on"
         )
     return Dataset(
         class_names,
@@ -79,11 +114,3 @@ def open_dataset(options: Data, seed: int = 0) -> Dataset:
         options.num_workers,
         seed,
     )
-
-
-def _open_source(options: Data) -> tuple[tuple[str, ...], Source, Source]:
-    if options.source == "folder":
-        return open_folder(options.root, options.train_split, options.val_split)
-    if options.source == "digits":
-        return open_digits()
-    return open_torchvision(options.source, options.root)

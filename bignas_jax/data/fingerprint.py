@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from bignas_jax.data.dataset import Dataset
+from bignas_jax.data.dataset import Dataset, Images
 from bignas_jax.data.sources import Source
 
 
-def fingerprint(dataset: Dataset) -> dict[str, Any]:
+def fingerprint(dataset: Dataset | Images) -> dict[str, Any]:
     """The classes by name, and for 'train' and 'val' the number of images and a digest.
 
     The digest is over the names and the labels of image files in order, or over the pixels and labels of a packaged

@@ -1,7 +1,8 @@
 """Where images come from: files by name, or arrays in memory.
 
-A source has `labels` (int32 [N]), `load(i)` (uint8 [H, W, 3], raising CorruptImage), `load_reduced(i, reduction)`
-(the same in less time where less detail will do, and the full height and width) and `name(i)`. What is
+A source has `labels` (int32 [N]), `load(i)` (uint8 [H, W, 3], raising CorruptImage and UnreadableImage),
+`load_reduced(i, reduction)` (the same in less time where less detail will do, and the full height and width), `name(i)`
+and `max_pixels` (an image with more is not decoded). What is
 large lies in torch tensors, which the processes of a loader share instead of copying. To share one, torch moves it:
 NumPy's view of it is made for each use, for an old one would point to freed memory.
 """
@@ -12,14 +13,14 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from bignas_jax.data.decode import Reduction, read_image, read_reduced
+from bignas_jax.data.decode import MAX_PIXELS, Reduction, read_image, read_reduced
 
 
 class FileSource:
     """Image files under `root`: 1.28 million of them take some 60 MB, once for all workers."""
 
     def __init__(self, root: str, names: torch.Tensor, ends: torch.Tensor, labels: torch.Tensor):
-        self.root = root
+        self.root, self.max_pixels = root, MAX_PIXELS
         self._tensors = (names, ends, labels)
 
     @classmethod
@@ -32,7 +33,7 @@ class FileSource:
         return cls(root, torch.from_numpy(joined), torch.from_numpy(ends), labels)
 
     def __reduce__(self):
-        return FileSource, (self.root, *self._tensors)
+        return FileSource, (self.root, *self._tensors), {"max_pixels": self.max_pixels}
 
     @property
     def labels(self) -> np.ndarray:
@@ -51,17 +52,17 @@ class FileSource:
         return os.path.join(self.root, os.fsdecode(names[ends[i] : ends[i + 1]].tobytes()))
 
     def load(self, i: int) -> np.ndarray:
-        return read_image(self.name(i))
+        return read_image(self.name(i), self.max_pixels)
 
     def load_reduced(self, i: int, reduction: Reduction | None) -> tuple[np.ndarray, tuple[int, int]]:
-        return read_reduced(self.name(i), reduction)
+        return read_reduced(self.name(i), reduction, self.max_pixels)
 
 
 class ArraySource:
     """Images in memory: uint8 [N, H, W, C] with C = 1 (grey) or 3."""
 
     def __init__(self, title: str, images: torch.Tensor, labels: torch.Tensor):
-        self.title = title
+        self.title, self.max_pixels = title, MAX_PIXELS
         self._tensors = (images, labels)
 
     @classmethod

@@ -137,7 +137,8 @@ def _latency_table(session: Session, folder: pathlib.Path) -> LatencyTable | Non
 def identity(session: Session, held_out: HeldOut, weights: Any, step: int) -> dict[str, Any]:
     """What an evaluation depends on: the weights, the images and how they are used; not the number of devices."""
     options = session.options
-    data = {name: value for name, value in options.data.to_dict().items() if name not in ("augment", "num_workers")}
+    of_no_weight = "augment", "num_workers", "max_pixels"
+    data = {name: value for name, value in options.data.to_dict().items() if name not in of_no_weight}
     return {
         "version": 1,
         "step": step,
