@@ -1,5 +1,6 @@
 """A data set opened and checked: its classes, its splits and how its images are prepared."""
 
+import sys
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ from bignas_jax.data.packaged import TORCHVISION, open_digits, open_torchvision,
 from bignas_jax.data.sources import Source
 from bignas_jax.data.transforms import Augmentation, CenterCrop
 from bignas_jax.errors import DataError
+from bignas_jax.text import shown
 
 SOURCES = ("folder", "digits", *TORCHVISION)
 
@@ -88,7 +90,8 @@ def open_dataset(options: Data, seed: int = 0, images: Images | None = None) -> 
     """The data set that the `data` options name; `seed` is what its loaders draw from.
 
     The images held out depend on neither: every run of a data set holds out the same ones, drawn from all
-    classes in proportion. Every class keeps at least one image to train on.
+    classes in proportion. Every class keeps at least one image to train on, as far as there are enough for that;
+    otherwise those that keep none are named on stderr (a run's session refuses such a number).
 
     Args:
         images: from `open_images` with the same options; None opens them.
@@ -98,16 +101,21 @@ def open_dataset(options: Data, seed: int = 0, images: Images | None = None) -> 
     evaluation = CenterCrop(options.image_size, options.eval_resize)
     augmentation = Augmentation(options.image_size, options.augment)
     class_names, train, val = images or open_images(options)
-    if not 0 <= options.holdout <= most_held_out(train):
+    if not 0 <= options.holdout < len(train):
         raise DataError(
             f"config.data.holdout: found {options.holdout} of {len(train)} training images in {len(class_names)} "
             f"classes, expected 0 to {most_held_out(train)}, so that every class keeps one to train on"
         )
+    held_out = stratified(train.labels, options.holdout)
+    if options.holdout > most_held_out(train):
+        emptied = np.setdiff1d(train.labels, np.delete(train.labels, held_out))
+        names = ", ".join(shown(class_names[label]) for label in emptied)
+        print(f"config.data.holdout={options.holdout} leaves no image to train on of: {names}", file=sys.stderr)
     return Dataset(
         class_names,
         train,
         val,
-        stratified(train.labels, options.holdout),
+        held_out,
         evaluation,
         augmentation,
         options.on_corrupt,

@@ -3,33 +3,26 @@
 import contextlib
 import io
 import os
-import struct
 import threading
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import simplejpeg
-import torch
 from PIL import Image
-from torchvision.transforms.v2 import functional as F
 
 from bignas_jax.errors import CorruptImage, UnreadableImage
 from bignas_jax.text import shown
-
-try:
-    from torchvision.io import ImageReadMode, decode_image
-except ImportError:  # torchvision 0.29 announces a release that cannot decode; PIL gives the same pixels
-    decode_image = None
 
 EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 MAX_PIXELS = 178_956_970  # in PIL, too, an image with more is an error: 512 MiB as RGB
 
 Reduction = Callable[[int, int], int]  # from an image's height and width to 1, 2, 4 or 8
 
-_JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG"
+_JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # of TIFF 6.0
 
-_pil_limit = threading.Lock()  # held where PIL's own limit on pixels is off
+_limit_lock = threading.Lock()
+_decoding, _limit_of_pils = 0, None  # threads in which PIL's own limit on pixels is off, and what it was before
 
 
 def read_image(path: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -74,14 +67,14 @@ def read_reduced(
 def _decoded(
     content: bytearray, reduction: Reduction | None, max_pixels: int
 ) -> tuple[np.ndarray, tuple[int, int]]:
-    try:  # what is faster than PIL for the same pixels: a JPEG of 500x400 takes 0.69 ms here, 0.94 there
-        if content.startswith(_JPEG):
+    if content.startswith(_JPEG):
+        try:  # faster than PIL for the same pixels: a JPEG of 500x400 takes 0.69 ms here, 0.94 there
             return _by_simplejpeg(content, reduction, max_pixels)
-        if content.startswith(_PNG) and decode_image is not None:
-            return _with_size(_by_torchvision(content, max_pixels))
-    except (ValueError, RuntimeError, struct.error):
-        pass  # PIL reads a few kinds that these do not, and says better what is wrong
-    return _with_size(_by_pil(content, max_pixels))
+        except (ValueError, RuntimeError):
+            pass  # PIL reads a few kinds that this does not, and says better what is wrong
+    # Not by torchvision, which is faster by a tenth: a damaged PNG may end the process there (0.29, a bad filter byte).
+    image = _by_pil(_without_notes(content) if content.startswith(_PNG) else content, max_pixels)
+    return image, image.shape[:2]
 
 
 class _Refused(Exception):
@@ -94,10 +87,6 @@ def _check_size(height: int, width: int, max_pixels: int) -> None:
             f"found {height:,} x {width:,} = {height * width:,} pixels, expected at most config.data.max_pixels="
             f"{max_pixels}; raise it if there is memory for images of {height * width * 3 / 2**20:,.0f} MiB"
         )
-
-
-def _with_size(image: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
-    return image, image.shape[:2]
 
 
 def _by_simplejpeg(
@@ -113,18 +102,25 @@ def _by_simplejpeg(
     return image, (height, width)
 
 
-def _by_torchvision(content: bytearray, max_pixels: int) -> np.ndarray:
-    width, height = struct.unpack_from(">II", content, 16)  # IHDR is the first chunk
-    _check_size(height, width, max_pixels)
-    image = decode_image(torch.frombuffer(content, dtype=torch.uint8), mode=ImageReadMode.RGB)
-    if image.dtype != torch.uint8:  # a PNG of 16 bits
-        image = F.to_dtype(image, torch.uint8, scale=True)
-    return image.permute(1, 2, 0).numpy()
+def _without_notes(content: bytearray) -> bytes | bytearray:
+    """A PNG without its ancillary chunks, none of which changes its colours here: PIL refuses an image whose notes are
+    damaged or large.
+    """
+    kept, at, begin = [], len(_PNG), 0
+    while len(content) - at >= 12:  # length, name, data and checksum
+        size = 12 + int.from_bytes(content[at : at + 4])
+        if content[at + 4] & 0x20:  # a small letter begins the name of an ancillary chunk
+            kept.append(content[begin:at])
+            begin = at + size
+        at += size
+    return b"".join([*kept, content[begin:]]) if kept else content
 
 
 def _by_pil(content: bytearray, max_pixels: int) -> np.ndarray:
-    with _opened(content) as image:
+    with _no_limit_of_pils(), Image.open(io.BytesIO(content)) as image:
         _check_size(image.height, image.width, max_pixels)
+        if image.format == "EPS":
+            raise _Refused("PostScript is a program, which is not run; save it as PNG")
         if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
             # PIL scales a PGM's values to 16 bits whatever their range, and converts by cutting them off at 255.
             return np.repeat(_upper_bits(image)[..., None], 3, axis=2)
@@ -145,16 +141,20 @@ def _upper_bits(image: Image.Image) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _opened(content: bytearray) -> Iterator[Image.Image]:
-    """The image as PIL has read its header; the limit on pixels is ours, so PIL's is off meanwhile."""
-    with _pil_limit:
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            image = Image.open(io.BytesIO(content))
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
-    with image:
-        yield image
+def _no_limit_of_pils() -> Iterator[None]:
+    """PIL's own limit on pixels is off, for `max_pixels` takes its place; it is back once no thread decodes."""
+    global _decoding, _limit_of_pils
+    with _limit_lock:
+        if not _decoding:
+            _limit_of_pils, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        _decoding += 1
+    try:
+        yield
+    finally:
+        with _limit_lock:
+            _decoding -= 1
+            if not _decoding:
+                Image.MAX_IMAGE_PIXELS = _limit_of_pils
 
 
 def is_image(name: str) -> bool:

@@ -105,22 +105,20 @@ def open_digits() -> Opened:
 def stratified(labels: np.ndarray, count: int) -> np.ndarray:
     """`count` indices, int64, sorted, drawn from all classes in proportion (by largest remainders).
 
-    Every class keeps at least one image that is not drawn: the share of a class that would keep none goes to the
-    others. The indices depend on the arguments alone, so that a data set holds out the same images in every run.
-
-    Args:
-        labels: one for each image.
-        count: at most so many as leave one image to each class.
+    Every class keeps at least one image that is not drawn, if `count` leaves so many: the share of a class that would
+    keep none goes to the others. The indices depend on the arguments alone, so that a data set holds out the same
+    images in every run.
     """
     classes, sizes = np.unique(labels, return_counts=True)
     shares = sizes * (count / len(labels))
     quota = np.floor(shares).astype(np.int64)
     by_remainder = np.argsort(quota - shares, kind="stable")
     quota[by_remainder[: count - quota.sum()]] += 1
-    quota = np.minimum(quota, sizes - 1)
+    most = sizes - 1 if count <= len(labels) - len(classes) else sizes
+    quota = np.minimum(quota, most)
     while (missing := count - quota.sum()) > 0:
         by_remainder = np.argsort(quota - shares, kind="stable")
-        with_room = by_remainder[quota[by_remainder] < sizes[by_remainder] - 1]
+        with_room = by_remainder[(quota < most)[by_remainder]]
         quota[with_room[:missing]] += 1
 
     order = draws.permutation(draws.key(draws.HOLDOUT), len(labels))

@@ -121,6 +121,14 @@ def test_numbers_that_fit_are_left_alone():
                        "work together: --config.batch_size=16")  # fmt: skip
 
 
+def test_a_run_keeps_an_image_of_every_class():
+    own = options_of(model__num_classes=3, data__holdout=97, batch_size=1, calibration__num_images=1,
+                     calibration__batch_size=1, search__calibration_images=0)  # fmt: skip
+    check_sizes(own, images(1, 1, 98), 1, True, Use.GOING_ON)
+    message = refusal(replaced(own, {"data__holdout": 98}), images(1, 1, 98), 1, True, Use.GOING_ON)
+    assert message.startswith("config.data.holdout: found 98, expected at most 97;")
+
+
 def test_only_what_a_use_needs_is_refused():
     own = options_of(model__num_classes=2, data__holdout=20, batch_size=800, calibration__num_images=80,
                      calibration__batch_size=80, search__calibration_images=90)  # fmt: skip
