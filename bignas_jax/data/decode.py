@@ -52,11 +52,11 @@ def read_reduced(
         with open(path, "rb", buffering=0) as file:
             content = bytearray(file.readall())  # torch warns of buffers it could not write to
     except OSError as error:
-        raise UnreadableImage(f"{shown(path)} ({error.strerror or error})") from None
+        raise UnreadableImage(f"{shown(path)} cannot be read ({error.strerror or error})") from None
     try:
         return _decoded(content, reduction, max_pixels)
     except MemoryError:
-        raise UnreadableImage(f"{shown(path)} (memory ran out)") from None
+        raise UnreadableImage(f"{shown(path)} cannot be read (memory ran out)") from None
     except Exception as error:  # PIL's plugins raise OSError, SyntaxError, ValueError and others
         reason = " ".join(str(error).split()) or type(error).__name__
         if "cannot identify image file" in reason:

@@ -136,8 +136,8 @@ class Reader:
             return self.source.load_reduced(index, reduction)
         except UnreadableImage as error:
             raise DataError(
-                f"image {error} could not be read in {len(_PAUSES) + 1} attempts over {sum(_PAUSES):.0f} s, expected a "
-                "file that can be: mend it, its rights or the file system, and repeat the command"
+                f"{error} in {len(_PAUSES) + 1} attempts over {sum(_PAUSES):.0f} s: mend the file, its rights or the "
+                "file system, and repeat the command"
             ) from None
 
     def _wait(self, seconds: float) -> None:
