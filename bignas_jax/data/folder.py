@@ -92,7 +92,8 @@ class _Split:
         counts += [f"{_by_suffix(self.outside)} outside the class folders"] if self.outside else []
         if counts:
             total = inside.total() + self.outside.total()
-            print(f"{shown(self.folder)}: {total} files passed over: {'; '.join(counts)}", file=sys.stderr)
+            files = "1 file" if total == 1 else f"{total} files"
+            print(f"{shown(self.folder)}: {files} passed over: {'; '.join(counts)}", file=sys.stderr)
 
 
 def _scan(root: str, split: str, field: str) -> _Split:
@@ -112,7 +113,7 @@ def _scan(root: str, split: str, field: str) -> _Split:
     nowhere = [name for one in found for name in one.nowhere]
     if nowhere:
         raise DataError(
-            f"{len(nowhere)} names in {shown(folder)} are those of images, but lead to no file: {_some(nowhere)}; "
+            f"names of images in {shown(folder)} that lead to no file: {len(nowhere)} ({_some(nowhere)}): "
             "mend these links, or remove them"
         )
     empty = [name for name, one in zip(classes, found, strict=True) if not one.images]
