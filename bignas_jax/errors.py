@@ -25,6 +25,10 @@ class CorruptImage(DataError):
     """One image that cannot be decoded; the message is its name and the reason."""
 
 
+class UnreadableImage(DataError):
+    """One image whose file cannot be read, which says nothing about what it holds; the message is its name and why."""
+
+
 class CheckpointError(UserError):
     """There is no checkpoint to read, or it does not fit."""
 

@@ -1,4 +1,4 @@
-"""Text in columns."""
+"""Text in columns, and names that may hold anything."""
 
 from collections.abc import Sequence
 
@@ -15,3 +15,8 @@ def aligned(head: Sequence[str], body: Sequence[Sequence[str]], left: int = 1) -
         return "  ".join(cells).rstrip()
 
     return "\n".join([text(head), "  ".join("-" * width for width in widths), *map(text, body)])
+
+
+def shown(name: str) -> str:
+    """A name as one line that every terminal takes: line ends, control characters and broken bytes are escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)

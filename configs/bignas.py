@@ -36,7 +36,7 @@ def get_config() -> ConfigDict:
     config.model.dropout = 0.2
     config.model.drop_connect = 0.2
 
-    config.data = ConfigDict(dict(
+    config.data.update(dict(
         source="folder", root="data/imagenet", train_split="train", val_split="val", holdout=10000,
         image_size=320, eval_resize=366, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225),
         num_workers=8, on_corrupt="error",

@@ -32,7 +32,7 @@ def get_config() -> ConfigDict:
     ))
     config.model.num_classes = 10
 
-    config.data = ConfigDict(dict(
+    config.data.update(dict(
         source="folder", root="data/cifar10", train_split="train", val_split="test", holdout=5000,
         image_size=32, eval_resize=32, mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616),
         num_workers=1, on_corrupt="error",

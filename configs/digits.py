@@ -31,7 +31,7 @@ def get_config() -> ConfigDict:
     ))
     config.model.num_classes = 10
 
-    config.data = ConfigDict(dict(
+    config.data.update(dict(
         source="digits", root="", train_split="train", val_split="val", holdout=400,
         image_size=16, eval_resize=16, mean=(0.305, 0.305, 0.305), std=(0.376, 0.376, 0.376),
         num_workers=0, on_corrupt="error",

@@ -11,14 +11,18 @@ from bignas_jax.errors import ConfigError
 
 
 def with_defaults(config: ConfigDict) -> ConfigDict:
-    """The config with the defaults of all fields that it does not have. A run's folder may be older than a field."""
+    """The config with the defaults of all fields that it does not have.
+
+    A run's folder, or a recipe, may be older than a field.
+    """
     values = config.to_dict()
     for name, default in flat(base()).items():
         *path, last = name.split(".")
         owner = values
         for part in path:
-            owner = owner.setdefault(part, {})
-        owner.setdefault(last, default)
+            owner = owner.setdefault(part, {}) if isinstance(owner, dict) else None
+        if isinstance(owner, dict):  # else a value stands where a group should, which the checks name
+            owner.setdefault(last, default)
     return ConfigDict(values)
 
 

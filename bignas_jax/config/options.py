@@ -315,6 +315,7 @@ class Data(Group, part="data"):
     num_workers: int = _integer(0)
     holdout: int = _integer(0)
     on_corrupt: str = _one_of(*OnCorrupt)
+    max_pixels: int = _integer(1, 178_956_970)
     augment: Augment
 
 

@@ -12,6 +12,7 @@ from types import ModuleType
 from ml_collections import ConfigDict
 
 from bignas_jax.config.fields import canonical, validate
+from bignas_jax.config.files import with_defaults
 from bignas_jax.errors import ConfigError
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -37,7 +38,7 @@ def find_config(path: str) -> Path:
 
 
 def load_config(path: Path) -> ConfigDict:
-    """The config that `get_config()` of the file at `path` returns. It is not validated.
+    """The config that `get_config()` of the file at `path` returns, not validated. Fields that it lacks get defaults.
 
     Raises:
       ConfigError: the file fails (the message has its name and line), or has no `get_config()` that returns a
@@ -56,7 +57,7 @@ def load_config(path: Path) -> ConfigDict:
         raise ConfigError(f"{_where(error, path)}: {type(error).__name__}: {error}") from error
     if not isinstance(config, ConfigDict):
         raise ConfigError(f"{path}: get_config() returned {type(config).__name__}, expected a ConfigDict")
-    return config
+    return with_defaults(config)
 
 
 class _Recipes:

@@ -6,9 +6,9 @@ for batch in prefetch(loader.epochs(start_step=0), mesh):
     ...
 """
 
-from bignas_jax.data.dataset import Dataset, open_dataset
+from bignas_jax.data.dataset import Dataset, open_dataset, open_images
 from bignas_jax.data.loader import Batches, Loader
 from bignas_jax.data.prefetch import Prefetch, prefetch
 from bignas_jax.errors import DataError
 
-__all__ = ["Batches", "DataError", "Dataset", "Loader", "Prefetch", "open_dataset", "prefetch"]
+__all__ = ["Batches", "DataError", "Dataset", "Loader", "Prefetch", "open_dataset", "open_images", "prefetch"]

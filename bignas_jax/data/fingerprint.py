@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from bignas_jax.data.dataset import Dataset
+from bignas_jax.data.dataset import Dataset, Images
 from bignas_jax.data.sources import Source
 
 
-def fingerprint(dataset: Dataset) -> dict[str, Any]:
+def fingerprint(dataset: Dataset | Images) -> dict[str, Any]:
     """The names of the classes, and the number of images and a digest of 'train' and 'val'.
 
     For image files, the digest covers their names and labels, in order. For a packaged data set, it covers pixels and

@@ -105,13 +105,21 @@ def open_digits() -> Opened:
 def stratified(labels: np.ndarray, count: int) -> np.ndarray:
     """Sorted indices, int64 [count], drawn from all classes in proportion (by largest remainders).
 
-    They depend on the arguments alone, so that every run on a data set holds out the same images.
+    Every class keeps at least one image that is not drawn, if `count` leaves so many: the share of a class that would
+    keep none goes to the others. The indices depend on the arguments alone, so that a data set holds out the same
+    images in every run.
     """
     classes, sizes = np.unique(labels, return_counts=True)
     shares = sizes * (count / len(labels))
     quota = np.floor(shares).astype(np.int64)
     by_remainder = np.argsort(quota - shares, kind="stable")
     quota[by_remainder[: count - quota.sum()]] += 1
+    most = sizes - 1 if count <= len(labels) - len(classes) else sizes
+    quota = np.minimum(quota, most)
+    while (missing := count - quota.sum()) > 0:
+        by_remainder = np.argsort(quota - shares, kind="stable")
+        with_room = by_remainder[(quota < most)[by_remainder]]
+        quota[with_room[:missing]] += 1
 
     order = draws.permutation(draws.key(draws.HOLDOUT), len(labels))
     by_class = order[

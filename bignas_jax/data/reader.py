@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 import warnings
 from dataclasses import dataclass
 
@@ -15,9 +16,12 @@ from bignas_jax.data import draws
 from bignas_jax.data.decode import Reduction
 from bignas_jax.data.sources import Source
 from bignas_jax.data.transforms import NUM_DRAWS, Augmentation, CenterCrop
-from bignas_jax.errors import CorruptImage, DataError
+from bignas_jax.errors import CorruptImage, DataError, UnreadableImage
+from bignas_jax.text import shown
 
-_MAX_REPLACEMENTS = 100  # in a row; a data set with so many corrupt images is not worth training on
+_PAUSES = (0.2, 0.8, 2.0, 4.0, 8.0)  # seconds before a file is tried again that could not be read: 15 in all
+_GLANCE = 0.1  # seconds between looks at `cancelled` in a pause
+_MAX_REPLACEMENTS = 100  # in a row; a data set in which so many are corrupt is not worth training on
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,8 @@ class Reader:
         augmentation: the transform of training; None takes the evaluation transform.
         seed: the seed of all random numbers.
         replacements: int64 tensor, the numbers of images that may replace corrupt ones. None gives these weight 0.
-        skip_corrupt: True replaces a corrupt image or gives it weight 0, and counts it. False makes it an error.
+        skip_corrupt: True replaces a corrupt image or gives it weight 0, and counts it. False makes it an error. A file
+            that cannot be read is tried again, and then is an error in any case: its image may be a good one.
         cancelled: uint8 tensor [1] in memory shared with the workers. When it becomes 1, reading is given up.
     """
 
@@ -100,7 +105,7 @@ class Reader:
     def _load(self, epoch: int, index: int, reduction: Reduction | None) -> tuple[int, tuple | None, int]:
         """Image `index`, or its replacement: (its number, pixels and full size or None, 1 if `index` was corrupt)."""
         try:
-            return index, self.source.load_reduced(index, reduction), 0
+            return index, self._decoded(index, reduction), 0
         except CorruptImage as error:
             if not self.skip_corrupt:
                 raise DataError(
@@ -112,13 +117,35 @@ class Reader:
         candidates = draws.uniforms(key, [index], _MAX_REPLACEMENTS)[0] * len(self.replacements)
         for candidate in self.replacements[torch.from_numpy(candidates.astype(np.int64))].tolist():
             try:
-                return candidate, self.source.load_reduced(candidate, reduction), 1
+                return candidate, self._decoded(candidate, reduction), 1
             except CorruptImage:
                 continue
         raise DataError(
-            f"{_MAX_REPLACEMENTS} images in a row are corrupt, among them {self.source.name(index)}: "
+            f"{_MAX_REPLACEMENTS} images in a row are corrupt, among them {shown(self.source.name(index))}: "
             "check the data set"
         )
+
+    def _decoded(self, index: int, reduction: Reduction | None) -> tuple[np.ndarray, tuple[int, int]]:
+        """Pixels and full size of an image. A file that cannot be read is tried again a few times: a file system may be
+        away for a moment.
+        """
+        for pause in _PAUSES:
+            try:
+                return self.source.load_reduced(index, reduction)
+            except UnreadableImage:
+                self._wait(pause)
+        try:
+            return self.source.load_reduced(index, reduction)
+        except UnreadableImage as error:
+            raise DataError(
+                f"{error} in {len(_PAUSES) + 1} attempts over {sum(_PAUSES):.0f} s: mend the file, its rights or the "
+                "file system, and repeat the command"
+            ) from None
+
+    def _wait(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while not self.cancelled.item() and (left := end - time.monotonic()) > 0:
+            time.sleep(min(left, _GLANCE))
 
 
 def as_it_is(batch):

@@ -2,9 +2,10 @@
 
 A source has
 - `labels`: int32 [N];
-- `load(i)`: the image, uint8 [H, W, 3]; it raises CorruptImage;
+- `load(i)`: the image, uint8 [H, W, 3]; it raises CorruptImage and UnreadableImage;
 - `load_reduced(i, reduction)`: the image, perhaps smaller to save time, and its full height and width;
-- `name(i)`: the image's name for messages.
+- `name(i)`: the image's name for messages;
+- `max_pixels`: an image with more is not decoded.
 
 Large arrays lie in torch tensors, which the processes of a loader share instead of copying. torch moves a tensor to
 share it. So a NumPy view of it is made for each use: an old view would point to freed memory.
@@ -16,14 +17,14 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from bignas_jax.data.decode import Reduction, read_image, read_reduced
+from bignas_jax.data.decode import MAX_PIXELS, Reduction, read_image, read_reduced
 
 
 class FileSource:
     """Image files under `root`. The names of 1.28 million files take some 60 MB, once for all workers."""
 
     def __init__(self, root: str, names: torch.Tensor, ends: torch.Tensor, labels: torch.Tensor):
-        self.root = root
+        self.root, self.max_pixels = root, MAX_PIXELS
         self._tensors = (names, ends, labels)
 
     @classmethod
@@ -36,7 +37,7 @@ class FileSource:
         return cls(root, torch.from_numpy(joined), torch.from_numpy(ends), labels)
 
     def __reduce__(self):
-        return FileSource, (self.root, *self._tensors)
+        return FileSource, (self.root, *self._tensors), {"max_pixels": self.max_pixels}
 
     @property
     def labels(self) -> np.ndarray:
@@ -57,19 +58,19 @@ class FileSource:
         return os.path.join(self.root, os.fsdecode(names[ends[i] : ends[i + 1]].tobytes()))
 
     def load(self, i: int) -> np.ndarray:
-        """Image `i`, uint8 [H, W, 3]. Raises CorruptImage."""
-        return read_image(self.name(i))
+        """Image `i`, uint8 [H, W, 3]. Raises CorruptImage and UnreadableImage."""
+        return read_image(self.name(i), self.max_pixels)
 
     def load_reduced(self, i: int, reduction: Reduction | None) -> tuple[np.ndarray, tuple[int, int]]:
         """Image `i`, perhaps reduced, and its full height and width: see `read_reduced`."""
-        return read_reduced(self.name(i), reduction)
+        return read_reduced(self.name(i), reduction, self.max_pixels)
 
 
 class ArraySource:
     """Images in memory: uint8 [N, H, W, C] with C = 1 (grey) or 3."""
 
     def __init__(self, title: str, images: torch.Tensor, labels: torch.Tensor):
-        self.title = title
+        self.title, self.max_pixels = title, MAX_PIXELS
         self._tensors = (images, labels)
 
     @classmethod

@@ -21,14 +21,18 @@ from bignas_jax.config.options import Augment, Crops, Policies
 from bignas_jax.data.decode import Reduction
 from bignas_jax.errors import DataError
 
-_TRIES = 10  # of random resized crop, as in torchvision
+_LONGEST = 64  # times the short side: of a longer image nothing is resized that lies outside of this middle part
+_TRIES = 10  # of random resized crop, as torchvision has it
 _FLIP, _JITTER, _CROP = 0, 1, 9  # columns of the draws of an image
 NUM_DRAWS = _CROP + 4 * _TRIES
 
 
 @dataclass(frozen=True)
 class CenterCrop:
-    """Resizes the short side to `resize_to`, bicubic with antialias, then crops the centre to `image_size`."""
+    """Resizes the short side to `resize_to`, bicubic with antialias, then crops the centre to `image_size`.
+
+    Memory is bounded by `resize_to`: of an image that is much longer than wide, the middle alone is resized.
+    """
 
     image_size: int
     resize_to: int
@@ -42,8 +46,11 @@ class CenterCrop:
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         height, width = image.shape[:2]
-        if min(height, width) != self.resize_to:
-            short = min(height, width)
+        short = min(height, width)
+        if max(height, width) > _LONGEST * short:
+            image = _middle(image, _LONGEST * short)
+            height, width = image.shape[:2]
+        if short != self.resize_to:
             image = _resize(image, self.resize_to * height // short, self.resize_to * width // short)
             height, width = image.shape[:2]
         top, left = (round((side - self.image_size) / 2) for side in (height, width))
@@ -218,6 +225,12 @@ def shifted(image: np.ndarray, down: int, right: int) -> np.ndarray:
         max(0, -down) : size + min(0, -down), max(0, -right) : size + min(0, -right)
     ]
     return out
+
+
+def _middle(image: np.ndarray, longest: int) -> np.ndarray:
+    """The middle of an image along its long side, `longest` pixels of it or one more; its centre stays the centre."""
+    cut = [max(0, side - longest) // 2 for side in image.shape[:2]]
+    return image[cut[0] : image.shape[0] - cut[0], cut[1] : image.shape[1] - cut[1]]
 
 
 def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:

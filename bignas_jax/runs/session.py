@@ -12,7 +12,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from bignas_jax.config.options import Data, Options
-from bignas_jax.data import DataError, Dataset, Loader, open_dataset, prefetch
+from bignas_jax.data import DataError, Dataset, Loader, open_dataset, open_images, prefetch
 from bignas_jax.data.fingerprint import fingerprint
 from bignas_jax.errors import ConfigError
 from bignas_jax.evaluation import Evaluator, Score
@@ -24,6 +24,7 @@ from bignas_jax.programs.buckets import Bucket
 from bignas_jax.programs.devices import make_mesh
 from bignas_jax.programs.kept import identity_of
 from bignas_jax.runs.identity import Use, check_data, note_data
+from bignas_jax.runs.sizes import check_sizes
 from bignas_jax.spaces.architecture import Architecture
 from bignas_jax.spaces.registry import space_of
 from bignas_jax.spaces.space import Space
@@ -60,8 +61,8 @@ class Session:
           run: the folder of a run whose data these must be; None: of a run that begins.
           use: what is done with that run.
         Raises:
-          ValueError: the data cannot be used, are not those of the run, its classes are not as many as the options
-            say, or a batch does not divide over the devices; one line.
+          ValueError: the data cannot be used, are not those of the run, numbers in the options do not fit them, or a
+            batch does not divide over the devices; one line.
         """
         space = space_of(options.space)
         batches = {
@@ -70,14 +71,11 @@ class Session:
         }
         mesh = make_mesh(options.num_devices, batches | ({"batch_size": options.batch_size} if training else {}))
         _check_moments(space, options, mesh.size, training)
-        dataset = open_dataset(options.data, seed=options.seed)
+        images = open_images(options.data, tell=jax.process_index() == 0)
         if run is not None:
-            check_data(run, fingerprint(dataset), use)
-        if dataset.num_classes != options.model.num_classes:
-            raise ConfigError(
-                f"config.model.num_classes: found {options.model.num_classes}, "
-                f"expected {dataset.num_classes}, the classes of the data"
-            )
+            check_data(run, fingerprint(images), use)
+        check_sizes(options, images, mesh.size, training, use)
+        dataset = open_dataset(options.data, options.seed, images)
 
         def make():
             return Supernet(space, options.model.num_classes, dtype=options.model.dtype, rngs=nnx.Rngs(0))
@@ -202,7 +200,7 @@ def class_names(workdir: str | pathlib.Path, data: Data, like: Session) -> tuple
     if all(getattr(data, name) == getattr(like.options.data, name) for name in ("source", "root", "train_split")):
         return like.dataset.class_names
     try:
-        return open_dataset(data).class_names
+        return open_images(data, tell=False).class_names
     except DataError:
         return None
 

@@ -142,7 +142,8 @@ def identity(session: Session, held_out: HeldOut, weights: Any, step: int) -> di
     The number of devices is left out, because results do not depend on it.
     """
     options = session.options
-    data = {name: value for name, value in options.data.to_dict().items() if name not in ("augment", "num_workers")}
+    of_no_weight = "augment", "num_workers", "max_pixels"
+    data = {name: value for name, value in options.data.to_dict().items() if name not in of_no_weight}
     return {
         "version": 1,
         "step": step,

@@ -8,6 +8,9 @@ import sys
 import pytest
 from paths import ROOT
 
+from bignas_jax.config.recipes import load_recipe
+from bignas_jax.errors import ConfigError
+
 MINE = "from bignas_jax.config import base\nfrom configs import digits\n\nbase, get_config = base, digits.get_config\n"
 LOAD = "import sys, bignas_jax; print(bignas_jax.load_config(sys.argv[1]).data.source, 'jax' in sys.modules)"
 
@@ -52,3 +55,13 @@ def test_a_folder_configs_of_ones_own_hides_only_what_it_has(site, tmp_path, is_
     assert load(site, tmp_path, "configs/child.py") == "folder False"
     (own / "digits.py").write_text("from configs.cifar10 import get_config\n")
     assert load(site, tmp_path, "configs/mine.py") == "folder False"
+
+
+def test_a_recipe_that_is_older_than_a_field_gets_its_default(tmp_path):
+    recipe = tmp_path / "old.py"
+    recipe.write_text("from configs import digits\n\ndef get_config():\n    config = digits.get_config()\n"
+                      "    del config.data.max_pixels\n    return config\n")  # fmt: skip
+    assert load_recipe(recipe).data.max_pixels == 178_956_970
+    recipe.write_text(recipe.read_text().replace("del config.data.max_pixels", "del config.data\n    config.data = 3"))
+    with pytest.raises(ConfigError, match="^config.data: "):
+        load_recipe(recipe)

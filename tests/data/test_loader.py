@@ -1,9 +1,13 @@
 """Order, augmentation, workers, hosts, resuming, corrupt images and what happens to workers."""
 
+import errno
+import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -15,6 +19,7 @@ from paths import ROOT, TESTS
 from PIL import Image
 
 from bignas_jax.data import DataError, Loader, draws, open_dataset
+from bignas_jax.data.reader import Reader
 from bignas_jax.data.transforms import NUM_DRAWS, resized_crop_box
 
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")
@@ -281,6 +286,62 @@ def test_a_set_of_corrupt_images_does_not_read_for_ever(damaged):
     loader = Loader(open_dataset(data_options(damaged, on_corrupt="skip")), "train", batch_size=4, train=True)
     with pytest.raises(DataError, match="in a row are corrupt"):
         next(loader.epochs())
+
+
+@pytest.fixture
+def waited(monkeypatch) -> list[float]:
+    """The pauses before a file is tried again, which tests do not wait for."""
+    found = []
+    monkeypatch.setattr(Reader, "_wait", lambda _, seconds: found.append(seconds))
+    return found
+
+
+@pytest.mark.parametrize("split", ["train", "calibration", "val"])
+def test_a_file_that_cannot_be_read_is_tried_again_and_ends_the_batches(root, tmp_path, waited, split):
+    """With on_corrupt='skip', too: what it holds may be good, so it is neither replaced nor left out."""
+    own = shutil.copytree(root, tmp_path / "own")
+    dataset = open_dataset(data_options(own, on_corrupt="skip"))
+    gone = own / ("val" if split == "val" else "train") / "bee" / "002.jpg"
+    gone.unlink()
+    loader = Loader(dataset, split, batch_size=10, train=split == "train")
+    with pytest.raises(DataError) as error:
+        list(loader.epochs(0, 3) if split == "train" else loader.once())
+    message = str(error.value)
+    assert str(gone) in message and "No such file" in message and "6 attempts" in message and "\n" not in message
+    assert waited == sorted(waited) and len(waited) == 5 and 10 < sum(waited) < 30
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.EACCES])
+@pytest.mark.parametrize("on_corrupt", ["skip", "error"])
+def test_a_file_system_that_is_away_for_a_moment_changes_nothing(root, monkeypatch, waited, code, on_corrupt):
+    dataset = open_dataset(data_options(root, on_corrupt=on_corrupt))
+    expected = list(Loader(dataset, "val", batch_size=8).once())
+    read, failures = io.open, []
+
+    def fail(path, *arguments, **named):
+        if str(path).endswith("bee/002.jpg") and len(failures) < 3:
+            failures.append(path)
+            raise OSError(code, os.strerror(code), path)
+        return read(path, *arguments, **named)
+
+    monkeypatch.setattr("builtins.open", fail)
+    found = list(Loader(dataset, "val", batch_size=8).once())
+    assert len(failures) == 3 and len(waited) == 3
+    assert_same(found, expected)
+
+
+def test_waiting_for_a_file_ends_with_the_batches(root, tmp_path):
+    own = shutil.copytree(root, tmp_path / "own")
+    dataset = open_dataset(data_options(own))
+    (own / "val" / "ant" / "000.jpg").unlink()
+    batches = Loader(dataset, "val", batch_size=8).once()
+    thread = threading.Thread(target=lambda: pytest.raises(DataError, next, batches))
+    thread.start()
+    time.sleep(0.5)
+    assert thread.is_alive()
+    batches.cancel()
+    thread.join(5)
+    assert not thread.is_alive()
 
 
 SCRIPT = """

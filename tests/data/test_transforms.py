@@ -10,7 +10,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from bignas_jax.config.options import Crops, Policies
-from bignas_jax.data import DataError, draws, open_dataset
+from bignas_jax.data import DataError, draws, open_dataset, transforms
 from bignas_jax.data.transforms import NUM_DRAWS, Augmentation, CenterCrop, resized_crop_box, shifted
 
 BICUBIC = v2.InterpolationMode.BICUBIC
@@ -46,6 +46,42 @@ def test_evaluation_is_torchvisions_resize_and_centre_crop(size):
     assert np.abs(ours.astype(int) - by_pil).max() <= 1
     by_tensor = pipeline(torch.from_numpy(image).permute(2, 0, 1)).permute(1, 2, 0).numpy()
     assert np.array_equal(ours, by_tensor)
+
+
+@pytest.mark.parametrize("size", [(100, 1), (1, 333), (301, 3), (5, 333), (3001, 7)])
+def test_of_a_sliver_the_middle_is_resized(size):
+    image = pixels(1, size)
+    ours = CenterCrop(image_size=16, resize_to=20)(image)
+    pipeline = v2.Compose([v2.Resize(20, interpolation=BICUBIC, antialias=True), v2.CenterCrop(16)])
+    whole = pipeline(torch.from_numpy(image).permute(2, 0, 1)).permute(1, 2, 0).numpy()
+    assert ours.shape == (16, 16, 3) and np.abs(ours.astype(int) - whole).max() <= 2
+
+
+@pytest.mark.parametrize("size", [(64, 1), (1, 64), (192, 3)])
+def test_what_is_no_sliver_is_resized_as_a_whole(size):
+    image = pixels(1, size)
+    pipeline = v2.Compose([v2.Resize(20, interpolation=BICUBIC, antialias=True), v2.CenterCrop(16)])
+    whole = pipeline(torch.from_numpy(image).permute(2, 0, 1)).permute(1, 2, 0).numpy()
+    assert np.array_equal(CenterCrop(image_size=16, resize_to=20)(image), whole)
+
+
+@pytest.mark.parametrize("crop", ["resized", "padded", "none"])
+@pytest.mark.parametrize("size", [(1, 200_000), (200_000, 1), (1, 1)])
+def test_memory_is_bounded_by_the_crop(root, monkeypatch, crop, size):
+    """A sliver of 600 KB would have been resized to 154 GB for evaluation."""
+    made = []
+    resize = transforms.interpolate
+
+    def counted(tensor, size, **how):
+        made.append(3 * size[0] * size[1])
+        return resize(tensor, size=size, **how)
+
+    monkeypatch.setattr(transforms, "interpolate", counted)
+    image = np.full((*size, 3), 77, np.uint8)
+    augment = open_dataset(data_options(root, image_size=224, eval_resize=256, augment=dict(crop=crop))).augmentation
+    for result in (CenterCrop(224, 256)(image), augment(image, numbers(1), 0)):
+        assert result.shape == (224, 224, 3)
+    assert (CenterCrop(224, 256)(image) == 77).all() and max(made) <= 65 * 3 * 256**2
 
 
 def test_evaluation_leaves_an_image_of_the_right_size_alone():

@@ -14,7 +14,7 @@ from flax import nnx
 
 from bignas_jax.config.options import Data, OnCorrupt, Options
 from bignas_jax.data import DataError, prefetch
-from bignas_jax.errors import ConfigError, ExportError
+from bignas_jax.errors import ConfigError, CorruptImage, ExportError
 from bignas_jax.files import write_json
 from bignas_jax.interop.exports import formats, run_back
 from bignas_jax.interop.exports.preprocess import preprocess
@@ -167,7 +167,7 @@ def real_images(session: Session, number: int) -> Comparison:
     """Up to `number` images, spread over the held-out images, or over the validation split if none are held out.
 
     Raises:
-      DataError: there are no images, or an image is corrupt and the options do not allow to skip it.
+      DataError: there are no images, one cannot be read, or one is corrupt and the options do not allow to skip it.
     """
     dataset = session.dataset
     split = "holdout" if dataset.splits["holdout"] else "val"
@@ -177,7 +177,7 @@ def real_images(session: Session, number: int) -> Comparison:
     for index in indices[spread]:
         try:
             decoded.append(source.load(int(index)))
-        except DataError as error:
+        except CorruptImage as error:
             if dataset.on_corrupt == OnCorrupt.SKIP:
                 continue
             raise DataError(f"corrupt image {error}; mend it, or set config.data.on_corrupt=skip") from error

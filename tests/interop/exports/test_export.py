@@ -6,12 +6,14 @@ import re
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import onnxruntime
 import pytest
+from data_folders import data_options, make_folder
 from ml_collections import ConfigDict
 from paths import ROOT
 from PIL import Image
@@ -19,7 +21,8 @@ from PIL import Image
 import export as script
 from bignas_jax.config import fields as config_lib
 from bignas_jax.config.files import to_json
-from bignas_jax.errors import ExportError
+from bignas_jax.data import open_dataset
+from bignas_jax.errors import ExportError, UnreadableImage
 from bignas_jax.interop.exports import export, formats
 from bignas_jax.interop.exports.tensors import tensors
 from bignas_jax.nets.child import take
@@ -226,3 +229,13 @@ def test_another_architecture_of_the_same_name_is_not_overwritten(workdir, main,
     assert code == 2 and "MIN holds another architecture" in err
     assert [path.name for path in folder.iterdir()] == ["architecture.json"]
     assert (folder / "architecture.json").read_text() == text
+
+
+def test_a_comparison_leaves_out_what_cannot_be_decoded_and_nothing_else(tmp_path):
+    root = make_folder(tmp_path / "set", train=2, val=2)
+    session = SimpleNamespace(dataset=open_dataset(data_options(root, on_corrupt="skip")))
+    (root / "val" / "bee" / "001.png").write_bytes(b"no image")
+    assert len(export.real_images(session, 6).labels) == 5
+    (root / "val" / "bee" / "000.jpg").unlink()
+    with pytest.raises(UnreadableImage, match="000.jpg cannot be read"):
+        export.real_images(session, 6)
