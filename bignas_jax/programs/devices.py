@@ -7,18 +7,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from bignas_jax.config.options import Distributed
 from bignas_jax.errors import ConfigError
 
 AXIS = "data"
 REPLICATED = PartitionSpec()
 SPLIT = PartitionSpec(AXIS)
-
-
-def connect(options: Distributed) -> None:
-    """Joins the processes of a run, before anything else touches JAX. Does nothing for one process."""
-    if options.num_processes > 1:
-        jax.distributed.initialize(options.coordinator, options.num_processes, options.process_id)
 
 
 def make_mesh(num_devices: int, batch_sizes: dict[str, int]) -> Mesh:

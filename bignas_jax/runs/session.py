@@ -23,6 +23,7 @@ from bignas_jax.plugins import source
 from bignas_jax.programs.buckets import Bucket
 from bignas_jax.programs.devices import make_mesh
 from bignas_jax.programs.kept import identity_of
+from bignas_jax.runs.agree import agreed
 from bignas_jax.runs.identity import Use, check_data, note_data
 from bignas_jax.spaces.architecture import Architecture
 from bignas_jax.spaces.registry import space_of
@@ -145,12 +146,12 @@ class Session:
         if statistics is None:
             statistics = self._calibrate(weights, archs)
         with prefetch(self.loader(split, self.options.evaluation.batch_size).once(), self.mesh) as batches:
-            return self.evaluator.score(weights, archs, statistics, _tell_skipped(batches, split))
+            return self.evaluator.score(weights, archs, statistics, _tell_skipped(agreed(batches), split))
 
     def _calibrate(self, weights: Any, archs: dict[Architecture, Bucket]) -> dict[Architecture, Any]:
         calibration = self._calibration_loader()
         with prefetch(calibration.once(), self.mesh) as batches:
-            return self.evaluator.calibrate(weights, archs, batches, calibration.steps_per_epoch)
+            return self.evaluator.calibrate(weights, archs, agreed(batches), calibration.steps_per_epoch)
 
 
 def network_identity(space: Space, options: Options, mesh: Mesh) -> str:
