@@ -31,8 +31,9 @@ from bignas_jax.config.options import Distributed
 from bignas_jax.errors import ConfigError, ExportError, ProcessLost, Stopped, TrainingError, UserError
 from bignas_jax.programs.relay import at_once, dial, forward, free_port, local_server, start
 
-JOINING = 50.0  # seconds for all processes to come
+JOINING = 40.0  # seconds for all processes to come
 BUSY = 15.0  # seconds for the run before this one to leave the port
+TAKEN = 3.0  # seconds for anything else to leave it
 BEAT = 2.0  # seconds between two heartbeats
 SILENCE = 24.0  # seconds without a heartbeat after which a process counts as lost
 GRACE = 1.0  # seconds for the main thread to end by itself, before the watch ends the process
@@ -469,7 +470,7 @@ class _Reception:
 
     def _open(self) -> socket.socket:
         host, port = _host_and_port(self.processes.address)
-        end = time.monotonic() + BUSY
+        begin = time.monotonic()
         while True:
             try:
                 if socket.has_dualstack_ipv6():
@@ -480,8 +481,8 @@ class _Reception:
             answer = self._ask(("127.0.0.1", port), self.processes.hello()) if taken else None
             if answer is not None and "refused" in answer:
                 raise ConfigError(answer["refused"])
-            if not taken or time.monotonic() > end:
-                by = answer.get("busy", "") if answer else ""
+            by = answer.get("busy", "") if answer else ""
+            if not taken or time.monotonic() - begin > (BUSY if by else TAKEN):
                 raise ConfigError(
                     f"config.distributed.coordinator: process 0 cannot listen on port {port} of this host "
                     f"({by or why}), expected a port that is free"
