@@ -526,8 +526,10 @@ class _Reception:
             self.processes.relay_to_service(connection)
         elif "who" in hello:
             line.send(self.processes.hello())
-        else:
+        elif _is_hello(hello):
             self._welcome(line, hello)
+        else:
+            line.close()
 
     def _welcome(self, line: Line, hello: dict) -> None:
         """Keeps the process that came, or tells it why not. A second one of a number ends all: it cannot go well."""
@@ -553,6 +555,12 @@ class _Reception:
             self.turn.notify_all()
             if self.refusal:
                 line.send({"refused": self.refusal})
+
+
+def _is_hello(message: dict) -> bool:
+    """Whether it is what `Processes.hello` gives: anybody can reach a port."""
+    index, count, host = (message.get(name) for name in ("process_id", "num_processes", "host"))
+    return type(index) is int and type(count) is int and isinstance(host, str) and 0 <= index < count
 
 
 def _host_and_port(address: str) -> tuple[str, int]:
