@@ -39,6 +39,9 @@ def make_mesh(num_devices: int, batch_sizes: dict[str, int]) -> Mesh:
 
 def replicate(mesh: Mesh, tree: Any) -> Any:
     """Every device gets a copy of every array."""
+    if jax.process_count() > 1:
+        # To device_put an array that lies on one device gives an array that cannot be read or saved (JAX 0.10).
+        tree = jax.tree.map(np.asarray, tree)
     return jax.device_put(tree, NamedSharding(mesh, REPLICATED))
 
 
