@@ -95,6 +95,15 @@ def name_of(index: int) -> str:
     return _joined.name(index)
 
 
+def fail(error: BaseException) -> None:
+    """Ends all processes with the line of this one's error. For threads, whose errors nobody else would learn of.
+
+    Does nothing where this process is the only one.
+    """
+    if _joined is not None:
+        _joined.fail(error)
+
+
 def ends_its_process(work: Callable[..., int]) -> Callable[..., int]:
     """For the main function of a script, which returns an exit code, or raises.
 
@@ -125,8 +134,8 @@ def line_of(error: BaseException) -> tuple[str, int]:
         return f"stopped by {text}", error.exit_code
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", 130
-    if isinstance(error, OSError) and error.filename:
-        return f"{error.filename}: {error.strerror}", UserError.exit_code
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or 'a file'}: {error.strerror}", UserError.exit_code
     if isinstance(error, _OWN_ERRORS):
         return text, getattr(error, "exit_code", UserError.exit_code)
     return f"{type(error).__name__}: {text[:300]}", 1
@@ -358,6 +367,12 @@ class Processes:
             text, code = line_of(error)
             self._tell_all({"failed": f"{self.name(self.index)}: {text}", "code": code})
             raise
+
+    def fail(self, error: BaseException) -> None:
+        """Tells the others of an error that a thread met, and ends this process with it."""
+        text, code = line_of(error)
+        self._tell_all({"failed": f"{self.name(self.index)}: {text}", "code": code})
+        self._end(text, code)
 
     def leave(self, code: int) -> None:
         """Ends the process, after the last message had time to reach the others."""

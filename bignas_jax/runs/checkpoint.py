@@ -2,7 +2,9 @@
 
 import dataclasses
 import logging
+import os
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,10 +17,28 @@ from orbax.checkpoint import checkpoint_managers
 
 from bignas_jax.errors import CheckpointError
 from bignas_jax.programs.devices import REPLICATED, shapes
+from bignas_jax.programs.processes import fail
 from bignas_jax.spaces.layers import weight_name
 from bignas_jax.step.state import TrainState
 
 _MOMENTS = ("mean", "variance")
+
+
+class _Manager(ocp.CheckpointManager):
+    """orbax's, whose thread waits for the other processes before it says that a save failed: they would all hang."""
+
+    def _wait_for_checkpointers(self, *arguments: Any) -> None:
+        try:
+            super()._wait_for_checkpointers(*arguments)
+        except Exception as error:
+            fail(_of_the_system(error, self.directory))
+            raise
+
+
+def _of_the_system(error: Exception, folder: pathlib.Path) -> Exception:
+    """The error of the system, such as that of a full disk, that tensorstore tells of in a ValueError."""
+    found = re.search(r"os_error_code='(\d+)'", str(error))
+    return OSError(int(found[1]), os.strerror(int(found[1])), str(folder)) if found else error
 
 
 class Checkpoints:
@@ -35,8 +55,8 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: str | pathlib.Path, keep: int = 1, read_only: bool = False):
-        # orbax reports every save and directory scan as a running commentary; errors still come through.
-        logging.getLogger("absl").setLevel(logging.ERROR)
+        # orbax reports every save and directory scan as a running commentary; its errors are raised, too.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
         self.folder = pathlib.Path(workdir).absolute() / "checkpoints"
         if read_only and not self.folder.is_dir():
             raise CheckpointError(f"no checkpoint under {self.folder}: train first, or give the run's --workdir")
@@ -49,7 +69,7 @@ class Checkpoints:
                 checkpoint_managers.CustomSteps([0] if self.is_imported(0) else []),
             ]
         )
-        self._manager = ocp.CheckpointManager(
+        self._manager = _Manager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policy,
