@@ -65,6 +65,18 @@ class TrainingError(RuntimeError):
     exit_code = 1
 
 
+class ProcessLost(TrainingError):
+    """Another process of the run failed, was stopped or is gone; the message names it.
+
+    Args:
+      exit_code: what this process ends with, too.
+    """
+
+    def __init__(self, message: str, exit_code: int = TrainingError.exit_code):
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
 class SaveError(TrainingError):
     """A checkpoint cannot be written, because the disk is full or for the like."""
 

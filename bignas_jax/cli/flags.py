@@ -1,5 +1,6 @@
 """The command line of the scripts: a recipe, overrides of its fields, and a few flags."""
 
+import contextlib
 import os
 import re
 import sys
@@ -12,6 +13,7 @@ from absl import flags
 from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
+from bignas_jax.config import distributed
 from bignas_jax.config import fields as config_lib
 from bignas_jax.config.files import load_run_config
 from bignas_jax.config.options import Options
@@ -50,7 +52,11 @@ def parse(argv: Sequence[str], doc: str, extra: Callable[[flags.FlagValues], Non
         path = find_config(path)
         workdir = os.path.join("exp", path.stem)
         left = Path(_workdir_of(arguments) or workdir) / "config.json"
-        config = load_run_config(left) if of_run and left.is_file() else load_config(path)
+        if of_run and left.is_file():
+            config = load_run_config(left)
+            config.distributed = config_lib.base().distributed  # of the command that trained, not of this one
+        else:
+            config = load_config(path)
         config = config_lib.canonical(config)
         values = flags.FlagValues()
         flags.DEFINE_string("workdir", workdir, "the folder of the run", flag_values=values)
@@ -60,6 +66,7 @@ def parse(argv: Sequence[str], doc: str, extra: Callable[[flags.FlagValues], Non
             print(_help(doc, program, path, config, values))
             raise SystemExit(0)
         config, found = _parse_flags(arguments, config, values, positional)
+        _complete_distributed(config, arguments)
         config_lib.validate(config)
         options = Options.of(config)
     except UnicodeDecodeError as error:
@@ -123,6 +130,13 @@ def _parse_flags(
     if len(rest) > 1:
         raise ConfigError(f"found the argument {rest[1]!r}, expected flags only, such as --config.seed=1")
     return holder.value, options
+
+
+def _complete_distributed(config: ConfigDict, argv: Sequence[str]) -> None:
+    """Fills in `config.distributed` from the environment, where neither the config nor `argv` gives it."""
+    given = re.findall(r"^--?config\.distributed\.(\w+)", "\n".join(argv[1:]), re.MULTILINE)
+    with contextlib.suppress(AttributeError, KeyError):  # a recipe without these fields is refused below
+        config.distributed.update(distributed.complete(config.distributed, given, os.environ))
 
 
 def _wrong_type(error: flags.IllegalFlagValueError, known: dict) -> ConfigError:

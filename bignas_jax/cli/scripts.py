@@ -8,8 +8,10 @@ import jax
 
 from bignas_jax.cli import flags, stopping
 from bignas_jax.errors import ExportError, Stopped, TrainingError, UserError
+from bignas_jax.programs.processes import ends_its_process
 
 
+@ends_its_process
 def run(program: str, work: Callable[[], None]) -> int:
     """Calls `work` and returns the exit code of the script `program`.
 

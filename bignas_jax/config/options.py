@@ -411,12 +411,16 @@ class Log(Group, part="log"):
     images: int = _integer(0, 16)
 
 
+def _is_address(text: str) -> bool:
+    return bool(re.fullmatch(r"\S+:\d{1,5}", text)) and 0 < int(text.rpartition(":")[2]) < 2**16
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Distributed(Group, part="distributed"):
     """The processes of a run on several hosts."""
 
     coordinator: str = _text(
-        "", lambda v: not v or bool(re.fullmatch(r".+:\d+", v)), "host:port, or nothing for one process"
+        "", lambda v: not v or _is_address(v), "host:port, or nothing for one process"
     )
     num_processes: int = _integer(1, 1)
     process_id: int = _integer(0, 0)

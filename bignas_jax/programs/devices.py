@@ -7,18 +7,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from bignas_jax.config.options import Distributed
 from bignas_jax.errors import ConfigError
 
 AXIS = "data"
 REPLICATED = PartitionSpec()
 SPLIT = PartitionSpec(AXIS)
-
-
-def connect(options: Distributed) -> None:
-    """Connects the processes of a run. It is called before JAX is used otherwise. With one process it does nothing."""
-    if options.num_processes > 1:
-        jax.distributed.initialize(options.coordinator, options.num_processes, options.process_id)
 
 
 def make_mesh(num_devices: int, batch_sizes: dict[str, int]) -> Mesh:
@@ -46,6 +39,9 @@ def make_mesh(num_devices: int, batch_sizes: dict[str, int]) -> Mesh:
 
 def replicate(mesh: Mesh, tree: Any) -> Any:
     """Copies every array of a tree to every device."""
+    if jax.process_count() > 1:
+        # To device_put an array that lies on one device gives an array that cannot be read or saved (JAX 0.10).
+        tree = jax.tree.map(np.asarray, tree)
     return jax.device_put(tree, NamedSharding(mesh, REPLICATED))
 
 

@@ -10,6 +10,7 @@ import dataclasses
 import itertools
 import json
 import logging
+import os
 import pathlib
 import re
 import sys
@@ -21,7 +22,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from orbax.checkpoint import checkpoint_managers
 
@@ -29,6 +29,7 @@ from bignas_jax.config.options import OnDamage
 from bignas_jax.errors import CheckpointError, DamagedCheckpoint, SaveError
 from bignas_jax.files import write_json
 from bignas_jax.programs.devices import REPLICATED, shapes
+from bignas_jax.programs.processes import fail, gather
 from bignas_jax.spaces.layers import weight_name
 from bignas_jax.step.state import TrainState
 
@@ -37,6 +38,23 @@ _MANIFEST = "manifest"
 _ORBAX = "_CHECKPOINT_METADATA"  # orbax's list of a checkpoint's items
 _NO_ROOM = re.compile(r"No space left|ENOSPC|quota|EDQUOT|Read-only file system|EROFS|Permission denied|EACCES", re.I)
 Read = TypeVar("Read")
+
+
+class _Manager(ocp.CheckpointManager):
+    """orbax's, whose thread waits for the other processes before it says that a save failed: they would all hang."""
+
+    def _wait_for_checkpointers(self, *arguments: Any) -> None:
+        try:
+            super()._wait_for_checkpointers(*arguments)
+        except Exception as error:
+            fail(_of_the_system(error, self.directory))
+            raise
+
+
+def _of_the_system(error: Exception, folder: pathlib.Path) -> Exception:
+    """The error of the system, such as that of a full disk, that tensorstore tells of in a ValueError."""
+    found = re.search(r"os_error_code='(\d+)'", str(error))
+    return OSError(int(found[1]), os.strerror(int(found[1])), str(folder)) if found else error
 
 
 class Checkpoints:
@@ -68,7 +86,9 @@ class Checkpoints:
         self._read_only, self._on_damage = read_only, on_damage
         if read_only and not self.folder.is_dir():
             raise CheckpointError(f"no checkpoint under {self.folder}: train first, or give the run's --workdir")
-        self._clear_what_orbax_cannot_open()
+        if jax.process_index() == 0:
+            self._clear_what_orbax_cannot_open()
+        _meet("cleared")
         best = checkpoint_managers.BestN(
             get_metric_fn=lambda metrics: metrics["top1"], n=1, keep_checkpoints_without_metrics=False
         )
@@ -86,7 +106,7 @@ class Checkpoints:
             enable_async_checkpointing=not read_only,
             **({} if read_only else writing),
         )
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        self._manager = _Manager(self.folder, options=options)
 
     def _clear_what_orbax_cannot_open(self) -> None:
         """Moves files away whose damage would keep orbax from opening the folder at all.
@@ -104,8 +124,7 @@ class Checkpoints:
                 continue
             if self._read_only:
                 raise CheckpointError(f"{damaged} is damaged, and nothing may be changed here: move it out of the way")
-            if jax.process_index() == 0:
-                print(f"{damaged} is damaged, and was moved to {self.folder.parent / 'damaged'}", file=sys.stderr)
+            print(f"{damaged} is damaged, and was moved to {self.folder.parent / 'damaged'}", file=sys.stderr)
             self._move_aside(damaged)
 
     def _score(self, step: int) -> float | None:
@@ -269,18 +288,18 @@ class Checkpoints:
         """Moves a damaged checkpoint out of the way of the one that will be made anew."""
         if self._read_only:
             return
-        self._move_aside(self.folder / str(step))
+        if jax.process_index() == 0:
+            self._move_aside(self.folder / str(step))
+        _meet("damaged")
         self._manager.reload()
 
     def _move_aside(self, path: pathlib.Path) -> None:
         """Moves a folder to `damaged/`, under a name that is free there."""
-        if jax.process_index() == 0:
-            aside = self.folder.parent / "damaged"
-            aside.mkdir(exist_ok=True)
-            name = "-".join(path.relative_to(self.folder).parts)
-            names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
-            path.rename(next(aside / free for free in names if not (aside / free).exists()))
-        _meet("damaged")
+        aside = self.folder.parent / "damaged"
+        aside.mkdir(exist_ok=True)
+        name = "-".join(path.relative_to(self.folder).parts)
+        names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+        path.rename(next(aside / free for free in names if not (aside / free).exists()))
 
     def weights(self, params: Any, mesh: Mesh, which: str | int = "newest") -> tuple[Any, int]:
         """The weights to evaluate (the moving average where the checkpoint has one), and their step.
@@ -434,8 +453,7 @@ def _but_closed_loops(kind: type[BaseException], error: BaseException, traceback
 
 def _meet(purpose: str) -> None:
     """Waits until all processes are here."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"checkpoints: {purpose}")
+    gather(purpose)
 
 
 def _reason(error: Exception) -> str:

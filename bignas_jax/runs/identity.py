@@ -101,7 +101,9 @@ def claim(workdir: pathlib.Path, options: Options, stop: int) -> int | None:
     path, first = workdir / "config.json", jax.process_index() == 0
     if begun(workdir):
         last = steps(workdir)[-1]
+        # Which process this is, and where the others are, is no part of a run.
         changes = differences(load_run_options(path), options)
+        changes = [line for line in changes if not line.startswith("config.distributed.")]
         fatal = broken(changes, Use.GOING_ON, steps_made=last > 0)
         if fatal:
             raise ConfigError(

@@ -23,6 +23,7 @@ from bignas_jax.plugins import source
 from bignas_jax.programs.buckets import Bucket
 from bignas_jax.programs.devices import make_mesh
 from bignas_jax.programs.kept import identity_of
+from bignas_jax.runs.agree import agreed
 from bignas_jax.runs.identity import Use, check_data, note_data
 from bignas_jax.runs.sizes import check_sizes
 from bignas_jax.spaces.architecture import Architecture
@@ -149,14 +150,15 @@ class Session:
         if statistics is None:
             statistics = self._calibrate(weights, archs, tick)
         with prefetch(self.loader(split, self.options.evaluation.batch_size).once(), self.mesh) as batches:
-            return self.evaluator.score(weights, archs, statistics, _tell_skipped(_ticked(batches, tick), split))
+            scored = _tell_skipped(_ticked(agreed(batches), tick), split)
+            return self.evaluator.score(weights, archs, statistics, scored)
 
     def _calibrate(
         self, weights: Any, archs: dict[Architecture, Bucket], tick: Callable[[], None]
     ) -> dict[Architecture, Any]:
         calibration = self._calibration_loader()
         with prefetch(calibration.once(), self.mesh) as batches:
-            return self.evaluator.calibrate(weights, archs, _ticked(batches, tick), calibration.steps_per_epoch)
+            return self.evaluator.calibrate(weights, archs, _ticked(agreed(batches), tick), calibration.steps_per_epoch)
 
 
 def _check_moments(space: Space, options: Options, devices: int, training: bool) -> None:

@@ -4,13 +4,8 @@ import signal
 import threading
 from typing import Any
 
-import jax
-import numpy as np
-from jax.experimental import multihost_utils
-
 from bignas_jax.errors import Interrupted
-
-AGREE_EVERY = 10  # steps between two questions of several processes whether one of them got a signal
+from bignas_jax.programs.processes import gather, several
 
 
 class Signals:
@@ -37,7 +32,7 @@ class Signals:
 
         Several processes must end such work at the same batch. They end it whole, and stop behind it.
         """
-        if self.received and jax.process_count() == 1:
+        if self.received and not several():
             raise Interrupted(self.received)
 
     def _note(self, signum: int, _) -> None:
@@ -48,13 +43,9 @@ class Signals:
 
 def _same_everywhere(first: bool) -> bool:
     """What the first process found."""
-    return first if jax.process_count() == 1 else bool(multihost_utils.broadcast_one_to_all(np.int32(first)))
+    return gather(first)[0]
 
 
-def _agreed(received: int, step: int) -> int:
-    """The signal that any process received: all must stop at the same step. Several processes ask now and then."""
-    if jax.process_count() == 1:
-        return received
-    if step % AGREE_EVERY:
-        return 0
-    return int(np.max(multihost_utils.process_allgather(np.int32(received))))
+def _agreed(received: int) -> int:
+    """The signal that any process received: all must stop at the same step."""
+    return max(gather(received))

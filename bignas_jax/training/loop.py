@@ -15,15 +15,17 @@ import numpy as np
 
 from bignas_jax.config.options import Data, OnCollapse, Options
 from bignas_jax.data import DataError, Loader, prefetch
+from bignas_jax.data.fingerprint import fingerprint
 from bignas_jax.data.prefetch import Prefetch
 from bignas_jax.errors import ConfigError, Interrupted, Stopped, TrainingError
 from bignas_jax.evaluation import placed
 from bignas_jax.files import locked
 from bignas_jax.plugins import source
-from bignas_jax.programs.devices import connect
 from bignas_jax.programs.kept import identity_of, use_compilation_cache
+from bignas_jax.programs.processes import gather, line_of, name_of, together
 from bignas_jax.programs.weights import draw_weights
 from bignas_jax.runs import assess as reporting
+from bignas_jax.runs.agree import agreed, check_folder, check_images, check_options
 from bignas_jax.runs.checkpoint import Checkpoints
 from bignas_jax.runs.folder import begun, trained
 from bignas_jax.runs.identity import Use, claim
@@ -42,6 +44,7 @@ from bignas_jax.training.origin import Origin
 from bignas_jax.training.plan import Plan, Watch
 
 
+@together
 def train(options: Options, workdir: str | pathlib.Path, progress: bool = True) -> list[dict[str, Any]]:
     """Trains a supernet, or goes on where a run in `workdir` stopped, and evaluates its biggest and smallest child.
 
@@ -60,13 +63,14 @@ def train(options: Options, workdir: str | pathlib.Path, progress: bool = True) 
       TrainingError: the loss was not finite in `config.max_nonfinite_steps` steps in a row.
       Stopped: by SIGTERM or SIGINT, after the state was saved.
     """
-    connect(options.distributed)
     use_compilation_cache()
     workdir = pathlib.Path(workdir)
     options = child_training.resolve(options, workdir)
+    check_options(options)
     loss_class(options.sandwich.loss)
     goes_on = trained(workdir)
     session = Session.open(options, training=True, run=workdir if goes_on else None, use=Use.GOING_ON)
+    check_images(fingerprint(session.dataset))
     members_class(session.space, options.sandwich.members)
     loader = session.loader("train", options.batch_size, train=True)
     session.check_evaluation("val", watched_split(options.data))
@@ -94,8 +98,10 @@ def _held(workdir: pathlib.Path) -> Iterator[None]:
             )
         except ConfigError as error:
             refusal = error
-        if not _same_everywhere(refusal is None):
-            raise refusal or ConfigError(f"{workdir}: process 0 cannot train in it; its message says why")
+        found = gather(refusal and line_of(refusal)[0])[0]
+        if found is not None:
+            raise refusal or ConfigError(f"{name_of(0)}: {found}")
+        check_folder(workdir)
         yield
 
 
@@ -223,7 +229,7 @@ class Run:
                 return state
             with self.batches, Signals() as signals:
                 try:
-                    for batch in self.batches:
+                    for batch in agreed(self.batches):
                         if step == 0:
                             logs.images("images", _first_images(batch, self.options.log.images), step)
                         state, metrics = self.step(state, batch, step)
@@ -247,7 +253,7 @@ class Run:
             raise self._not_finite(failed)
         if self.watch.collapsed:
             self._tell_collapse(logs)
-        stopped, top1 = _agreed(signals.received, step), None
+        stopped, top1 = _agreed(signals.received), None
         if plan.evaluates(step) and not stopped:
             try:
                 top1 = self._evaluate(state, logs, step, signals.tick)

@@ -4,8 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from bignas_jax.config.options import Distributed
-from bignas_jax.programs.devices import batch_sharding, connect, make_mesh, replicate, shapes
+from bignas_jax.programs.devices import batch_sharding, make_mesh, replicate, shapes
 
 
 @pytest.mark.parametrize("number, found", [(0, 8), (1, 1), (4, 4)])
@@ -35,8 +34,3 @@ def test_shapes_keep_shape_dtype_and_take_the_sharding():
     sharding = batch_sharding(make_mesh(0, {}))
     found = shapes({"a": np.zeros((8, 2), np.uint8), "b": None}, sharding)
     assert found["a"] == jax.ShapeDtypeStruct((8, 2), np.uint8, sharding=sharding) and found["b"] is None
-
-
-def test_one_process_connects_to_nobody():
-    connect(Distributed())
-    assert jax.process_count() == 1
