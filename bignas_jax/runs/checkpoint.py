@@ -13,6 +13,7 @@ import logging
 import os
 import pathlib
 import re
+import shutil
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -98,7 +99,6 @@ class Checkpoints:
                 [checkpoint_managers.LatestN(keep), best, imported]
             ),
             best_fn=lambda metrics: metrics["top1"],
-            cleanup_tmp_directories=True,  # those of a save that was killed
         )
         options = ocp.CheckpointManagerOptions(
             create=not read_only,
@@ -109,11 +109,13 @@ class Checkpoints:
         self._manager = _Manager(self.folder, options=options)
 
     def _clear_what_orbax_cannot_open(self) -> None:
-        """Moves files away whose damage would keep orbax from opening the folder at all.
+        """Removes what a killed save left, and moves files away whose damage would keep orbax from opening the folder.
 
         Raises:
-          CheckpointError: there are some, and nothing may be moved.
+          CheckpointError: there are such files, and nothing may be moved.
         """
+        for path in [] if self._read_only else self.folder.glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(path)
         for step in sorted(int(path.name) for path in self.folder.glob("[0-9]*") if path.name.isdecimal()):
             folder = self.folder / str(step)
             metrics, unreadable = folder / "metrics", False
