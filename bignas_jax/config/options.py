@@ -89,6 +89,7 @@ class Losses(enum.StrEnum):
     """Losses of the members of a step."""
 
     SOFT_CROSS_ENTROPY = "soft_cross_entropy"
+    TRUSTED_TEACHER = "trusted_teacher"
 
 
 class Costs(enum.StrEnum):

@@ -3,6 +3,7 @@
 from typing import Protocol
 
 import jax
+import jax.numpy as jnp
 
 from bignas_jax.config.options import Losses
 from bignas_jax.ops.losses import cross_entropy, smooth_labels
@@ -53,7 +54,33 @@ class SoftCrossEntropy:
         return cross_entropy(logits, targets), {}
 
 
-LOSSES: dict[str, type[Loss]] = {Losses.SOFT_CROSS_ENTROPY: SoftCrossEntropy}
+class TrustedTeacher:
+    """Students learn from the teacher's soft predictions as far as it is right on the image, otherwise from the label.
+
+    The target of an image is p t + (1 - p) y: t are the teacher's soft predictions, p is the probability that they give
+    to the label, and y is the smoothed label. At the start of a training p is near 1 / classes, so that students do not
+    wait for a teacher that knows nothing. At its end p is near 1 and this is in-place distillation. Each image has its
+    own p: nothing depends on the number of devices, nor on the step. Members without a teacher learn from the labels.
+    """
+
+    metrics = ()
+
+    def __init__(self, recipe: Recipe):
+        self._smoothing = recipe.label_smoothing
+
+    def __call__(self, logits, labels, teacher_logits):
+        targets = smooth_labels(labels, logits.shape[-1], self._smoothing)
+        if teacher_logits is not None:
+            soft = jax.nn.softmax(teacher_logits)
+            trust = jnp.take_along_axis(soft, labels[:, None], 1)
+            targets = trust * soft + (1 - trust) * targets
+        return cross_entropy(logits, targets), {}
+
+
+LOSSES: dict[str, type[Loss]] = {
+    Losses.SOFT_CROSS_ENTROPY: SoftCrossEntropy,
+    Losses.TRUSTED_TEACHER: TrustedTeacher,
+}
 
 
 def loss_class(name: str) -> type[Loss]:

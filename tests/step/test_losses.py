@@ -5,7 +5,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from bignas_jax.step.losses import SoftCrossEntropy
+from bignas_jax.step.losses import SoftCrossEntropy, TrustedTeacher
 from bignas_jax.step.recipe import Recipe
 
 
@@ -20,3 +20,32 @@ def test_soft_cross_entropy_is_pytorchs():
     expected = F.cross_entropy(torch.tensor(logits), torch.tensor(teacher).softmax(-1))
     np.testing.assert_allclose(on_teacher, expected, rtol=1e-6)
     assert further == {}
+
+
+def test_a_trusted_teacher_is_believed_as_far_as_it_is_right():
+    logits, teacher = np.random.default_rng(1).normal(size=(2, 5, 7)).astype(np.float32)
+    labels = np.array([0, 3, 6, 1, 1], np.int32)
+    loss = TrustedTeacher(Recipe(label_smoothing=0.1))
+    soft = torch.tensor(teacher).softmax(-1)
+    hard = 0.9 * F.one_hot(torch.tensor(labels).long(), 7) + 0.1 / 7
+    trust = soft[range(5), labels.tolist()][:, None]
+    expected = F.cross_entropy(torch.tensor(logits), trust * soft + (1 - trust) * hard)
+    found, further = loss(jnp.asarray(logits), jnp.asarray(labels), jnp.asarray(teacher))
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert further == {}
+
+
+def test_at_its_ends_trust_is_the_labels_or_the_distillation():
+    logits, teacher = np.random.default_rng(2).normal(size=(2, 5, 7)).astype(np.float32)
+    labels = np.array([0, 3, 6, 1, 1], np.int32)
+    trusted, plain = TrustedTeacher(Recipe()), SoftCrossEntropy(Recipe())
+
+    def both(teacher):
+        return [float(loss(jnp.asarray(logits), jnp.asarray(labels), teacher)[0]) for loss in (trusted, plain)]
+
+    on_labels = both(None)
+    assert on_labels[0] == on_labels[1]
+    right = 40.0 * np.eye(7, dtype=np.float32)[labels]
+    np.testing.assert_allclose(*both(jnp.asarray(right)), rtol=1e-6)
+    wrong = 40.0 * np.eye(7, dtype=np.float32)[(labels + 1) % 7]
+    np.testing.assert_allclose(both(jnp.asarray(wrong))[0], on_labels[0], rtol=1e-6)
