@@ -213,7 +213,8 @@ def main() -> int:
     lab, rng, lost, results = Lab(folder), random.Random(arguments.seed), [], []
     lab.run("train", lab.folder / "train")  # the others start from it
     for what in arguments.what.split(","):
-        lab.run(what, lab.folder / what)
+        if what != "train":
+            lab.run(what, lab.folder / what)
         seconds = lab.run(what, lab.folder / what)  # with kept programs
         ended, found = batter(lab, what, arguments.kills, seconds, rng)
         lost += found

@@ -12,7 +12,7 @@ from paths import ROOT
 PROGRAM = """
 import os, pathlib, signal, sys, time
 from types import SimpleNamespace
-from bignas_jax.cli import scripts
+from bignas_jax.cli import scripts, stopping
 from bignas_jax.config.options import Distributed
 from bignas_jax.errors import DataError, Stopped
 from bignas_jax.programs import processes
@@ -20,7 +20,7 @@ from bignas_jax.programs import processes
 coordinator, count, me, fast, body = sys.argv[1], *map(int, sys.argv[2:5]), sys.argv[5]
 sys.argv = ["train.py"]
 if fast:
-    processes.JOINING, processes.BUSY, processes.SILENCE = 4.0, 4.0, 8.0
+    processes.JOINING, processes.BUSY, processes.SILENCE = 10.0, 4.0, 8.0
     processes.TAKEN, processes.BEAT = 1.0, 0.5
 
 def all_reduce():
@@ -36,7 +36,7 @@ def main():
     distributed = Distributed(coordinator=coordinator, num_processes=count, process_id=me)
     return scripts.run("train.py", lambda: work(SimpleNamespace(distributed=distributed)))
 
-sys.exit(main())
+stopping.script(main)
 """
 READY = "all_reduce(); print('ready', flush=True)\n"
 

@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import math
+import os
 import signal
 import sys
 import types
@@ -262,6 +263,19 @@ def _start_workers(reader: Reader, steps: Iterable[Slice], num_workers: int):
 
 
 @contextlib.contextmanager
+def _quiet_tracker():
+    """Keeps a helper process that starts within it from warning of what it cleans up behind others."""
+    before = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = "ignore"
+    try:
+        yield
+    finally:
+        os.environ.pop("PYTHONWARNINGS")
+        if before is not None:
+            os.environ["PYTHONWARNINGS"] = before
+
+
+@contextlib.contextmanager
 def _starting_workers():
     """Keeps new workers from importing the caller's script, and with it JAX, which they do not need.
 
@@ -269,7 +283,8 @@ def _starting_workers():
     blocks; `start_worker` unblocks SIGTERM.
     """
     main, sys.modules["__main__"] = sys.modules["__main__"], types.ModuleType("__main__")
-    resource_tracker.ensure_running()  # a helper process that unblocks signals when it is first started
+    with _quiet_tracker():
+        resource_tracker.ensure_running()  # a helper process that unblocks signals when it is first started
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield

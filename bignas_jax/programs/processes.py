@@ -115,7 +115,9 @@ def ends_its_process(work: Callable[..., int]) -> Callable[..., int]:
         try:
             code = work(*arguments)
         except BaseException as error:
-            if _joined is None or isinstance(error, Interrupted):  # whose line the script prints
+            if isinstance(error, Interrupted | KeyboardInterrupt) and _joined is not None:
+                time.sleep(0.3)  # until the others have been told; the script ends the process with its line
+            if _joined is None or isinstance(error, Interrupted | KeyboardInterrupt):
                 raise
             if not isinstance(error, SystemExit):
                 traceback.print_exc()
