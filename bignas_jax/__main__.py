@@ -12,11 +12,11 @@ from bignas_jax.cli.stopping import script
 # By name: the module in `cli`, and what it does.
 COMMANDS = {
     "train": ("train", "train a supernet, or one architecture of it"),
-    "search": ("search", "search a trained supernet"),
+    "search": ("searching", "search a trained supernet"),
     "eval": ("evaluate", "evaluate architectures of a trained supernet"),
     "export": ("export", "take children out to ONNX, StableHLO, PyTorch, safetensors"),
     "import": ("importing", "import a supernet that PyTorch-BigNAS, AttentiveNAS or AlphaNet trained"),
-    "report": ("report", "write the report of a finished search again"),
+    "report": ("reporting", "write the report of a finished search again"),
 }
 
 

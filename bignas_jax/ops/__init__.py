@@ -1,7 +1,7 @@
 """Elastic operations: weights sliced to a bucket at trace time, masked to the sampled sizes at run time."""
 
 from bignas_jax.ops.batch_norm import BatchNorm
-from bignas_jax.ops.depthwise import DepthwiseConv
+from bignas_jax.ops.depthwise_conv import DepthwiseConv
 from bignas_jax.ops.image import bicubic_resize, prepare
 from bignas_jax.ops.pointwise import Linear, PointwiseConv
 from bignas_jax.ops.shortcut import Shortcut

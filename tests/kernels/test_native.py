@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from tiny import relative_error
 
 from bignas_jax.kernels import native
-from bignas_jax.kernels.depthwise import native as depthwise_native
+from bignas_jax.kernels.depthwise import cpu as depthwise_native
 from bignas_jax.kernels.depthwise.choice import depthwise_conv, portable
-from bignas_jax.kernels.norm import native as norm_native
+from bignas_jax.kernels.norm import cpu as norm_native
 from bignas_jax.kernels.norm import passes as norm_passes
 from bignas_jax.kernels.norm.normalize import normalize
 from bignas_jax.kernels.norm.passes import Affine

@@ -11,7 +11,7 @@ import pytest
 from paths import ROOT
 from run_lab import CONFIG, environment
 
-from bignas_jax.cli import flags, search
+from bignas_jax.cli import flags, searching
 from bignas_jax.errors import CheckpointError, ConfigError
 from bignas_jax.search import run
 
@@ -180,7 +180,7 @@ def test_streaming_gives_the_same_result_and_says_so(whole, lab, workdir):
 ])
 def test_what_cannot_work_is_one_clear_line(arguments, message, lab, workdir):
     argv = ["search.py", "--config", str(lab / "tiny.py"), "--workdir", str(workdir), *SEARCH, *arguments]
-    options, found = flags.parse(argv, "", search.define, of_run=True)
+    options, found = flags.parse(argv, "", searching.define, of_run=True)
     with pytest.raises((ConfigError, CheckpointError), match=message) as error:
         run.search(options, found.workdir, found.checkpoint)
     assert "\n" not in str(error.value)

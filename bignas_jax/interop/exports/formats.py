@@ -13,6 +13,7 @@ import numpy as np
 from jax import export as jax_export
 
 from bignas_jax.errors import ConfigError, ExportError
+from bignas_jax.files import write_bytes, write_text, write_with
 from bignas_jax.interop.exports.tensors import describe, tensors
 from bignas_jax.kernels.depthwise.choice import portable
 from bignas_jax.nets.child import Child, forward
@@ -24,12 +25,10 @@ PLATFORMS = ("cpu", "cuda")
 
 def write_onnx(child: Child, folder: pathlib.Path, batch: int, about: dict[str, str]) -> pathlib.Path:
     """Writes child.onnx: float32 images [batch, 3, R, R] to logits [batch, classes]. It holds weights and `about`."""
-    import onnx
-
     from bignas_jax.interop.exports.onnx_graph import onnx_model
 
     path = folder / "child.onnx"
-    onnx.save(onnx_model(child, tensors(child), batch, about), path)
+    write_bytes(path, onnx_model(child, tensors(child), batch, about).SerializeToString())
     return path
 
 
@@ -45,7 +44,7 @@ def write_stablehlo(child: Child, folder: pathlib.Path, batch: int, about: dict[
     with jax.default_matmul_precision("highest"), portable():
         exported = jax_export.export(jax.jit(forward(child)), platforms=PLATFORMS)(images)
     path = folder / "child.stablehlo"
-    path.write_bytes(exported.serialize())
+    write_bytes(path, exported.serialize())
     return path
 
 
@@ -54,9 +53,10 @@ def write_torch(child: Child, folder: pathlib.Path, batch: int, about: dict[str,
     import torch
 
     del batch
-    torch.save({name: torch.from_numpy(a) for name, a in tensors(child).items()}, folder / "child.pt")
+    state = {name: torch.from_numpy(a) for name, a in tensors(child).items()}
+    write_with(folder / "child.pt", lambda temporary: torch.save(state, temporary))
     note = f"# {about['name']}, {about['macs']} multiply-adds.\n"
-    (folder / "child.py").write_text(torch_source(child, note))
+    write_text(folder / "child.py", torch_source(child, note))
     return folder / "child.pt"
 
 
@@ -127,7 +127,8 @@ def write_safetensors(child: Child, folder: pathlib.Path, batch: int, about: dic
 
     del batch
     path = folder / "child.safetensors"
-    save_file(tensors(child), path, about | {"format": "pt", "description": json.dumps(describe(child))})
+    about = about | {"format": "pt", "description": json.dumps(describe(child))}
+    write_with(path, lambda temporary: save_file(tensors(child), temporary, about))
     return path
 
 

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from bignas_jax.kernels import native
+from bignas_jax.kernels.depthwise import cpu as depthwise_native
 from bignas_jax.kernels.depthwise import grouped as depthwise_grouped
-from bignas_jax.kernels.depthwise import native as depthwise_native
 from bignas_jax.kernels.depthwise import pallas as depthwise_pallas
 from bignas_jax.kernels.depthwise import shifted as depthwise_shifted
 from bignas_jax.kernels.depthwise import table as depthwise_table

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from bignas_jax.kernels import native
-from bignas_jax.kernels.norm import native as norm_native
+from bignas_jax.kernels.norm import cpu as norm_native
 from bignas_jax.kernels.norm import passes as norm_passes
 from bignas_jax.kernels.norm.passes import Affine, gated_reduce
 

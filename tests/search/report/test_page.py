@@ -18,7 +18,7 @@ from selenium.webdriver import ActionChains, Keys
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 
-from bignas_jax.cli.report import main
+from bignas_jax.cli.reporting import main
 from bignas_jax.errors import ReportError
 from bignas_jax.search.report import page as report
 from bignas_jax.search.report import plot
