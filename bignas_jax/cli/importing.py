@@ -27,9 +27,9 @@ def following(workdir: str, options: Options) -> str:
     folder = f"--workdir {shlex.quote(workdir)}{'' if known else ' --config.data.root=ROOT'}"
     return "\n".join([
         f"next{'' if known else ', with your images in ROOT'}:\n",
-        f"python eval.py {folder} --arch max --arch min",
-        f"python eval.py {folder} --arch max --statistics stored",
-        f"python search.py {folder}",
+        f"python -m bignas_jax eval {folder} --arch max --arch min",
+        f"python -m bignas_jax eval {folder} --arch max --statistics stored",
+        f"python -m bignas_jax search {folder}",
     ])  # fmt: skip
 
 

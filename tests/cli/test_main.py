@@ -53,4 +53,4 @@ def test_recipes_are_found_from_another_folder(tmp_path):
 
 def test_a_report_needs_a_search(tmp_path):
     code, out, err = call("report", tmp_path)
-    assert (code, out) == (2, "") and "bignas_jax report: " in err and "run search.py first" in err
+    assert (code, out) == (2, "") and "bignas_jax report: " in err and "python -m bignas_jax search" in err

@@ -73,7 +73,9 @@ def until_step(processes, workdir, step) -> None:
 
 
 def last(err: str) -> str:
-    return err.strip().split("\n")[-1]
+    """The last line that is no progress bar, which may be drawn once more behind it."""
+    lines = [line.strip() for line in re.split(r"[\r\n]", err)]
+    return [line for line in lines if line and not re.match(r"\w+( \w+)?: +\d+%", line)][-1]
 
 
 def test_one_is_stopped_then_one_is_killed_and_the_same_commands_go_on(lab):

@@ -151,7 +151,8 @@ def read(workdir: str | pathlib.Path) -> dict[str, Any]:
         result = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ReportError(
-            f"{path}: {error.strerror}, expected the folder of a run that was searched; run search.py first") from error
+            f"{path}: {error.strerror}, expected the folder of a run that was searched: "
+            "python -m bignas_jax search") from error
     except ValueError as error:
         raise ReportError(f"{path}: not valid JSON ({error}), expected what a search writes") from error
     if not isinstance(result, dict):

@@ -343,7 +343,7 @@ def test_expected_shapes_are_those_of_the_released_files(recipe):
 def test_the_next_commands_name_the_images_only_where_none_are_known(lab, tmp_path):
     config = config_of(lab)
     found = following("my runs", config)
-    assert "next:\n\npython eval.py --workdir 'my runs' --arch max --arch min\n" in found
+    assert "next:\n\npython -m bignas_jax eval --workdir 'my runs' --arch max --arch min\n" in found
     config.data.update(source="folder", root=str(tmp_path))
     assert "ROOT" not in following("run", config)
     config.data.root = str(tmp_path / "none")
