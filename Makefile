@@ -12,7 +12,8 @@
 PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/ready
-GPU_PYTHON ?= $(shell python3.12 -c 'import ensurepip' 2>/dev/null && echo python3.12 || echo $(PYTHON))
+GPU_PYTHON ?= $(shell for p in python3.12 python3.13 $$HOME/.pyenv/versions/3.12*/bin/python3.12 $(PYTHON); do \
+  if $$p -c 'import ensurepip' 2> /dev/null; then echo $$p; break; fi; done)
 GPU_VENV := .venv-gpu
 GPU_READY := $(GPU_VENV)/ready
 
