@@ -3,14 +3,20 @@
 # make lint    checks the style, and which room imports which
 # make setup   only installs
 #
-# Each of them sets up .venv first, and again when requirements.txt has changed.
+# make gpu-programs GPU_ARGS="--space bignas"    compiles all programs for GPUs that are not here, and counts their bytes
+#
+# Each of them sets up .venv first, and again when requirements.txt has changed. GPU programs are compiled in .venv-gpu,
+# which has JAX for CUDA, and Python 3.12 if that is here: it runs the newest JAX.
 # Another Python than python3: remove .venv, then for instance `make setup PYTHON=python3.12`.
 
 PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/ready
+GPU_PYTHON ?= $(shell python3.12 -c 'import ensurepip' 2>/dev/null && echo python3.12 || echo $(PYTHON))
+GPU_VENV := .venv-gpu
+GPU_READY := $(GPU_VENV)/ready
 
-.PHONY: demo test lint setup
+.PHONY: demo test lint setup gpu-programs
 
 # Repeated, it goes on from the checkpoints and the evaluations in exp/digits.
 demo: $(READY)
@@ -27,6 +33,9 @@ lint: $(READY)
 
 setup: $(READY)
 
+gpu-programs: $(READY) $(GPU_READY)
+	$(GPU_VENV)/bin/python benchmarks/gpu_programs.py $(GPU_ARGS)
+
 $(READY): requirements.txt
 	$(if $(shell ($(PYTHON) -c 'import sys; print(sys.version_info >= (3, 11) or "")') 2>/dev/null),,$(error \
 	  found $(shell ($(PYTHON) --version || :) 2>&1), expected Python 3.11 or later; name one, as in PYTHON=python3.12))
@@ -35,4 +44,10 @@ $(READY): requirements.txt
 	  else sed 's/^jax\[cuda13\]/jax/' requirements.txt > $(VENV)/requirements.txt; fi
 	$(VENV)/bin/python -m pip install --disable-pip-version-check -r $(VENV)/requirements.txt
 	$(VENV)/bin/python -m bignas_jax.kernels.native
+	@touch $@
+
+$(GPU_READY): requirements.txt
+	$(GPU_PYTHON) -m venv $(GPU_VENV)
+	grep -E '^(jax|flax|optax|numpy|absl-py|ml_collections|tqdm)\b' requirements.txt > $(GPU_VENV)/requirements.txt
+	$(GPU_VENV)/bin/python -m pip install --disable-pip-version-check -r $(GPU_VENV)/requirements.txt
 	@touch $@

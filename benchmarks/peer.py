@@ -218,6 +218,10 @@ class PeerStep:
             x = F.interpolate(x, resolution, mode="bicubic", align_corners=False)
         return x.contiguous(memory_format=torch.channels_last)
 
+    def cast(self) -> contextlib.AbstractContextManager:
+        """The context of a forward pass: PyTorch's autocast, if it is on."""
+        return torch.autocast(self.device.type, torch.bfloat16) if self.autocast else contextlib.nullcontext()
+
     def member(self, images, arch, label=None, targets=None):
         """The forward and backward pass of one member. Adds its gradient to the weights' and returns soft predictions.
 
@@ -227,8 +231,7 @@ class PeerStep:
           label: int64 [B], for the biggest.
           targets: [B, classes], for the others.
         """
-        cast = torch.autocast(self.device.type, torch.bfloat16) if self.autocast else contextlib.nullcontext()
-        with cast:
+        with self.cast():
             logits = self.run(self.prepare(images, arch.resolution), arch).float()
         if targets is None:
             loss = F.cross_entropy(logits, label, label_smoothing=self.smoothing)

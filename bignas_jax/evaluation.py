@@ -8,7 +8,7 @@ does not depend on the number of devices.
 
 import dataclasses
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -98,6 +98,16 @@ class Evaluator:
           batch: images of an evaluation batch, over all devices; 0 if `score` will not be called.
           progress: whether a progress bar is shown.
         """
+        jobs = self.programs(params, buckets, image_size, calibration_batch, batch)
+        jobs = {key: job for key, job in jobs.items() if key not in self.executables}
+        if jobs:
+            identity = None if self.identity is None else f"{self.identity} {image_size}"
+            self.executables |= compile_ahead(jobs, "compile evaluation", progress, identity)
+
+    def programs(
+        self, params: Any, buckets: Iterable[Bucket], image_size: int, calibration_batch: int, batch: int
+    ) -> dict[Any, Callable[[], Any]]:
+        """Functions that trace and lower the programs of some buckets, by key. The arguments are those of `compile`."""
         split, whole = batch_sharding(self.mesh), NamedSharding(self.mesh, REPLICATED)
         params = shapes(params, whole)
 
@@ -127,10 +137,7 @@ class Evaluator:
                 jobs["calibrate", bucket, calibration_batch] = partial(lower_calibrate, bucket)
             if batch:
                 jobs["score", bucket, batch] = partial(lower_score, bucket)
-        jobs = {key: job for key, job in jobs.items() if key not in self.executables}
-        if jobs:
-            identity = None if self.identity is None else f"{self.identity} {image_size}"
-            self.executables |= compile_ahead(jobs, "compile evaluation", progress, identity)
+        return jobs
 
     def calibrate(
         self, params: Any, archs: Mapping[Architecture, Bucket], batches: Iterable[Batch], num_batches: int

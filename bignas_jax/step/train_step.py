@@ -6,7 +6,7 @@ makes the update.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -86,6 +86,15 @@ class TrainStep:
           batch: `image` uint8 [B, S, S, 3] and `label` int32 [B], or their shapes; B is the global batch size.
           progress: whether a progress bar is shown.
         """
+        self.executables = compile_ahead(self.programs(state, batch), "compile sandwich", progress, self.identity)
+
+    def programs(self, state: TrainState, batch: dict[str, Any]) -> dict[Any, Callable[[], Any]]:
+        """Functions that trace and lower the executables of a step, by key.
+
+        Args:
+          state: as for `compile`.
+          batch: as for `compile`.
+        """
         split, whole = batch_sharding(self.mesh), NamedSharding(self.mesh, REPLICATED)
         params = shapes(state.params, whole)
         image, label = shapes(batch["image"], split), shapes(batch["label"], split)
@@ -111,7 +120,7 @@ class TrainStep:
             jobs |= {("score", bucket): partial(lower_score, bucket) for bucket in buckets}
         members = [metrics] * len(self.members.names)
         jobs["update"] = lambda: self._update().lower(shapes(state, whole), total, members)
-        self.executables = compile_ahead(jobs, "compile sandwich", progress, self.identity)
+        return jobs
 
     def __call__(self, state: TrainState, batch: dict[str, jax.Array], step: int) -> tuple[TrainState, Any]:
         """One step.
