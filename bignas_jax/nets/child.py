@@ -110,16 +110,18 @@ def fold(child: Child) -> Child:
 
 
 class _Bias(nnx.Module):
-    """Takes the place of a folded batch norm: adds a bias, then applies the activation and the gate."""
+    """Takes the place of a folded batch norm: adds a bias, applies activation and gate, adds the residual."""
 
     def __init__(self, bias: np.ndarray):
         self.bias = nnx.Param(bias)
 
     def __call__(
-        self, x, size, *, activation="identity", statistics=None, axis_name=None, gate=None, weights=()
-    ):
+        self, x, size, *, activation="identity", statistics=None, axis_name=None, gate=None, weights=(), keep=None,
+        residual=None,
+    ):  # fmt: skip
         y = FUNCTIONS[activation](x + self.bias[...])
-        return (y if gate is None else y * gate(jnp.mean(y, (1, 2)), weights)[:, None, None]), None
+        y = y if gate is None else y * gate(jnp.mean(y, (1, 2)), weights)[:, None, None]
+        return (y if residual is None else y + residual), None
 
 
 def forward(child: Child):

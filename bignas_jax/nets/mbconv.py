@@ -63,18 +63,18 @@ class MBConv(nnx.Module):
         y, statistics["depthwise"] = self.depthwise_norm(
             y, size["mid"], activation=activation, gate=gate, weights=weights, **mode.of("depthwise")
         )
+        shortcut = None
+        if layer.shortcut is not None:
+            shortcut = x if self.shortcut is None else self.shortcut(x, size["in"], size["out"])
+        keep = drop_images(len(x), drop_rate, rng) if drop_rate and rng is not None else None
+        y = self.project(y, size["out"], size["mid"])
         y, statistics["project"] = self.project_norm(
-            self.project(y, size["out"], size["mid"]), size["out"], **mode.of("project")
+            y, size["out"], keep=keep, residual=shortcut, **mode.of("project")
         )
-        if drop_rate and rng is not None:
-            y = _drop_images(y, drop_rate, rng)
-        if layer.shortcut is None:
-            return y, statistics
-        shortcut = x if self.shortcut is None else self.shortcut(x, size["in"], size["out"])
-        return y + shortcut, statistics
+        return y, statistics
 
 
-def _drop_images(x: jax.Array, rate: float, rng: jax.Array) -> jax.Array:
-    """Drop-connect: sets the branch to zero for some images and scales it up for the others (Huang et al., 2016)."""
-    keep = jax.random.bernoulli(rng, 1 - rate, (x.shape[0], 1, 1, 1))
-    return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
+def drop_images(count: int, rate: float, rng: jax.Array) -> jax.Array:
+    """Drop-connect: float32 [count], zero for some images and 1 / (1 - rate) for the others (Huang et al., 2016)."""
+    keep = jax.random.bernoulli(rng, 1 - rate, (count, 1, 1, 1))
+    return jnp.where(keep.reshape(count), 1 / (1 - rate), 0.0)

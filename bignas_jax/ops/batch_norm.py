@@ -24,9 +24,10 @@ class BatchNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(features))
 
     def __call__(
-        self, x, size: Size, *, activation="identity", statistics=None, axis_name=None, gate=None, weights=()
-    ):
-        """Normalises x, then applies the activation, then the gate.
+        self, x, size: Size, *, activation="identity", statistics=None, axis_name=None, gate=None, weights=(),
+        keep=None, residual=None,
+    ):  # fmt: skip
+        """Normalises x, then applies the activation, then the gate, the images' factors and the residual.
 
         Args:
           x: [B, H, W, size.computed] input.
@@ -36,6 +37,8 @@ class BatchNorm(nnx.Module):
           axis_name: mesh axis of synchronised batch norm, or None.
           gate: as for `normalize`.
           weights: as for `normalize`.
+          keep: as for `normalize`.
+          residual: as for `normalize`.
         Returns:
           The output, of the shape and dtype of x, and (mean, unbiased variance) of this batch, each [size.computed].
           If statistics were given, they are returned instead.
@@ -45,7 +48,7 @@ class BatchNorm(nnx.Module):
         if statistics is not None:
             statistics = tuple(jnp.asarray(s[: size.computed]) for s in statistics)
         y, mean, variance = normalize(
-            x, scale, bias, size.sampled, statistics, weights, activation, gate, axis_name
+            x, scale, bias, size.sampled, statistics, weights, keep, residual, activation, gate, axis_name
         )
         if statistics is not None:
             return y, statistics

@@ -1,5 +1,6 @@
 """The mesh of devices, and where arrays lie on it. It has one axis, `data`, for one device, eight, or many hosts."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from bignas_jax.errors import ConfigError
+from bignas_jax.kernels import target
 
 AXIS = "data"
 REPLICATED = PartitionSpec()
@@ -48,7 +50,8 @@ def replicate(mesh: Mesh, tree: Any) -> Any:
 def over_devices(mesh: Mesh, function: Callable, in_specs: Any, out_specs: Any, **jit_arguments: Any) -> Any:
     """`function` as one jitted program that each device runs on its part (SPLIT) or copy (REPLICATED) of the arrays.
 
-    JAX does not check that REPLICATED results are equal on all devices. The function must make sure of it.
+    It is traced for the mesh's kind of device, which need not be here. JAX does not check that REPLICATED results are
+    equal on all devices. The function must make sure of it.
 
     Args:
       mesh: the devices.
@@ -57,7 +60,14 @@ def over_devices(mesh: Mesh, function: Callable, in_specs: Any, out_specs: Any, 
       out_specs: SPLIT or REPLICATED for each of its results.
       **jit_arguments: further arguments of `jax.jit`.
     """
-    mapped = jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+    device = mesh.devices.flat[0]
+
+    @functools.wraps(function)
+    def told(*arguments):
+        with target.tracing_for(device):
+            return function(*arguments)
+
+    mapped = jax.shard_map(told, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
     return jax.jit(mapped, **jit_arguments)
 
 

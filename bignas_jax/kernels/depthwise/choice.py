@@ -19,6 +19,7 @@ from bignas_jax.kernels.depthwise import grouped as depthwise_grouped
 from bignas_jax.kernels.depthwise import pallas as depthwise_pallas
 from bignas_jax.kernels.depthwise import shifted as depthwise_shifted
 from bignas_jax.kernels.depthwise import table as depthwise_table
+from bignas_jax.kernels.target import anywhere, current
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +87,7 @@ def portable():
 
     Exports are traced in it, because they may run on another platform than this one.
     """
-    with native.off(), using("shifted"):
+    with anywhere(), native.off(), using("shifted"):
         yield
 
 
@@ -97,18 +98,18 @@ def choose(
     stride: int,
     dtype: jnp.dtype,
     direction: str = "forward",
-    kind: str | None = None,
+    kind: str = "",
 ) -> str:
     """The implementation that computes one direction of a convolution on a platform.
 
     Args:
-      platform: 'cpu', 'gpu' or another value of `jax.default_backend()`.
+      platform: 'cpu', 'gpu' or another platform of `kernels.target`.
       shape: [B, H, W, C] of the input; B may be symbolic.
       size: side k of the kernel.
       stride: 1 or 2.
       dtype: dtype of the input.
       direction: 'forward', 'input_gradient' or 'kernel_gradient'.
-      kind: the kind of device, a key of the table of measurements; None means the first device of this process.
+      kind: the kind of device, a key of the table of measurements.
     Returns:
       A name in IMPLEMENTATIONS.
     """
@@ -117,14 +118,14 @@ def choose(
     usable = ["shifted", "grouped"]
     if platform == "gpu" and depthwise_pallas.supports(shape, size, stride, dtype):
         usable.append("pallas")
-    kind = jax.local_devices()[0].device_kind if kind is None else kind
     return depthwise_table.fastest(kind, shape, size, stride, dtype, direction, usable)
 
 
 def _chosen(direction: str, shape: tuple[int, ...], size: int, stride: int, dtype: jnp.dtype, used) -> Callable:
     if _forced.value is None and size <= depthwise_native.LARGEST and native.usable(dtype):
         return partial(getattr(NATIVE, direction), used=used)
-    name = _forced.value or choose(jax.default_backend(), shape, size, stride, dtype, direction)
+    target = current()
+    name = _forced.value or choose(target.platform, shape, size, stride, dtype, direction, target.kind)
     return getattr(IMPLEMENTATIONS[name], direction)
 
 

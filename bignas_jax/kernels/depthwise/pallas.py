@@ -18,6 +18,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
+from bignas_jax.kernels.target import current
+
 _DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
 _WARPS = 4
 # Entries of a tile: 4 for each thread. With twice as many, ptxas for sm_90 spills registers, above all in float32.
@@ -138,7 +140,7 @@ def _run(kernel, tiles: _Tiles, output: jax.ShapeDtypeStruct, programs: int, int
         out_shape=jax.ShapeDtypeStruct((output.size,), output.dtype),
         grid=(programs, tiles.channel_programs),
         compiler_params=plgpu.CompilerParams(num_warps=_WARPS, num_stages=1),
-        interpret=jax.default_backend() == "cpu" if interpret is None else interpret,
+        interpret=current().platform == "cpu" if interpret is None else interpret,
     )
     return call(*(a.reshape(-1) for a in arrays)).reshape(output.shape)
 

@@ -15,9 +15,10 @@ import jax.numpy as jnp
 
 PATH = pathlib.Path(__file__).with_suffix(".json")
 
-# For devices that were not measured: XLA compiles it to one fused loop on every device. The speed of the grouped
-# convolution depends on the library that computes it, and the Pallas kernels run only on the GPUs that Triton knows.
-DEFAULT = "shifted"
+# For devices that were not measured. The Pallas kernels move the fewest bytes, where Triton can compile them. XLA
+# compiles the shifted multiply-adds on every device. The speed of the grouped convolution depends on the library that
+# computes it.
+DEFAULTS = ("pallas", "shifted")
 
 Entry = Mapping[str, object]  # direction, shape [B, H, W, C], size, stride, dtype, milliseconds: {name: ms}
 
@@ -57,7 +58,8 @@ def fastest(
     """The name of the implementation to use.
 
     It is looked up among the entries of the same direction, kernel size, stride and dtype: the fastest of `usable` in
-    the entry of the nearest shape. It is DEFAULT if this kind of device has no such entry.
+    the entry of the nearest shape. If this kind of device has no such entry, it is the first of DEFAULTS that is
+    usable.
 
     Args:
       kind: the kind of device, a key of the table.
@@ -73,7 +75,7 @@ def fastest(
     entries = (load() if table is None else table).get(kind, ())
     entries = [e for e in entries if same_question(e, question) and set(e["milliseconds"]) & set(usable)]
     if not entries:
-        return DEFAULT
+        return next((name for name in DEFAULTS if name in usable), DEFAULTS[-1])
     measured = min(entries, key=lambda entry: _distance(entry["shape"], shape))["milliseconds"]
     return min((name for name in measured if name in usable), key=measured.get)
 

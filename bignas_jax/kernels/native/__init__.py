@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from bignas_jax.kernels.native.toolchain import BuildError, build
+from bignas_jax.kernels.target import current
 
 SWITCH = "BIGNAS_JAX_NATIVE"  # environment variable: 0 switches the kernels off
 ACTIVATIONS = ("identity", "swish", "h_swish", "relu")  # by their number in common.h
@@ -40,7 +41,7 @@ def off():
 
 def usable(dtype: jnp.dtype) -> bool:
     """Whether a program that is traced now, on arrays of this dtype, may call the kernels."""
-    return dtype == jnp.float32 and not _off.value and jax.default_backend() == "cpu" and load()
+    return dtype == jnp.float32 and not _off.value and current().platform == "cpu" and load()
 
 
 def identity() -> str:

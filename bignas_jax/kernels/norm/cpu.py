@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from bignas_jax.kernels import native
-from bignas_jax.kernels.norm.passes import Affine
+from bignas_jax.kernels.norm.passes import Affine, over_images
 
 
 def _like(x: jax.Array) -> jax.ShapeDtypeStruct:
@@ -22,6 +22,11 @@ def _shape(*shape: int) -> jax.ShapeDtypeStruct:
 def _flat(x: jax.Array) -> jax.Array:
     """[B, H, W, C] -> [B, H W, C]."""
     return x.reshape(x.shape[0], -1, x.shape[-1])
+
+
+def _vectors(affine: Affine) -> tuple[jax.Array, ...]:
+    """The vectors in the order that the kernels take them."""
+    return affine.mean, affine.inverse, affine.scale, affine.bias
 
 
 def _count(used: jax.Array) -> jax.Array:
@@ -38,42 +43,50 @@ def moments(x: jax.Array, used: jax.Array) -> tuple[jax.Array, jax.Array]:
 def pooled(x: jax.Array, affine: Affine, used: jax.Array, activation: str) -> jax.Array:
     """See `passes.pooled`."""
     shape = _shape(x.shape[0], x.shape[-1])
-    return native.call("norm_pooled", shape, _flat(x), *affine, _count(used), activation=_number(activation))
+    return native.call("norm_pooled", shape, _flat(x), *_vectors(affine), _count(used), activation=_number(activation))
 
 
-def apply(x: jax.Array, affine: Affine, gate: jax.Array | None, used: jax.Array, activation: str) -> jax.Array:
+def apply(x, affine: Affine, gate, used, activation: str, keep=None, residual=None) -> jax.Array:
     """See `passes.apply`."""
     flat = _flat(x)
     y = native.call(
-        "norm_apply", _like(flat), flat, *affine, affine.bias if gate is None else gate, _count(used),
+        "norm_apply", _like(flat), flat, *_vectors(affine), affine.bias if gate is None else gate, _count(used),
         activation=_number(activation), gated=gate is not None,
     )  # fmt: skip
-    return y.reshape(x.shape)
+    y = y.reshape(x.shape)
+    y = y if keep is None else y * over_images(keep)
+    return y if residual is None else y + residual
 
 
 def gate_sums(x: jax.Array, g: jax.Array, affine: Affine, used: jax.Array, activation: str) -> jax.Array:
     """See `passes.gate_sums`."""
     shape = _shape(5, x.shape[0], x.shape[-1])
     return native.call(
-        "norm_gate_sums", shape, _flat(x), _flat(g), *affine, _count(used), activation=_number(activation)
+        "norm_gate_sums", shape, _flat(x), _flat(g), *_vectors(affine), _count(used), activation=_number(activation)
     )
 
 
-def reduce(x, g, affine: Affine, used, activation: str) -> tuple[jax.Array, jax.Array]:
+def reduce(x, g, affine: Affine, used, activation: str, keep=None) -> tuple[jax.Array, jax.Array]:
     """See `passes.reduce`."""
-    vector = _shape(x.shape[-1])
+    vector, arrays = _shape(x.shape[-1]), (_flat(x), _flat(_kept(g, keep)), *_vectors(affine))
     d_bias, d_scale = native.call(
-        "norm_reduce", (vector, vector), _flat(x), _flat(g), *affine, _count(used), activation=_number(activation)
+        "norm_reduce", (vector, vector), *arrays, _count(used), activation=_number(activation)
     )
     return d_bias, d_scale
 
 
-def input_gradient(x, g, affine: Affine, gate, extra, mean_g, mean_gn, used, activation: str) -> jax.Array:
+def _kept(g: jax.Array, keep: jax.Array | None) -> jax.Array:
+    return g if keep is None else g * over_images(keep)
+
+
+def input_gradient(x, g, affine: Affine, gate, extra, sums, count: int, used, activation: str, keep=None) -> jax.Array:
     """See `passes.input_gradient`."""
     flat = _flat(x)
+    means = [jnp.zeros_like(affine.bias)] * 2 if sums is None else [total / count for total in sums]
     gates = (affine.bias, affine.bias) if gate is None else (gate, extra)  # not read without a gate
     dx = native.call(
-        "norm_input_gradient", _like(flat), flat, _flat(g), *affine, *gates, mean_g, mean_gn, _count(used),
+        "norm_input_gradient", _like(flat), flat, _flat(_kept(g, keep)), *_vectors(affine), *gates, *means,
+        _count(used),
         activation=_number(activation), gated=gate is not None,
     )  # fmt: skip
     return dx.reshape(x.shape)

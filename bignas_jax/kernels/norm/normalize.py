@@ -14,14 +14,20 @@ import jax.numpy as jnp
 
 from bignas_jax.kernels import native
 from bignas_jax.kernels.norm import cpu as norm_native
+from bignas_jax.kernels.norm import pallas as norm_pallas
 from bignas_jax.kernels.norm import passes as norm_passes
-from bignas_jax.kernels.norm.passes import Affine, gated_reduce
+from bignas_jax.kernels.norm import tiles
+from bignas_jax.kernels.norm.passes import EPSILON, Affine, gated_reduce
+from bignas_jax.kernels.target import current
 
-EPSILON = 1e-5
 
-
-def _passes(dtype: jnp.dtype) -> ModuleType:
-    return norm_native if native.usable(dtype) else norm_passes
+def _passes(x: jax.Array) -> ModuleType:
+    """The implementation of the passes for the device that is traced for."""
+    if native.usable(x.dtype):
+        return norm_native
+    if current().platform == "gpu" and tiles.supports(x.shape, x.dtype):
+        return norm_pallas
+    return norm_passes
 
 
 def moments(x: jax.Array, axis_name: str | None = None, used: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
@@ -35,7 +41,7 @@ def moments(x: jax.Array, axis_name: str | None = None, used: jax.Array | None =
       mean [C] and variance [C].
     """
     used = jnp.int32(x.shape[-1]) if used is None else used
-    mean, variance = _passes(x.dtype).moments(x, used)
+    mean, variance = _passes(x).moments(x, used)
     if axis_name is not None:
         total = jax.lax.pmean(mean, axis_name)
         variance = jax.lax.pmean(variance + jnp.square(mean - total), axis_name)
@@ -43,7 +49,7 @@ def moments(x: jax.Array, axis_name: str | None = None, used: jax.Array | None =
     return mean, variance
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(6, 7, 8))
+@partial(jax.custom_vjp, nondiff_argnums=(8, 9, 10, 11))
 def normalize(
     x: jax.Array,
     scale: jax.Array,
@@ -51,11 +57,14 @@ def normalize(
     used: jax.Array | None = None,
     statistics: tuple[jax.Array, jax.Array] | None = None,
     weights=(),
+    keep: jax.Array | None = None,
+    residual: jax.Array | None = None,
     activation: str = "identity",
     gate: Callable | None = None,
     axis_name: str | None = None,
+    epsilon: float = EPSILON,
 ):
-    """activation(batch norm(x)), multiplied by a gate if there is one.
+    """activation(batch norm(x)) * gate * keep + residual, as far as there are such.
 
     Args:
       x: [B, H, W, C] input.
@@ -64,32 +73,37 @@ def normalize(
       used: int32 scalar, channels of the sampled architecture; None means all.
       statistics: mean and variance [C] to normalise with, which get no gradient; None means the batch's own.
       weights: arrays that the gate takes; they get a gradient.
+      keep: float32 [B], a factor for each image, which gets no gradient; None, and always None with a gate.
+      residual: [B, H, W, C], zero beyond the used channels, or None.
       activation: a name in `activation.FUNCTIONS`.
       gate: function (pooled, weights) -> [B, C], or None. pooled [B, C] is the mean of activation(batch norm(x)) over
         the positions.
       axis_name: mesh axis whose devices share the batch's statistics (synchronised batch norm), or None.
+      epsilon: a number that is added to the variance.
     Returns:
       y [B, H, W, C] in the dtype of x, mean [C] and biased variance [C]. The moments carry no gradient.
     """
-    return _forward(x, scale, bias, used, statistics, weights, activation, gate, axis_name)[0]
+    arguments = x, scale, bias, used, statistics, weights, keep, residual
+    return _forward(*arguments, activation, gate, axis_name, epsilon)[0]
 
 
-def _forward(x, scale, bias, used, statistics, weights, activation, gate, axis_name):
-    passes = _passes(x.dtype)
+def _forward(x, scale, bias, used, statistics, weights, keep, residual, activation, gate, axis_name, epsilon):
+    passes = _passes(x)
     used = jnp.int32(x.shape[-1]) if used is None else used
     mean, variance = moments(x, axis_name, used) if statistics is None else statistics
-    affine = Affine(mean, jax.lax.rsqrt(variance + EPSILON), scale, bias)
+    affine = Affine(mean, variance, scale, bias, epsilon)
     pooled = gates = None
     if gate is not None:
         pooled = passes.pooled(x, affine, used, activation)
         gates = gate(pooled, weights)
-    y = passes.apply(x, affine, gates, used, activation)
-    return (y, mean, variance), (x, affine, used, statistics is None, pooled, weights)
+    y = passes.apply(x, affine, gates, used, activation, keep, residual)
+    saved = x, affine[:4], used, statistics is None, pooled, weights, keep, residual is not None
+    return (y, mean, variance), saved
 
 
-def _backward(activation, gate, axis_name, residuals, cotangents):
-    x, affine, used, own_moments, pooled, weights = residuals
-    g, passes = cotangents[0], _passes(x.dtype)
+def _backward(activation, gate, axis_name, epsilon, saved, cotangents):
+    x, vectors, used, own_moments, pooled, weights, keep, has_residual = saved
+    g, passes, affine = cotangents[0], _passes(x), Affine(*vectors, epsilon)
     gates = extra = None
     d_weights = jax.tree.map(jnp.zeros_like, weights)
     if gate is not None:
@@ -99,16 +113,13 @@ def _backward(activation, gate, axis_name, residuals, cotangents):
         extra = d_pooled / (x.shape[1] * x.shape[2])
         d_bias, d_scale = gated_reduce(sums, gates, extra)
     else:
-        d_bias, d_scale = passes.reduce(x, g, affine, used, activation)
+        d_bias, d_scale = passes.reduce(x, g, affine, used, activation, keep)
+    sums = None
     if own_moments:
-        count = x.size // x.shape[-1]
-        mean_g, mean_gn = d_bias / count, d_scale / count
-        if axis_name is not None:
-            mean_g, mean_gn = jax.lax.pmean((mean_g, mean_gn), axis_name)
-    else:
-        mean_g = mean_gn = jnp.zeros_like(d_bias)
-    dx = passes.input_gradient(x, g, affine, gates, extra, mean_g, mean_gn, used, activation)
-    return dx, d_scale, d_bias, None, None, d_weights
+        sums = (d_bias, d_scale) if axis_name is None else jax.lax.pmean((d_bias, d_scale), axis_name)
+    count = x.size // x.shape[-1]
+    dx = passes.input_gradient(x, g, affine, gates, extra, sums, count, used, activation, keep)
+    return dx, d_scale, d_bias, None, None, d_weights, None, g if has_residual else None
 
 
 normalize.defvjp(_forward, _backward)

@@ -1,8 +1,8 @@
 """The passes over memory of batch norm, its activation and a gate, in XLA's operations.
 
-x, g and results of their size are [B, H, W, C]. gate, extra and pooled values are [B, C]. Everything else is [C]. Sums
-are float32 or wider. Only the native kernels need `used`, the number of sampled channels. Here it is not read: the
-channels beyond it are zero because their scale and bias are zero.
+x, g and results of their size are [B, H, W, C]. gate, extra and pooled values are [B, C]; keep is [B]. Everything else
+is [C]. Sums are float32 or wider. Only the kernels for CPUs and GPUs need `used`, the number of sampled channels. Here
+it is not read: the channels beyond it are zero because their scale and bias are zero.
 """
 
 from typing import NamedTuple
@@ -16,13 +16,30 @@ from bignas_jax.kernels.precision import at_least_float32
 BATCH_AND_SPACE, SPACE = (0, 1, 2), (1, 2)
 
 
+EPSILON = 1e-5
+
+
 class Affine(NamedTuple):
-    """The vectors [C] of z = (x - mean) * inverse * scale + bias; `inverse` is 1 / standard deviation."""
+    """The vectors [C] of z = (x - mean) * inverse * scale + bias.
+
+    Attributes:
+      mean: [C].
+      variance: [C].
+      scale: [C].
+      bias: [C].
+      epsilon: a number that is added to the variance.
+    """
 
     mean: jax.Array
-    inverse: jax.Array
+    variance: jax.Array
     scale: jax.Array
     bias: jax.Array
+    epsilon: float = EPSILON
+
+    @property
+    def inverse(self) -> jax.Array:
+        """[C]: 1 / standard deviation."""
+        return jax.lax.rsqrt(self.variance + self.epsilon)
 
 
 def moments(x: jax.Array, used: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
@@ -48,15 +65,22 @@ def _spread(per_image: jax.Array) -> jax.Array:
     return at_least_float32(per_image)[:, None, None, :]
 
 
+def over_images(keep: jax.Array) -> jax.Array:
+    """[B] -> [B, 1, 1, 1]."""
+    return at_least_float32(keep)[:, None, None, None]
+
+
 def pooled(x: jax.Array, affine: Affine, used, activation: str) -> jax.Array:
     """[B, C]: the mean of activation(z) over the positions."""
     return jnp.mean(FUNCTIONS[activation](_z(x, affine)), SPACE)
 
 
-def apply(x: jax.Array, affine: Affine, gate: jax.Array | None, used, activation: str) -> jax.Array:
-    """activation(z), multiplied by the gate if there is one, in the dtype of x."""
+def apply(x, affine: Affine, gate, used, activation: str, keep=None, residual=None) -> jax.Array:
+    """activation(z) * gate * keep + residual in the dtype of x; each of the last three may be None."""
     y = FUNCTIONS[activation](_z(x, affine))
-    return (y if gate is None else y * _spread(gate)).astype(x.dtype)
+    y = y if gate is None else y * _spread(gate)
+    y = y if keep is None else y * over_images(keep)
+    return (y if residual is None else y + at_least_float32(residual)).astype(x.dtype)
 
 
 def gate_sums(x: jax.Array, g: jax.Array, affine: Affine, used, activation: str) -> jax.Array:
@@ -87,24 +111,26 @@ def gated_reduce(sums: jax.Array, gate: jax.Array, extra: jax.Array) -> tuple[ja
     return d_bias, d_scale
 
 
-def _inner(x, g, affine: Affine, gate, extra, activation: str) -> jax.Array:
+def _inner(x, g, affine: Affine, gate, extra, keep, activation: str) -> jax.Array:
     """The gradient with respect to z."""
     g = at_least_float32(g)
     if gate is not None:
         g = g * _spread(gate) + _spread(extra)
+    if keep is not None:
+        g = g * over_images(keep)
     return g if activation == "identity" else g * DERIVATIVES[activation](_z(x, affine))
 
 
-def reduce(x, g, affine: Affine, used, activation: str) -> tuple[jax.Array, jax.Array]:
+def reduce(x, g, affine: Affine, used, activation: str, keep=None) -> tuple[jax.Array, jax.Array]:
     """Gradients of bias and scale without a gate.
 
     They are the sum of the gradient with respect to z, and the sum of this gradient times the normalised x.
     """
-    inner = _inner(x, g, affine, None, None, activation)
+    inner = _inner(x, g, affine, None, None, keep, activation)
     return jnp.sum(inner, BATCH_AND_SPACE), jnp.sum(inner * _normal(x, affine), BATCH_AND_SPACE)
 
 
-def input_gradient(x, g, affine: Affine, gate, extra, mean_g, mean_gn, used, activation: str) -> jax.Array:
+def input_gradient(x, g, affine: Affine, gate, extra, sums, count: int, used, activation: str, keep=None) -> jax.Array:
     """The gradient with respect to x, in the dtype of x.
 
     Args:
@@ -113,11 +139,15 @@ def input_gradient(x, g, affine: Affine, gate, extra, mean_g, mean_gn, used, act
       affine: the vectors of the forward pass.
       gate: [B, C], or None.
       extra: [B, C], as for `gated_reduce`; None without a gate.
-      mean_g: [C], mean of the gradient with respect to z; zeros if the moments were given.
-      mean_gn: [C], mean of this gradient times the normalised x; zeros if the moments were given.
+      sums: two vectors [C]: the sum of the gradient with respect to z, and the sum of this gradient times the
+        normalised x. None if the moments were given, which then have no gradient.
+      count: positions that the moments are a mean of.
       used: not read here.
       activation: a name in `activation.FUNCTIONS`.
+      keep: [B], or None.
     """
-    inner = _inner(x, g, affine, gate, extra, activation)
-    dx = (affine.scale * affine.inverse) * (inner - mean_g - _normal(x, affine) * mean_gn)
+    inner = _inner(x, g, affine, gate, extra, keep, activation)
+    if sums is not None:
+        inner = inner - sums[0] / count - _normal(x, affine) * (sums[1] / count)
+    dx = (affine.scale * affine.inverse) * inner
     return dx.astype(x.dtype)

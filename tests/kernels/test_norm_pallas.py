@@ -1,0 +1,73 @@
+"""The Pallas kernels of batch norm against XLA's passes; a CPU interprets them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bignas_jax.kernels.norm import normalize as norm
+from bignas_jax.kernels.norm import pallas, passes
+
+CASES = [  # batch, side, channels, used, dtype
+    (3, 5, 24, 24, jnp.bfloat16),
+    (2, 7, 40, 24, jnp.float32),
+    (1, 3, 200, 130, jnp.bfloat16),
+]
+
+
+def arrays(shape, used, dtype, seed=0):
+    rng = np.random.default_rng(seed)
+    sampled = np.arange(shape[-1]) < used
+
+    def normal(*shape, shift=0.0):
+        return jnp.asarray(rng.normal(shift, 1.0, shape), jnp.float32)
+
+    x, residual, g = (normal(*shape, shift=shift).astype(dtype) for shift in (3.0, 0.0, 0.0))
+    scale, bias = (jnp.where(sampled, normal(shape[-1]), 0) for _ in range(2))
+    keep = jnp.asarray(rng.integers(0, 2, shape[0]) * 1.25, jnp.float32)
+    weights = normal(shape[-1], 8) / 4, normal(8, shape[-1]) / 4
+    return x, scale, bias, keep, jnp.where(sampled, residual, 0).astype(dtype), weights, g
+
+
+def gate(pooled, weights):
+    return jax.nn.sigmoid(jax.nn.relu(pooled @ weights[0]) @ weights[1])
+
+
+def run(implementation, monkeypatch, shape, used, dtype, activation, gated, rest, given):
+    """The results of `normalize` and the gradients of all that have one, up to the used channels."""
+    x, scale, bias, keep, residual, weights, g = arrays(shape, used, dtype)
+    keep, residual = (keep, residual) if rest else (None, None)
+    statistics = (jnp.full(shape[-1], 2.5), jnp.full(shape[-1], 1.5)) if given else None
+    monkeypatch.setattr(norm, "_passes", lambda x: implementation)
+
+    def value(x, scale, bias, weights, residual):
+        return norm.normalize(
+            x, scale, bias, jnp.int32(used), statistics, weights, keep, residual, activation, gate if gated else None
+        )
+
+    y, pull, *moments = _vjp(value, x, scale, bias, weights if gated else (), residual)
+    found = {"y": y, "mean": moments[0], "variance": moments[1]}
+    found |= dict(zip(("dx", "d_scale", "d_bias", "d_weights", "d_residual"), pull(g), strict=True))
+    for name in ("mean", "variance", "d_scale", "d_bias"):
+        found[name] = found[name][:used]
+    return found
+
+
+def _vjp(value, *arguments):
+    y, pull, moments = jax.vjp(lambda *a: (value(*a)[0], value(*a)[1:]), *arguments, has_aux=True)
+    return y, pull, *moments
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("form", ["plain", "gated", "residual", "given"])
+def test_they_compute_what_the_passes_of_xla_do(monkeypatch, case, form):
+    batch, side, channels, used, dtype = case
+    shape = batch, side, side + 1, channels
+    activation = {"plain": "relu", "gated": "swish", "residual": "identity", "given": "h_swish"}[form]
+    rest = shape, used, dtype, activation, form == "gated", form == "residual", form == "given"
+    expected, found = run(passes, monkeypatch, *rest), run(pallas, monkeypatch, *rest)
+    tolerance = 2e-5 if dtype == jnp.float32 else 2e-2
+    for name in expected:
+        for a, b in zip(jax.tree.leaves(expected[name]), jax.tree.leaves(found[name]), strict=True):
+            a, b = (np.asarray(v, np.float32) for v in (a, b))
+            np.testing.assert_allclose(b, a, rtol=tolerance, atol=tolerance * max(1, np.abs(a).max()), err_msg=name)
