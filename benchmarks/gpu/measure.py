@@ -57,7 +57,7 @@ def measure(name: str, job: Job, setting: Setting, steps: int, dump: pathlib.Pat
       steps: a shared program is counted for the architectures that these first steps draw.
       dump: folder for its text, or None.
     """
-    compiled = job.lower().compile()
+    compiled = job.trace().lower().compile()
     text, plan = compiled.as_text(), compiled.memory_analysis()
     if dump is not None:
         dump.mkdir(parents=True, exist_ok=True)
