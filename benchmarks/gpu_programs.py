@@ -41,7 +41,7 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
 from benchmarks.gpu.cards import CARDS  # noqa: E402
-from benchmarks.gpu.measure import Measured, measure  # noqa: E402
+from benchmarks.gpu.measure import Measured, compile_all, measure  # noqa: E402
 from benchmarks.gpu.programs import GROUPS, SPACES, Setting, chosen, described_mesh  # noqa: E402
 from bignas_jax.text import aligned  # noqa: E402
 
@@ -59,14 +59,16 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--programs", nargs="+", default=GROUPS, metavar="NAME", help="groups, names or patterns: "
                         f"{', '.join(GROUPS)}, update, 'random-*', ... (default: all groups)")  # fmt: skip
     parser.add_argument("--remat", action="store_true", help="blocks are recomputed in the backward pass")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="programs to compile at a time")
     parser.add_argument("--steps", type=int, default=200, help="drawn steps, whose architectures are counted")
     parser.add_argument("--dump", type=pathlib.Path, metavar="FOLDER", help="folder for the programs' texts")
     parser.add_argument("--peer", type=pathlib.Path, metavar="FILE", help="what benchmarks/gpu/eager.py wrote")
     parser.add_argument("--no-peer", action="store_true", help="do not count the peer")
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="file to write the counts to")
     args = parser.parse_args()
-    if args.batch < 1 or args.steps < 1:
-        parser.error(f"--batch, --steps: found {args.batch} and {args.steps}, expected at least 1")
+    if min(args.batch, args.steps, args.workers) < 1:
+        found = f"{args.batch}, {args.steps} and {args.workers}"
+        parser.error(f"--batch, --steps, --workers: found {found}, expected at least 1")
     return args
 
 
@@ -189,15 +191,18 @@ def main() -> None:
     where = f"{args.topology} {card.name}, jax {jax.__version__}"
     print(f"{args.space}, {args.batch} images a device, {args.dtype}, {where}")
     programs, wrong = {}, []
-    for name, job in jobs.items():
-        start = time.perf_counter()
-        try:
-            programs[name] = measure(name, job, setting, args.steps, args.dump)
-        except Exception as error:  # noqa: BLE001 - each program is told, whatever its compiler raises
-            wrong.append(f"{name}: does not compile: {str(error).splitlines()[0][:300]}")
+    start = time.perf_counter()
+    for name, compiled in compile_all(jobs, args.workers):
+        if isinstance(compiled, Exception):
+            first = (str(compiled).splitlines() or [type(compiled).__name__])[0]
+            wrong.append(f"{name}: does not compile: {first[:300]}")
             print(wrong[-1], file=sys.stderr)
             continue
-        print(f"{name}: {time.perf_counter() - start:.0f} s, {programs[name].bytes / 1e9:.2f} GB", file=sys.stderr)
+        if args.dump is not None:
+            args.dump.mkdir(parents=True, exist_ok=True)
+            (args.dump / f"{name}.hlo").write_text(compiled.as_text())
+        programs[name] = measure(jobs[name], compiled, setting, args.steps)
+        print(f"{time.perf_counter() - start:.0f} s: {name}, {programs[name].bytes / 1e9:.2f} GB", file=sys.stderr)
     print(table(programs, card.bandwidth))
     own = by_part(programs, setting, args.steps)
     peer = peer_counts(args) if {"biggest", "random", "smallest"} & set(own) else None
@@ -211,7 +216,8 @@ def main() -> None:
     wrong += faults(programs, setting, card.memory)
     if args.json:
         about = {"space": args.space, "batch": args.batch, "dtype": args.dtype, "topology": args.topology,
-                 "device": card.name, "remat": args.remat, "steps": args.steps, "jax": jax.__version__}  # fmt: skip
+                 "device": card.name, "bandwidth": card.bandwidth, "remat": args.remat, "steps": args.steps,
+                 "jax": jax.__version__}  # fmt: skip
         rows = {name: m.as_json() for name, m in programs.items()}
         found = about | {"ratios": ratios | further, "parts": own, "programs": rows, "peer": theirs, "faults": wrong}
         args.json.write_text(json.dumps(found, indent=1) + "\n")
