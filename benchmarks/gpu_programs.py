@@ -27,19 +27,12 @@ import sys
 import tempfile
 import time
 
-# Nothing can be tuned on a card that is not here. Without the last flag, float32 products of the highest precision find
-# no tile of Triton's.
-_FLAGS = ["--xla_gpu_autotune_level=0", "--xla_gpu_enable_triton_gemm=false"]
-# What follows the text of a program, LLVM and ptxas, changes no count.
-_QUICK = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true",
-          "--xla_gpu_disable_gpuasm_optimizations=true"]  # fmt: skip
-_FLAGS += _QUICK if "--quick" in sys.argv else []
-os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_FLAGS]).strip()
-os.environ["JAX_PLATFORMS"] = "cpu"  # the CUDA plugin compiles, but there may be no driver
-os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
-
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+from benchmarks.gpu.environment import prepare  # noqa: E402
+
+prepare(quick="--quick" in sys.argv)
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
