@@ -17,7 +17,7 @@ from bignas_jax.kernels.norm import cpu as norm_native
 from bignas_jax.kernels.norm import pallas as norm_pallas
 from bignas_jax.kernels.norm import passes as norm_passes
 from bignas_jax.kernels.norm import tiles
-from bignas_jax.kernels.norm.passes import EPSILON, Affine, gated_reduce
+from bignas_jax.kernels.norm.passes import EPSILON, Affine
 from bignas_jax.kernels.target import current
 
 
@@ -40,7 +40,6 @@ def moments(x: jax.Array, axis_name: str | None = None, used: jax.Array | None =
     Returns:
       mean [C] and variance [C].
     """
-    used = jnp.int32(x.shape[-1]) if used is None else used
     mean, variance = _passes(x).moments(x, used)
     if axis_name is not None:
         total = jax.lax.pmean(mean, axis_name)
@@ -89,7 +88,6 @@ def normalize(
 
 def _forward(x, scale, bias, used, statistics, weights, keep, residual, activation, gate, axis_name, epsilon):
     passes = _passes(x)
-    used = jnp.int32(x.shape[-1]) if used is None else used
     mean, variance = moments(x, axis_name, used) if statistics is None else statistics
     affine = Affine(mean, variance, scale, bias, epsilon)
     pooled = gates = None
@@ -111,7 +109,7 @@ def _backward(activation, gate, axis_name, epsilon, saved, cotangents):
         sums = passes.gate_sums(x, g, affine, used, activation)
         d_pooled, d_weights = pull(sums[0].astype(gates.dtype))
         extra = d_pooled / (x.shape[1] * x.shape[2])
-        d_bias, d_scale = gated_reduce(sums, gates, extra)
+        d_bias, d_scale = passes.gated_reduce(sums, gates, extra)
     else:
         d_bias, d_scale = passes.reduce(x, g, affine, used, activation, keep)
     sums = None
