@@ -4,6 +4,7 @@
 # make setup   only installs
 #
 # make gpu-programs GPU_ARGS="--space bignas"    compiles all programs for GPUs that are not here, and counts their bytes
+# make gpu-check       a small part of it, in minutes: do the programs and the kernels compile, and who reduces?
 #
 # Each of them sets up .venv first, and again when requirements.txt has changed. GPU programs are compiled in .venv-gpu,
 # which has JAX for CUDA, and Python 3.12 if that is here: it runs the newest JAX.
@@ -12,11 +13,12 @@
 PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/ready
-GPU_PYTHON ?= $(shell python3.12 -c 'import ensurepip' 2>/dev/null && echo python3.12 || echo $(PYTHON))
+GPU_PYTHON ?= $(shell for p in python3.12 python3.13 $$HOME/.pyenv/versions/3.12*/bin/python3.12 $(PYTHON); do \
+  if $$p -c 'import ensurepip' 2> /dev/null; then echo $$p; break; fi; done)
 GPU_VENV := .venv-gpu
 GPU_READY := $(GPU_VENV)/ready
 
-.PHONY: demo test lint setup gpu-programs
+.PHONY: demo test lint setup gpu-programs gpu-check
 
 # Repeated, it goes on from the checkpoints and the evaluations in exp/digits.
 demo: $(READY)
@@ -35,6 +37,13 @@ setup: $(READY)
 
 gpu-programs: $(READY) $(GPU_READY)
 	$(GPU_VENV)/bin/python benchmarks/gpu_programs.py $(GPU_ARGS)
+
+GPU_CHECK := $(GPU_VENV)/bin/python benchmarks/gpu_programs.py --no-peer --quick
+gpu-check: $(GPU_READY)
+	$(GPU_CHECK) --space digits --programs step score-6 calibrate-6
+	$(GPU_CHECK) --space digits --topology 1x1x8 --programs smallest random-6 update score-6 calibrate-6
+	$(GPU_CHECK) --space bignas --programs kernels-biggest kernels-random-192
+	$(GPU_CHECK) --space attentive_nas --programs kernels-biggest --device a100
 
 $(READY): requirements.txt
 	$(if $(shell ($(PYTHON) -c 'import sys; print(sys.version_info >= (3, 11) or "")') 2>/dev/null),,$(error \

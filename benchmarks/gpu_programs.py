@@ -29,8 +29,12 @@ import time
 
 # Nothing can be tuned on a card that is not here. Without the last flag, float32 products of the highest precision find
 # no tile of Triton's.
-_FLAGS = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}".strip()
+_FLAGS = ["--xla_gpu_autotune_level=0", "--xla_gpu_enable_triton_gemm=false"]
+# What follows the text of a program, LLVM and ptxas, changes no count.
+_QUICK = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true",
+          "--xla_gpu_disable_gpuasm_optimizations=true"]  # fmt: skip
+_FLAGS += _QUICK if "--quick" in sys.argv else []
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_FLAGS]).strip()
 os.environ["JAX_PLATFORMS"] = "cpu"  # the CUDA plugin compiles, but there may be no driver
 os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
 
@@ -41,8 +45,8 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
 from benchmarks.gpu.cards import CARDS  # noqa: E402
-from benchmarks.gpu.measure import Measured, measure  # noqa: E402
-from benchmarks.gpu.programs import GROUPS, SPACES, Setting, chosen, described_mesh  # noqa: E402
+from benchmarks.gpu.measure import Measured, compile_all, measure  # noqa: E402
+from benchmarks.gpu.programs import GROUPS, KERNELS, SPACES, Setting, chosen, described_mesh  # noqa: E402
 from bignas_jax.text import aligned  # noqa: E402
 
 TOPOLOGIES = ("1x1x1", "1x1x8", "1x2x8")
@@ -59,14 +63,17 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--programs", nargs="+", default=GROUPS, metavar="NAME", help="groups, names or patterns: "
                         f"{', '.join(GROUPS)}, update, 'random-*', ... (default: all groups)")  # fmt: skip
     parser.add_argument("--remat", action="store_true", help="blocks are recomputed in the backward pass")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="programs to compile at a time")
     parser.add_argument("--steps", type=int, default=200, help="drawn steps, whose architectures are counted")
     parser.add_argument("--dump", type=pathlib.Path, metavar="FOLDER", help="folder for the programs' texts")
     parser.add_argument("--peer", type=pathlib.Path, metavar="FILE", help="what benchmarks/gpu/eager.py wrote")
     parser.add_argument("--no-peer", action="store_true", help="do not count the peer")
+    parser.add_argument("--quick", action="store_true", help="compile without optimising machine code: the same count")
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="file to write the counts to")
     args = parser.parse_args()
-    if args.batch < 1 or args.steps < 1:
-        parser.error(f"--batch, --steps: found {args.batch} and {args.steps}, expected at least 1")
+    if min(args.batch, args.steps, args.workers) < 1:
+        found = f"{args.batch}, {args.steps} and {args.workers}"
+        parser.error(f"--batch, --steps, --workers: found {found}, expected at least 1")
     return args
 
 
@@ -158,11 +165,13 @@ def faults(programs: dict[str, Measured], setting: Setting, memory: int) -> list
         if m.peak > memory:
             found.append(f"{name}: found {m.peak / 1e9:.1f} GB of peak memory, expected at most the card's"
                          f" {memory / 1e9:.1f} GB: a smaller --batch, or --remat")
-        most = allowed(name, m, setting)
+        most, kinds = allowed(name, m, setting), sorted({operation for operation, _ in m.collectives})
         if len(m.collectives) > most:
-            found.append(f"{name}: found {len(m.collectives)} collectives, expected at most {most}:"
-                         f" {', '.join(sorted({c for c, _ in m.collectives}))}")
-        if m.unknown:
+            number = f"{len(m.collectives)} collectives ({', '.join(kinds)})"
+            found.append(f"{name}: found {number}, expected at most {most}")
+        if name == "update" and setting.mesh.size > 1 and kinds != ["all-reduce"]:
+            found.append(f"{name}: found {', '.join(kinds) or 'no collective'}, expected one all-reduce")
+        if m.unknown and m.group != KERNELS:  # those are given no sizes
             found.append(f"{name}: found {len(m.unknown)} conditions that cannot be evaluated, such as"
                          f" {min(m.unknown)}: benchmarks/gpu/control.py must learn the operation")
     return found
@@ -189,15 +198,18 @@ def main() -> None:
     where = f"{args.topology} {card.name}, jax {jax.__version__}"
     print(f"{args.space}, {args.batch} images a device, {args.dtype}, {where}")
     programs, wrong = {}, []
-    for name, job in jobs.items():
-        start = time.perf_counter()
-        try:
-            programs[name] = measure(name, job, setting, args.steps, args.dump)
-        except Exception as error:  # noqa: BLE001 - each program is told, whatever its compiler raises
-            wrong.append(f"{name}: does not compile: {str(error).splitlines()[0][:300]}")
+    start = time.perf_counter()
+    for name, compiled in compile_all(jobs, args.workers):
+        if isinstance(compiled, Exception):
+            first = (str(compiled).splitlines() or [type(compiled).__name__])[0]
+            wrong.append(f"{name}: does not compile: {first[:300]}")
             print(wrong[-1], file=sys.stderr)
             continue
-        print(f"{name}: {time.perf_counter() - start:.0f} s, {programs[name].bytes / 1e9:.2f} GB", file=sys.stderr)
+        if args.dump is not None:
+            args.dump.mkdir(parents=True, exist_ok=True)
+            (args.dump / f"{name}.hlo").write_text(compiled.as_text())
+        programs[name] = measure(jobs[name], compiled, setting, args.steps)
+        print(f"{time.perf_counter() - start:.0f} s: {name}, {programs[name].bytes / 1e9:.2f} GB", file=sys.stderr)
     print(table(programs, card.bandwidth))
     own = by_part(programs, setting, args.steps)
     peer = peer_counts(args) if {"biggest", "random", "smallest"} & set(own) else None
@@ -211,7 +223,8 @@ def main() -> None:
     wrong += faults(programs, setting, card.memory)
     if args.json:
         about = {"space": args.space, "batch": args.batch, "dtype": args.dtype, "topology": args.topology,
-                 "device": card.name, "remat": args.remat, "steps": args.steps, "jax": jax.__version__}  # fmt: skip
+                 "device": card.name, "bandwidth": card.bandwidth, "remat": args.remat, "steps": args.steps,
+                 "jax": jax.__version__}  # fmt: skip
         rows = {name: m.as_json() for name, m in programs.items()}
         found = about | {"ratios": ratios | further, "parts": own, "programs": rows, "peer": theirs, "faults": wrong}
         args.json.write_text(json.dumps(found, indent=1) + "\n")

@@ -1,6 +1,6 @@
 """The traffic of a sandwich step between devices, read from its compiled programs, and a model of many devices.
 
-    python benchmarks/scaling.py [--step FILE | --compute-ms 300] [--quick] [--json FILE]
+    python benchmarks/scaling.py [--step FILE | --counted FILE | --compute-ms 300] [--quick] [--json FILE]
 
 It reads the compiled HLO of all executables of a step on 8 virtual CPU devices. There must be one all-reduce, of the
 gradients (parameters x 4 bytes) and the members' loss and accuracy (8 bytes each), and no other collective. With
@@ -14,7 +14,9 @@ and Yuan, 2009). With several hosts, each GPU then reduces its eighth with its p
 network card. Links, one direction a GPU: NVLink of an H100 450 GB/s (NVIDIA's data sheet: 900 GB/s both ways),
 InfiniBand NDR 50 GB/s, Ethernet 12.5 GB/s (100 Gbit/s). Latencies of a hop are assumed, near the values in NCCL's own
 cost model of a ring: NVLink 3.4 us, network 14 us. For Ethernet without RDMA, 14 us is a lower bound. Compute is
-measured: FILE comes from `benchmarks/step.py --json FILE` on a GPU. Without FILE or --compute-ms, there is no model.
+measured, if FILE comes from `benchmarks/step.py --json FILE` on a GPU. It is counted, if FILE comes from
+`benchmarks/gpu_programs.py --json FILE`: the bytes of a step over the card's bandwidth. That is the least time of a
+step, and so the efficiency is the least, too. Without FILE or --compute-ms, there is no model.
 """
 
 import argparse
@@ -140,16 +142,32 @@ def compute_ms_of(path: pathlib.Path, batch: int) -> float:
     return 1000 * batch / rates[STEP]
 
 
+def counted_ms_of(path: pathlib.Path) -> float:
+    """The least milliseconds of our step on one card, by the bytes that benchmarks/gpu_programs.py counted.
+
+    Raises:
+      SystemExit: the file does not hold a whole step.
+    """
+    found = json.loads(path.read_text())
+    if "step" not in found.get("parts", {}):
+        raise SystemExit(f"--counted {path}: found no whole step, expected what benchmarks/gpu_programs.py writes")
+    return 1000 * found["parts"]["step"] / found["bandwidth"]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--step", type=pathlib.Path, metavar="FILE", help="what benchmarks/step.py wrote on a GPU")
     parser.add_argument("--batch", type=int, default=80, help="images of that step")
+    parser.add_argument("--counted", type=pathlib.Path, metavar="FILE", help="what benchmarks/gpu_programs.py wrote")
     parser.add_argument("--compute-ms", type=float, help="a step on one GPU, in the place of --step")
     parser.add_argument("--json", help="file to write the results to")
     parser.add_argument("--quick", action="store_true", help="the same: it takes well under a minute")
     args = parser.parse_args()
     use_compilation_cache()
     compute = compute_ms_of(args.step, args.batch) if args.step else args.compute_ms
+    if args.counted:
+        compute = counted_ms_of(args.counted)
+        print(f"a step takes at least {compute:.1f} ms: its bytes over the card's bandwidth")
     sandwich, parameters, members = compiled_step(synchronised=False)
     found, with_sync = sent(sandwich), sent(compiled_step(synchronised=True)[0])
     check(found, with_sync, parameters, members)
@@ -158,7 +176,7 @@ def main() -> None:
     results = [Result("collectives a step", len(found), "", 1, "lower"),
                Result("bytes of it over parameters x 4", found[0][1] / (4 * parameters), "x", 1.01, "lower")]
     if compute is None:
-        print("no model of the step on many GPUs: it needs the step of one (--step or --compute-ms)")
+        print("no model of the step on many GPUs: it needs the step of one (--step, --counted or --compute-ms)")
     else:
         config = bignas.get_config()
         space = SearchSpace.from_config(config.space)

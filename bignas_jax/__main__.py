@@ -16,6 +16,7 @@ COMMANDS = {
     "eval": ("evaluate", "evaluate architectures of a trained supernet"),
     "export": ("export", "take children out to ONNX, StableHLO, PyTorch, safetensors"),
     "import": ("importing", "import a supernet that PyTorch-BigNAS, AttentiveNAS or AlphaNet trained"),
+    "doctor": ("doctor", "what this machine is, and whether it computes what it should"),
     "report": ("reporting", "write the report of a finished search again"),
 }
 

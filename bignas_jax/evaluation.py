@@ -24,7 +24,7 @@ from bignas_jax.nets.sizes import sizes
 from bignas_jax.ops import prepare
 from bignas_jax.ops.losses import cross_entropy
 from bignas_jax.programs.buckets import Bucket, bucket_for
-from bignas_jax.programs.compile import compile_ahead
+from bignas_jax.programs.compile import compile_ahead, lowering
 from bignas_jax.programs.devices import AXIS, REPLICATED, SPLIT, batch_sharding, over_devices, shapes
 from bignas_jax.spaces.architecture import Architecture
 from bignas_jax.spaces.space import Space
@@ -98,7 +98,7 @@ class Evaluator:
           batch: images of an evaluation batch, over all devices; 0 if `score` will not be called.
           progress: whether a progress bar is shown.
         """
-        jobs = self.programs(params, buckets, image_size, calibration_batch, batch)
+        jobs = lowering(self.programs(params, buckets, image_size, calibration_batch, batch))
         jobs = {key: job for key, job in jobs.items() if key not in self.executables}
         if jobs:
             identity = None if self.identity is None else f"{self.identity} {image_size}"
@@ -107,7 +107,7 @@ class Evaluator:
     def programs(
         self, params: Any, buckets: Iterable[Bucket], image_size: int, calibration_batch: int, batch: int
     ) -> dict[Any, Callable[[], Any]]:
-        """Functions that trace and lower the programs of some buckets, by key. The arguments are those of `compile`."""
+        """Functions that trace the programs of some buckets, by key. The arguments are those of `compile`."""
         split, whole = batch_sharding(self.mesh), NamedSharding(self.mesh, REPLICATED)
         params = shapes(params, whole)
 
@@ -121,22 +121,22 @@ class Evaluator:
             sampled = shapes(sizes(self.space, bucket.arch, bucket.arch), whole) if bucket.masked else None
             return sampled, shapes(self._zero_statistics(params, bucket), whole)
 
-        def lower_calibrate(bucket):
+        def trace_calibrate(bucket):
             sampled, statistics = operands(bucket)
             weight = shapes(np.float32(0), whole)
-            return self._calibrate(bucket).lower(params, images(calibration_batch), sampled, statistics, weight)
+            return self._calibrate(bucket).trace(params, images(calibration_batch), sampled, statistics, weight)
 
-        def lower_score(bucket):
+        def trace_score(bucket):
             sampled, statistics = operands(bucket)
             rows = of((batch,), np.int32), of((batch,), np.float32)
-            return self._score(bucket).lower(params, statistics, images(batch), *rows, sampled)
+            return self._score(bucket).trace(params, statistics, images(batch), *rows, sampled)
 
         jobs = {}
         for bucket in buckets:
             if calibration_batch:
-                jobs["calibrate", bucket, calibration_batch] = partial(lower_calibrate, bucket)
+                jobs["calibrate", bucket, calibration_batch] = partial(trace_calibrate, bucket)
             if batch:
-                jobs["score", bucket, batch] = partial(lower_score, bucket)
+                jobs["score", bucket, batch] = partial(trace_score, bucket)
         return jobs
 
     def calibrate(

@@ -1,7 +1,10 @@
-"""One program, compiled and counted."""
+"""Programs, compiled and counted."""
 
+import concurrent.futures
 import dataclasses
-import pathlib
+from collections.abc import Iterator, Mapping
+
+import jax
 
 from benchmarks.gpu.moved import moved
 from benchmarks.gpu.programs import Job, Setting
@@ -47,23 +50,46 @@ class Measured:
         return found | {"peak_bytes": self.peak, "collectives": len(self.collectives), "own_kernels": self.own}
 
 
-def measure(name: str, job: Job, setting: Setting, steps: int, dump: pathlib.Path | None = None) -> Measured:
-    """Compiles a program and counts it.
+def compile_all(jobs: Mapping[str, Job], workers: int) -> Iterator[tuple[str, jax.stages.Compiled | Exception]]:
+    """Compiles programs, several at a time, and gives each one, or its error, in the order of their names.
+
+    They are traced one after the other, because tracing holds Python's lock.
 
     Args:
-      name: the program's name, also that of its file.
+      jobs: the programs by name.
+      workers: how many are compiled at a time.
+    """
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        waiting = {}
+        for name, job in jobs.items():
+            try:
+                waiting[name] = pool.submit(job.trace().lower().compile)
+            except Exception as error:  # noqa: BLE001 - whatever a kernel's lowering raises
+                waiting[name] = error
+        for name, found in waiting.items():
+            if isinstance(found, Exception):
+                yield name, found
+            else:
+                yield name, found.exception() or found.result()
+
+
+def peak_bytes(compiled: jax.stages.Compiled) -> int:
+    """The memory that a program needs: arguments, results and temporaries, donated buffers once."""
+    plan = compiled.memory_analysis()
+    parts = plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
+    return parts + plan.temp_size_in_bytes
+
+
+def measure(job: Job, compiled: jax.stages.Compiled, setting: Setting, steps: int) -> Measured:
+    """Counts a compiled program.
+
+    Args:
       job: the program.
+      compiled: its executable.
       setting: what it was made for.
       steps: a shared program is counted for the architectures that these first steps draw.
-      dump: folder for its text, or None.
     """
-    compiled = job.lower().compile()
-    text, plan = compiled.as_text(), compiled.memory_analysis()
-    if dump is not None:
-        dump.mkdir(parents=True, exist_ok=True)
-        (dump / f"{name}.hlo").write_text(text)
-    peak = plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes + plan.temp_size_in_bytes
-    program, space = Program(text, moved()), setting.space
+    program, space = Program(compiled.as_text(), moved()), setting.space
     of, full, kernels = {}, [], []
     for arch in runs_in(job, setting, steps):
         sampled = sizes(space, job.bucket.arch, arch) if job.bucket is not None and job.bucket.masked else None
@@ -78,7 +104,7 @@ def measure(name: str, job: Job, setting: Setting, steps: int, dump: pathlib.Pat
         full_width=_mean(full),
         as_written=program.as_written().bytes,
         kernels=_mean(kernels),
-        peak=peak,
+        peak=peak_bytes(compiled),
         collectives=program.collectives(),
         norms=sum(len(layer.statistics()) for layer in layout),
         own=program.own_kernels(),

@@ -2,7 +2,8 @@
 
 Their names: `biggest`, `smallest`, `random-R` for each resolution R, and `update` make the step. `calibrate-A` and
 `score-A` evaluate the architecture A, which is `biggest` or `smallest`, or all candidates of a resolution R of a
-search; A is `slice-R` for one drawn architecture alone in its program, to compare candidates with.
+search; A is `slice-R` for one drawn architecture alone in its program, to compare candidates with. `kernels-P` has all
+different kernels of our own that the program P calls, each once.
 """
 
 import dataclasses
@@ -18,6 +19,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from benchmarks.gpu.cards import Card
+from benchmarks.gpu.kernels import calls, program
 from bignas_jax.config.options import Options
 from bignas_jax.evaluation import Evaluator
 from bignas_jax.nets.supernet import Supernet
@@ -33,6 +35,7 @@ from bignas_jax.step.train_step import TrainStep
 
 SPACES = ("bignas", "attentive_nas", "cifar10", "digits")
 GROUPS = ("step", "evaluation", "search", "slices")
+KERNELS = "kernels"  # a group that is compiled only if it is asked for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,14 +43,14 @@ class Job:
     """One program.
 
     Attributes:
-      group: 'step', 'evaluation', 'search' or 'slices'.
+      group: one of GROUPS, or KERNELS.
       bucket: the bucket that it is compiled for; None for the update.
-      lower: traces and lowers it.
+      trace: traces it.
     """
 
     group: str
     bucket: Bucket | None
-    lower: Callable[[], Any]
+    trace: Callable[[], Any]
 
 
 class Setting:
@@ -79,7 +82,10 @@ class Setting:
 
     def jobs(self) -> dict[str, Job]:
         """All programs by name."""
-        return self.step_jobs() | self.evaluation_jobs() | self.search_jobs() | self.slice_jobs()
+        step = self.step_jobs()
+        others = self.evaluation_jobs() | self.search_jobs() | self.slice_jobs()
+        kernels = {f"kernels-{name}": kernels_of(job, self.mesh) for name, job in step.items() if job.bucket}
+        return step | others | kernels
 
     def step_jobs(self) -> dict[str, Job]:
         """The programs of the step."""
@@ -92,10 +98,10 @@ class Setting:
             "label": jax.ShapeDtypeStruct((self.batch,), np.int32),
         }
         found = {}
-        for key, lower in self.step.programs(state, batch).items():
+        for key, trace in self.step.programs(state, batch).items():
             bucket = key.bucket if isinstance(key, Part) else None
             name = key if bucket is None else self._name(bucket, "random-")
-            found[name] = Job("step", bucket, lower)
+            found[name] = Job("step", bucket, trace)
         return found
 
     def evaluation_jobs(self) -> dict[str, Job]:
@@ -127,12 +133,17 @@ class Setting:
     def _evaluation(self, group: str, buckets: Iterable[Bucket], name: Callable[[Bucket], str]) -> dict[str, Job]:
         side = self.config.data.image_size
         jobs = self.evaluator.programs(self.params, buckets, side, self.batch, self.batch)
-        return {f"{kind}-{name(bucket)}": Job(group, bucket, lower) for (kind, bucket, _), lower in jobs.items()}
+        return {f"{kind}-{name(bucket)}": Job(group, bucket, trace) for (kind, bucket, _), trace in jobs.items()}
 
     def _name(self, bucket: Bucket, prefix: str = "") -> str:
         if bucket.masked:
             return f"{prefix}{bucket.arch.resolution}"
         return "biggest" if bucket.arch == self.space.biggest else "smallest"
+
+
+def kernels_of(job: Job, mesh: Mesh) -> Job:
+    """A program of the different kernels of our own that another program calls."""
+    return Job(KERNELS, None, lambda: program(calls(job.trace().jaxpr), mesh))
 
 
 def configuration(space: str):
@@ -163,7 +174,7 @@ def chosen(jobs: dict[str, Job], patterns: Iterable[str]) -> dict[str, Job]:
     for pattern in patterns:
         fit = {name: job for name, job in jobs.items() if pattern == job.group or fnmatch.fnmatch(name, pattern)}
         if not fit:
-            names = ", ".join((*GROUPS, *jobs))
+            names = ", ".join((*GROUPS, KERNELS, *jobs))
             raise ValueError(f"--programs: found {pattern!r}, expected one of {names}, or a pattern")
         found |= fit
     return {name: job for name, job in jobs.items() if name in found}

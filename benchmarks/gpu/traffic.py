@@ -51,13 +51,17 @@ class OwnKernel:
     """A call of a kernel of ours, for the function in `MOVED` that states its bytes.
 
     Attributes:
-      name: the kernel's name.
-      operands: the arrays that it is given, in order.
+      name: the kernel's name without the shape, such as 'norm_reduce'.
+      shape: the numbers of the shape in its name, as in 'norm_reduce_80x56x56x144'; () if it has none.
+      settings: further numbers in its name, as in 'depthwise_forward_80x56x56x144_k5_s2': {'k': 5, 's': 2}.
+      operands: the arrays that it is given, in order, with the shapes of the text: they may be flat.
       results: the arrays that it writes.
       integers: the values of its int32 operands of at most 8 entries, in order, each as a flat tuple.
     """
 
     name: str
+    shape: tuple[int, ...]
+    settings: dict[str, int]
     operands: tuple[hlo.Array, ...]
     results: tuple[hlo.Array, ...]
     integers: tuple[tuple[int, ...], ...]
@@ -69,6 +73,15 @@ def own_name(i: Instruction) -> str:
         return ""
     named = re.search(r'\bname ?= ?\\?"([\w.\-]+)\\?"', i.rest)
     return named[1] if named else i.op_name.rsplit("/", 1)[-1]
+
+
+def split_name(name: str) -> tuple[str, tuple[int, ...], dict[str, int]]:
+    """A kernel's name without its shape and settings, the shape, and the settings; see `OwnKernel`."""
+    found = re.fullmatch(r"(.*?)_(\d+(?:x\d+)+)((?:_[a-z]+\d+)*)", name)
+    if not found:
+        return name, (), {}
+    settings = {key: int(value) for key, value in re.findall(r"_([a-z]+)(\d+)", found[3])}
+    return found[1], tuple(int(side) for side in found[2].split("x")), settings
 
 
 class Program:
@@ -122,7 +135,7 @@ class Program:
 
     def own_kernels(self) -> dict[str, int]:
         """How often the text calls each kernel of ours."""
-        names = [own_name(i) for computation in self.computations.values() for i in computation.values()]
+        names = [split_name(own_name(i))[0] for computation in self.computations.values() for i in computation.values()]
         return {name: names.count(name) for name in sorted(set(names)) if name}
 
     def _parts(self, name: str) -> tuple[Count, float, list[Instruction]]:
@@ -196,7 +209,8 @@ class Program:
         return self._sampled(name, inner, at_run_time)
 
     def _own(self, name: str, i: Instruction, frame: Frame) -> Count:
-        states = self.moved.get(own_name(i))
+        short, shape, settings = split_name(own_name(i))
+        states = self.moved.get(short)
         if states is None:
             return self._whole(name, i)
         body, integers = self.computations[name], []
@@ -209,7 +223,7 @@ class Program:
                 except Unknown as error:
                     self.unknown.add(f"{i.name}: {error}")
                     return self._whole(name, i)
-        return Count(states(OwnKernel(own_name(i), operands, i.arrays, tuple(integers))), 1)
+        return Count(states(OwnKernel(short, shape, settings, operands, i.arrays, tuple(integers))), 1)
 
 
 def workspace(i: Instruction) -> int:

@@ -12,6 +12,11 @@ from bignas_jax.programs.kept import Program, forget
 from bignas_jax.programs.memory import give_back_freed_memory
 
 
+def lowering(traces: Mapping[Hashable, Callable[[], Any]]) -> dict[Hashable, Callable[[], Any]]:
+    """Functions that trace and lower programs, from functions that only trace them (`jax.jit(f).trace`), by key."""
+    return {key: lambda trace=trace: trace().lower() for key, trace in traces.items()}
+
+
 def compile_ahead(
     lower: Mapping[Hashable, Callable[[], Any]],
     title: str = "compile",

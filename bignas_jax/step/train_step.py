@@ -25,7 +25,7 @@ from bignas_jax.nets.supernet import Supernet
 from bignas_jax.ops import prepare
 from bignas_jax.ops.losses import cross_entropy
 from bignas_jax.programs.buckets import Bucket, shared
-from bignas_jax.programs.compile import compile_ahead
+from bignas_jax.programs.compile import compile_ahead, lowering
 from bignas_jax.programs.devices import AXIS, REPLICATED, SPLIT, batch_sharding, over_devices, replicate, shapes
 from bignas_jax.spaces.architecture import Architecture
 from bignas_jax.spaces.space import Space
@@ -86,10 +86,11 @@ class TrainStep:
           batch: `image` uint8 [B, S, S, 3] and `label` int32 [B], or their shapes; B is the global batch size.
           progress: whether a progress bar is shown.
         """
-        self.executables = compile_ahead(self.programs(state, batch), "compile sandwich", progress, self.identity)
+        jobs = lowering(self.programs(state, batch))
+        self.executables = compile_ahead(jobs, "compile sandwich", progress, self.identity)
 
     def programs(self, state: TrainState, batch: dict[str, Any]) -> dict[Any, Callable[[], Any]]:
-        """Functions that trace and lower the executables of a step, by key.
+        """Functions that trace the programs of a step, by key.
 
         Args:
           state: as for `compile`.
@@ -105,21 +106,21 @@ class TrainStep:
         def told(bucket: Bucket):
             return shapes(sizes(self.space, bucket.arch, bucket.arch), whole) if bucket.masked else None
 
-        def lower(part: Part):
+        def member(part: Part):
             arguments = step if part.regularised else None, teacher if part.target == Target.TEACHER else None
-            return self._gradient(part).lower(
+            return self._gradient(part).trace(
                 params, image, label, *arguments, told(part.bucket), None if part.first else total
             )
 
-        def lower_score(bucket: Bucket):
-            return self._loss_of(bucket).lower(params, image, label, told(bucket))
+        def score(bucket: Bucket):
+            return self._loss_of(bucket).trace(params, image, label, told(bucket))
 
-        jobs = {part: partial(lower, part) for part in self.members.programs(self.space)}
+        jobs = {part: partial(member, part) for part in self.members.programs(self.space)}
         if self.members.scores:
             buckets = [shared(self.space, resolution) for resolution in self.space.resolutions]
-            jobs |= {("score", bucket): partial(lower_score, bucket) for bucket in buckets}
+            jobs |= {("score", bucket): partial(score, bucket) for bucket in buckets}
         members = [metrics] * len(self.members.names)
-        jobs["update"] = lambda: self._update().lower(shapes(state, whole), total, members)
+        jobs["update"] = lambda: self._update().trace(shapes(state, whole), total, members)
         return jobs
 
     def __call__(self, state: TrainState, batch: dict[str, jax.Array], step: int) -> tuple[TrainState, Any]:

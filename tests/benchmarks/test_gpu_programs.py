@@ -76,7 +76,7 @@ ENTRY %main (sampled.1: s32[3,4], x: bf16[64,8]) -> (bf16[64,8]) {
   %sampled.1 = s32[3,4]{1,0} parameter(0), metadata={op_name="sampled"}
   %slice = s32[1,1]{1,0} slice(%sampled.1), slice={[2:3], [1:2]}
   %used = s32[1]{0} bitcast(%slice)
-  %call = bf16[512]{0} custom-call(%x, %used), custom_call_target="__gpu$xla.gpu.triton", metadata={op_name="jit(f)/halve"}, backend_config="{name = \\"halve_64x8\\", grid_x = 1 : i32}"
+  %call = bf16[512]{0} custom-call(%x, %used), custom_call_target="__gpu$xla.gpu.triton", metadata={op_name="jit(f)/halve"}, backend_config="{name = \\"halve_64x8_k3\\", grid_x = 1 : i32}"
   %all-reduce-start = bf16[64,8]{1,0} all-reduce-start(%x), to_apply=%add
   %all-reduce-done = bf16[64,8]{1,0} all-reduce-done(%all-reduce-start)
   ROOT %tuple = (bf16[64,8]{1,0}) tuple(%all-reduce-done)
@@ -93,13 +93,14 @@ def test_kernels_of_our_own_count_what_they_state():
         stated["call"] = call
         return 2 * 64 * 2 * call.integers[0][0]
 
-    program = Program(CALLS, {"halve_64x8": halve})
+    program = Program(CALLS, {"halve": halve})
     reduced = 2 * 64 * 8 * 2  # read and written
     whole = (64 * 8 * 2 + 4) + 512 * 2
     assert program.of(sizes).bytes == 2 * 64 * 2 * 4 + reduced + 3 * 4 * 4 + 4
     assert program.of(sizes, at_run_time=False).bytes == whole + reduced + 3 * 4 * 4 + 4
+    assert stated["call"].shape == (64, 8) and stated["call"].settings == {"k": 3}
     assert stated["call"].operands[0].shape == (64, 8) and stated["call"].results[0].shape == (512,)
-    assert program.own_kernels() == {"halve_64x8": 1}
+    assert program.own_kernels() == {"halve": 1}
     assert program.collectives() == [("all-reduce", 64 * 8 * 2)]
 
 

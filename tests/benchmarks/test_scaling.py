@@ -27,6 +27,17 @@ sent = 2 * 7 / 8 * 8 / 450 + 2 * 63 / 64 * 1 / 50
 assert abs(scaling.reduce_seconds(8e9, 64, 50e9) - (sent + 14 * 3.4e-6 + 126 * 14e-6)) < 1e-12
 scaling.check([("all-reduce", 4 * 10 + 8 * 4)], [("all-reduce", 1)] * 3, 10, 4)
 right = ("all-reduce", 72)
+import pathlib, tempfile
+counted = pathlib.Path(tempfile.mkdtemp(), "counted.json")
+counted.write_text('{"parts": {"step": 150e9}, "bandwidth": 3e12}')
+assert scaling.counted_ms_of(counted) == 50.0
+counted.write_text('{"parts": {"biggest": 150e9}, "bandwidth": 3e12}')
+try:
+    scaling.counted_ms_of(counted)
+except SystemExit as error:
+    assert "found no whole step" in str(error)
+else:
+    raise AssertionError("half a step was taken")
 for found, synced in (([("all-reduce", 41)], [1, 2]), ([right] * 2, [1, 2, 3]), ([right], [1])):
     try:
         scaling.check(found, synced, 10, 4)
