@@ -72,6 +72,21 @@ def together(work: Callable) -> Callable:
     return joined
 
 
+def alone(options: Distributed, work: str) -> None:
+    """Refuses several processes for work that one does.
+
+    Args:
+      work: in words, such as 'an export', for the message.
+    Raises:
+      ConfigError: there are several; the message names the field.
+    """
+    if options.num_processes > 1:
+        raise ConfigError(
+            f"config.distributed.num_processes: found {options.num_processes}, expected 1: {work} is made by one "
+            "process, on all of its devices; start it without srun and BIGNAS_NUM_PROCESSES"
+        )
+
+
 def gather(value: Any) -> list[Any]:
     """The values of all processes, by process. All must ask, in the same order; what JSON can hold.
 

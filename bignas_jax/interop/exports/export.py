@@ -23,6 +23,7 @@ from bignas_jax.nets.mode import Mode
 from bignas_jax.ops import prepare
 from bignas_jax.programs.buckets import Bucket
 from bignas_jax.programs.kept import use_compilation_cache
+from bignas_jax.programs.processes import alone
 from bignas_jax.runs.checkpoint import Checkpoints
 from bignas_jax.runs.identity import Use, check_run
 from bignas_jax.runs.session import Session
@@ -98,6 +99,7 @@ def export_run(
       ValueError: there is no such checkpoint, there are too few images, or an architecture is not in the space; one
         line.
     """
+    alone(options.distributed, "an export")
     use_compilation_cache()
     out = pathlib.Path(out or pathlib.Path(workdir) / "children")
     session, weights, found, step = _open(options, workdir, names, checkpoint)

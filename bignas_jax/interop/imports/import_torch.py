@@ -14,6 +14,7 @@ from bignas_jax.errors import ConfigError, WeightsError
 from bignas_jax.files import write_json, write_text
 from bignas_jax.interop.imports.bignas_names import Account, Shape, account, read_state_dict
 from bignas_jax.interop.imports.torch_file import listed, read_checkpoint, to_float32
+from bignas_jax.programs.processes import alone
 from bignas_jax.runs.checkpoint import Checkpoints
 from bignas_jax.spaces.cost import count
 from bignas_jax.spaces.naming import extremes
@@ -64,6 +65,7 @@ def import_checkpoint(
       ConfigError: the folder is not empty.
       WeightsError: the file cannot be read, or its tensors do not fit the config's space. `details` lists them.
     """
+    alone(options.distributed, "an import")
     if options.arch:
         raise ConfigError("config.arch: found an architecture, expected a supernet's config, such as configs/bignas.py")
     workdir, space = pathlib.Path(workdir), space_of(options.space)

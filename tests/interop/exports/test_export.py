@@ -202,6 +202,9 @@ def test_the_difference_is_relative_to_the_largest_logit():
     assert np.isnan(export.compare(np.full((2, 2), np.nan, np.float32), expected)["difference"])
 
 
+SEVERAL = ["--config.distributed.num_processes=2", "--config.distributed.coordinator=localhost:1"]
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -210,6 +213,7 @@ def test_the_difference_is_relative_to_the_largest_logit():
         (["--batch", "-1"], "--batch: found -1, expected"),
         (["--images", "0"], "--images: found 0, expected"),
         (["--checkpoint", "8"], "--checkpoint: found 8, expected newest, best or one of 7, 9"),
+        (SEVERAL, "config.distributed.num_processes: found 2, expected 1: an export is made by one"),
         (["--workdir", "nowhere"], "no checkpoint under .*nowhere/checkpoints: train first"),
     ],
 )

@@ -388,6 +388,7 @@ def test_an_import_that_was_broken_off_is_made_again(lab, command, tmp_path, mon
     (("a.pth", "b.pth"), "found a.pth b.pth, expected one CHECKPOINT, and flags$"),
     (("none.pth",), "none.pth: No such file or directory$"),
     (("--weights", "both", "a.pth"), "weights"),
+    (("a.pth", "--config.distributed.num_processes=2", "--config.distributed.coordinator=localhost:1"), "an import is"),
     (("a.pth", "--config.arch=max"), "config.arch: found an architecture, expected a supernet's config"),
 ])  # fmt: skip
 def test_mistakes_on_the_command_line(arguments, pattern, lab, command, tmp_path):
