@@ -11,7 +11,7 @@ from bignas_jax.config.options import Options
 from bignas_jax.data.fingerprint import fingerprint
 from bignas_jax.errors import ConfigError
 from bignas_jax.evaluation import Score
-from bignas_jax.files import write_json
+from bignas_jax.files import in_turn, write_json
 from bignas_jax.programs.buckets import Bucket
 from bignas_jax.programs.kept import use_compilation_cache
 from bignas_jax.programs.processes import own_index, together
@@ -171,16 +171,17 @@ def write(
 ) -> pathlib.Path:
     """Writes rows to evaluation_<split>.json in the run's folder, beside those of other architectures at that step.
 
-    A row takes the place of an earlier one with its name and its architecture.
+    A row takes the place of an earlier one with its name and its architecture. Several processes may do so at once.
 
     Args:
       name: stands in the file's name for the split's.
     """
     path = pathlib.Path(workdir) / f"evaluation_{name or split}.json"
-    kept = _rows(path, step)
-    kept |= {_key(row): dict(row) for row in rows}
-    rows = [{name: _finite(value) for name, value in row.items()} for row in kept.values()]
-    write_json(path, {"step": step, "split": split, "rows": rows}, indent=2)
+    with in_turn(path):
+        kept = _rows(path, step)
+        kept |= {_key(row): dict(row) for row in rows}
+        rows = [{name: _finite(value) for name, value in row.items()} for row in kept.values()]
+        write_json(path, {"step": step, "split": split, "rows": rows}, indent=2)
     return path
 
 

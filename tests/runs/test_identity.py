@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -175,7 +176,8 @@ def test_a_second_training_on_a_folder_is_refused_in_all_its_processes(lab, run)
     before = {path.name: path.read_bytes() for path in run.glob("*.json*")}
     with locked(run, "training"):
         done = call(lab, "train.py", run, "--config.max_steps=9", code=2)
-        assert done.stderr == f"train.py: {run}: another training is at work in it; wait for its end, or stop it\n"
+        who = re.escape(f"train.py: {run}: another training is at work in it (pid {os.getpid()} on ")
+        assert re.fullmatch(who + r".+\); wait for its end, or stop it\n", done.stderr)
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]

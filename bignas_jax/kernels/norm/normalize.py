@@ -16,6 +16,7 @@ from bignas_jax.kernels import native
 from bignas_jax.kernels.norm import cpu as norm_native
 from bignas_jax.kernels.norm import passes as norm_passes
 from bignas_jax.kernels.norm.passes import Affine, gated_reduce
+from bignas_jax.kernels.reduce import mean_over
 
 EPSILON = 1e-5
 
@@ -37,8 +38,8 @@ def moments(x: jax.Array, axis_name: str | None = None, used: jax.Array | None =
     used = jnp.int32(x.shape[-1]) if used is None else used
     mean, variance = _passes(x.dtype).moments(x, used)
     if axis_name is not None:
-        total = jax.lax.pmean(mean, axis_name)
-        variance = jax.lax.pmean(variance + jnp.square(mean - total), axis_name)
+        total = mean_over(mean, axis_name)
+        variance = mean_over(variance + jnp.square(mean - total), axis_name)
         mean = total
     return mean, variance
 
@@ -104,7 +105,7 @@ def _backward(activation, gate, axis_name, residuals, cotangents):
         count = x.size // x.shape[-1]
         mean_g, mean_gn = d_bias / count, d_scale / count
         if axis_name is not None:
-            mean_g, mean_gn = jax.lax.pmean((mean_g, mean_gn), axis_name)
+            mean_g, mean_gn = mean_over((mean_g, mean_gn), axis_name)
     else:
         mean_g = mean_gn = jnp.zeros_like(d_bias)
     dx = passes.input_gradient(x, g, affine, gates, extra, mean_g, mean_gn, used, activation)
