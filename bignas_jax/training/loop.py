@@ -21,7 +21,7 @@ from bignas_jax.errors import Interrupted, Stopped, TrainingError
 from bignas_jax.evaluation import placed
 from bignas_jax.plugins import source
 from bignas_jax.programs.kept import identity_of, use_compilation_cache
-from bignas_jax.programs.processes import together
+from bignas_jax.programs.processes import gather, together
 from bignas_jax.programs.weights import draw_weights
 from bignas_jax.runs import assess as reporting
 from bignas_jax.runs.agree import agreed, check_images, check_options
@@ -206,6 +206,8 @@ class Run:
                     self.checkpoints.score(step, top1)
             if step >= plan.stop:
                 return state
+            for at, losses in gather(logs.losses(self.step.members.names))[0]:
+                self.watch.collapse.add(at, losses)
             with self.batches, Signals() as signals:
                 try:
                     for batch in agreed(self.batches):
@@ -274,7 +276,7 @@ class Run:
         if self.options.on_collapse == OnCollapse.TELL:
             logs.say(f"{found}: {advice}; config.on_collapse=stop goes back to the last checkpoint before it")
             return
-        newest = self.checkpoints.delete_from(since)
+        newest = self.checkpoints.delete_from(since - 1)  # the loss of a step is that of the weights before it
         last = "there is no checkpoint from before that"
         if newest is not None:
             last = f"the last checkpoint from before that is step {newest} in {self.checkpoints.folder}"
