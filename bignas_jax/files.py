@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pathlib
+import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -107,22 +108,42 @@ def add_line(file: io.FileIO, value: Any, sync: bool = True) -> None:
 
 @contextlib.contextmanager
 def locked(folder: pathlib.Path, work: str) -> Iterator[pathlib.Path]:
-    """The folder, for one process at a time that does this work. The lock ends with its process, however that ends.
+    """The folder, for one process at a time. The lock ends with its process, however that ends.
 
     On network file systems it holds as far as they pass on `flock`, as NFS 4 and Lustre do; others leave it local. A
     file system without locks is said in one line, and the work goes on.
 
     Args:
-      work: in words, such as 'search', for the message and the lock's name.
+      work: in words, such as 'search', for the message of another process that comes meanwhile.
     Raises:
       ConfigError: another process holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as lock:
+    with open(folder / ".lock", "a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise ConfigError(f"{folder}: another {work} is at work in it; wait for its end, or stop it") from error
+            raise ConfigError(f"{folder}: {_holder(lock, work)}; wait for its end, or stop it") from error
         except OSError as error:
             print(f"{folder}: cannot be locked ({error.strerror}); let no other {work} work in it", file=sys.stderr)
+        with contextlib.suppress(OSError):  # a full disk: a message will lack it
+            os.truncate(lock.fileno(), 0)
+            os.write(lock.fileno(), f"{work}, pid {os.getpid()} on {socket.gethostname()}".encode())
         yield folder
+
+
+def _holder(lock: io.TextIOBase, work: str) -> str:
+    """Who is at work, for the message: what it wrote into the lock, if it has come so far."""
+    lock.seek(0)
+    work, _, where = (lock.read(200) or work).partition(", ")
+    return f"another {work} is at work in it" + (f" ({where})" if where else "")
+
+
+@contextlib.contextmanager
+def in_turn(path: pathlib.Path) -> Iterator[None]:
+    """Within it, no other process that asks for its turn changes this file: it waits. For changes of moments."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # where nothing can be written, the change itself says so
+            lock = stack.enter_context(open(path.with_name(f".{path.name}.lock"), "w"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -8,7 +8,8 @@ import sys
 from collections.abc import Sequence
 
 from bignas_jax.cli import flags
-from bignas_jax.errors import ReportError
+from bignas_jax.errors import ConfigError, ReportError
+from bignas_jax.files import locked
 from bignas_jax.search.report.page import read, write
 
 
@@ -23,8 +24,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         flags.refuse(program, f"found {len(argv) - 1} arguments, expected one: the folder of a run, as exp/digits")
     try:
         result = read(argv[1])
-        paths = write(result, pathlib.Path(argv[1]) / "search")
-    except ReportError as error:
+        with locked(pathlib.Path(argv[1]) / "search", "report") as folder:
+            paths = write(result, folder)
+    except (ReportError, ConfigError) as error:
         flags.refuse(program, str(error))
     print(*paths, sep="\n")
     return 0

@@ -1,5 +1,6 @@
 """What lies in a run's folder."""
 
+import json
 import pathlib
 
 from bignas_jax.config.files import load_run_options
@@ -20,6 +21,14 @@ def begun(workdir: pathlib.Path) -> bool:
 def trained(workdir: pathlib.Path) -> bool:
     """Whether the folder holds a run that has made steps."""
     return begun(workdir) and steps(workdir)[-1] > 0
+
+
+def scored_step(workdir: pathlib.Path) -> int | None:
+    """The step that the validation split was last scored at; None where none was."""
+    try:
+        return json.loads((workdir / "evaluation_val.json").read_text())["step"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def supernet_options(folder: str) -> Options:

@@ -14,7 +14,7 @@ from bignas_jax.config.files import differences, load_run_options, to_json
 from bignas_jax.config.options import Options
 from bignas_jax.errors import ConfigError
 from bignas_jax.files import write_json, write_text
-from bignas_jax.runs.folder import begun, steps
+from bignas_jax.runs.folder import begun, scored_step, steps
 
 DATA = "data.json"
 
@@ -109,6 +109,11 @@ def claim(workdir: pathlib.Path, options: Options, stop: int) -> int | None:
             raise ConfigError(
                 f"{workdir} holds a run of another config ({'; '.join(fatal)}): "
                 "give another --workdir, or the config that the run was started with"
+            )
+        if last > stop and scored_step(workdir) != last:
+            raise ConfigError(
+                f"config.max_steps, config.epochs: found {stop} steps, but the run in {workdir} has made {last}, "
+                "expected at least as many; eval.py evaluates it as it is"
             )
         finished = last >= stop
         if changes and first:

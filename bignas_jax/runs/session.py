@@ -96,15 +96,11 @@ class Session:
         self.note_class_names(workdir)
         note_data(workdir, fingerprint(self.dataset))
 
-    def loader(self, split: str, batch_size: int, **arguments: Any) -> Loader:
-        """This process's part of a split."""
+    def loader(self, split: str, batch_size: int, whole: bool = False, **arguments: Any) -> Loader:
+        """This process's part of a split, or all of it."""
+        index, count = (0, 1) if whole else (jax.process_index(), jax.process_count())
         return Loader(
-            self.dataset,
-            split,
-            batch_size=batch_size,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            **arguments,
+            self.dataset, split, batch_size=batch_size, process_index=index, process_count=count, **arguments
         )
 
     def check_evaluation(self, *splits: str) -> None:

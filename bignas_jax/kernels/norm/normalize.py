@@ -18,6 +18,7 @@ from bignas_jax.kernels.norm import pallas as norm_pallas
 from bignas_jax.kernels.norm import passes as norm_passes
 from bignas_jax.kernels.norm import tiles
 from bignas_jax.kernels.norm.passes import EPSILON, Affine
+from bignas_jax.kernels.reduce import mean_over
 from bignas_jax.kernels.target import current
 
 
@@ -42,8 +43,8 @@ def moments(x: jax.Array, axis_name: str | None = None, used: jax.Array | None =
     """
     mean, variance = _passes(x).moments(x, used)
     if axis_name is not None:
-        total = jax.lax.pmean(mean, axis_name)
-        variance = jax.lax.pmean(variance + jnp.square(mean - total), axis_name)
+        total = mean_over(mean, axis_name)
+        variance = mean_over(variance + jnp.square(mean - total), axis_name)
         mean = total
     return mean, variance
 
@@ -114,7 +115,7 @@ def _backward(activation, gate, axis_name, epsilon, saved, cotangents):
         d_bias, d_scale = passes.reduce(x, g, affine, used, activation, keep)
     sums = None
     if own_moments:
-        sums = (d_bias, d_scale) if axis_name is None else jax.lax.pmean((d_bias, d_scale), axis_name)
+        sums = (d_bias, d_scale) if axis_name is None else mean_over((d_bias, d_scale), axis_name)
     count = x.size // x.shape[-1]
     dx = passes.input_gradient(x, g, affine, gates, extra, sums, count, used, activation, keep)
     return dx, d_scale, d_bias, None, None, d_weights, None, g if has_residual else None

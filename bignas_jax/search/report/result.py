@@ -8,7 +8,7 @@ import pathlib
 import sys
 from typing import Any
 
-from bignas_jax.files import write_json
+from bignas_jax.files import locked, write_json
 from bignas_jax.runs.session import Session
 from bignas_jax.search.held_out import Sizes
 from bignas_jax.search.latency import LatencyTable
@@ -120,14 +120,19 @@ def _final_row(
 
 
 def write(result: dict[str, Any], workdir: pathlib.Path) -> None:
-    """Writes children/<budget>/architecture.json, search/result.json and the report."""
-    write_json(workdir / "search" / "result.json", result)
+    """Writes children/<budget>/architecture.json, search/result.json and the report.
+
+    Raises:
+      ConfigError: an export is at work in the children's folder.
+    """
     numbered = {row["number"]: row["architecture"] for row in result["evaluations"]}
-    for budget in result["budgets"]:
-        path = workdir / budget["file"]
-        _set_aside(path, numbered[budget["winner"]])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, numbered[budget["winner"]])
+    with locked(workdir / "children", "search"):
+        write_json(workdir / "search" / "result.json", result)
+        for budget in result["budgets"]:
+            path = workdir / budget["file"]
+            _set_aside(path, numbered[budget["winner"]])
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, numbered[budget["winner"]])
     report.write(result, workdir / "search")
 
 

@@ -23,6 +23,7 @@ from bignas_jax.config import fields as config_lib
 from bignas_jax.config.files import to_json
 from bignas_jax.data import open_dataset
 from bignas_jax.errors import ExportError, UnreadableImage
+from bignas_jax.files import locked
 from bignas_jax.interop.exports import export, formats
 from bignas_jax.interop.exports.tensors import tensors
 from bignas_jax.nets.child import take
@@ -202,6 +203,9 @@ def test_the_difference_is_relative_to_the_largest_logit():
     assert np.isnan(export.compare(np.full((2, 2), np.nan, np.float32), expected)["difference"])
 
 
+SEVERAL = ["--config.distributed.num_processes=2", "--config.distributed.coordinator=localhost:1"]
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -210,6 +214,7 @@ def test_the_difference_is_relative_to_the_largest_logit():
         (["--batch", "-1"], "--batch: found -1, expected"),
         (["--images", "0"], "--images: found 0, expected"),
         (["--checkpoint", "8"], "--checkpoint: found 8, expected newest, best or one of 7, 9"),
+        (SEVERAL, "config.distributed.num_processes: found 2, expected 1: an export is made by one"),
         (["--workdir", "nowhere"], "no checkpoint under .*nowhere/checkpoints: train first"),
     ],
 )
@@ -218,6 +223,13 @@ def test_mistakes_end_in_one_line_and_write_nothing(workdir, main, tmp_path, arg
     assert code == 2 and not out and len(err.strip().splitlines()) == 1
     assert re.search(message, err), err
     assert not (tmp_path / "out").exists()
+
+
+def test_one_export_at_a_time(workdir, main, tmp_path):
+    with locked(tmp_path / "out", "export"):
+        code, out, err = main("--workdir", workdir, "--out", tmp_path / "out")
+    assert code == 2 and re.fullmatch(r"export.py: .*/out: another export is at work in it \(.*\); wait .*\n", err)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".lock"]
 
 
 def test_another_architecture_of_the_same_name_is_not_overwritten(workdir, main, tmp_path):
