@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,12 +20,31 @@ from bignas_jax.config.files import load_run_config
 from bignas_jax.config.options import Options
 from bignas_jax.config.recipes import DEFAULT_CONFIG, find_config, load_config
 from bignas_jax.errors import ConfigError
+from bignas_jax.text import tell
 
 
 def refuse(program: str, message: str) -> NoReturn:
     """Ends the program as a user's mistake does: one line on stderr, exit code 2."""
-    print(f"{os.path.basename(program)}: {' '.join(message.split())}", file=sys.stderr)
+    complain(program, message)
     raise SystemExit(2)
+
+
+def complain(program: str, message: str) -> None:
+    """One line on stderr; with `--debug` the traceback of the error that is handled goes before it."""
+    if _debug and sys.exc_info()[0] is not None:
+        traceback.print_exc()
+    tell(f"{os.path.basename(program)}: {message}")
+
+
+_debug = False
+
+
+def take_debug(argv: Sequence[str]) -> list[str]:
+    """The arguments without `--debug`, which is known to this module from then on."""
+    global _debug
+    kept = [argument for argument in argv if argument not in ("--debug", "-debug")]
+    _debug = len(kept) < len(argv)
+    return kept
 
 
 def parse(argv: Sequence[str], doc: str, extra: Callable[[flags.FlagValues], None] | None = None,
@@ -46,13 +66,14 @@ def parse(argv: Sequence[str], doc: str, extra: Callable[[flags.FlagValues], Non
       SystemExit: code 2 after one line on stderr for any mistake; code 0 after `--help`.
     """
     program = argv[0]
+    argv = take_debug(argv)
     try:
-        argv = [program, *flags.FlagValues().read_flags_from_files(list(argv[1:]), force_gnu=True)]
+        argv = [program, *flags.FlagValues().read_flags_from_files(argv[1:], force_gnu=True)]
         path, arguments = _split_config(argv)
         path = find_config(path)
         workdir = os.path.join("exp", path.stem)
         left = Path(_workdir_of(arguments) or workdir) / "config.json"
-        if of_run and left.is_file():
+        if of_run and os.path.lexists(left):
             config = load_run_config(left)
             config.distributed = config_lib.base().distributed  # of the command that trained, not of this one
         else:
@@ -154,6 +175,7 @@ def _help(doc: str, program: str, path: Path, config: ConfigDict, values: flags.
     lines = [doc.strip(), "", f"flags of {os.path.basename(program)}:",
              f"  --config: the recipe (default: {DEFAULT_CONFIG})"]
     lines += [f"  --{name}: {values[name].help} (default: {values[name].default})" for name in values]
+    lines += ["  --debug: show the traceback of an error, too"]
     lines += ["", f"fields of {path}, each an override such as --config.seed=1:"]
     for name, value in config_lib.flat(config).items():
         field = config_lib.FIELDS.get(name)

@@ -6,6 +6,8 @@ from typing import Any
 
 import jax
 
+from bignas_jax.kernels.target import current
+
 
 def mean_over(tree: Any, axis_name: str) -> Any:
     """The mean of each array of a tree over a mesh axis, equal on all of its devices.
@@ -14,7 +16,7 @@ def mean_over(tree: Any, axis_name: str) -> Any:
     adds them in a ring, each part of an array in another order. There the arrays are gathered and added in order: each
     device then receives as many arrays as there are devices, in place of two. GPUs have their own order in either case.
     """
-    if jax.process_count() == 1 or jax.default_backend() != "cpu":
+    if jax.process_count() == 1 or current().platform != "cpu":
         return jax.lax.pmean(tree, axis_name)
     return jax.tree.map(lambda array: _in_order(jax.lax.all_gather(array, axis_name)), tree)
 

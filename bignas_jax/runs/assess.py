@@ -3,15 +3,15 @@
 import json
 import math
 import pathlib
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bignas_jax.config.options import Options
 from bignas_jax.data.fingerprint import fingerprint
-from bignas_jax.errors import ConfigError
+from bignas_jax.errors import ConfigError, FileError
 from bignas_jax.evaluation import Score
-from bignas_jax.files import in_turn, write_json
+from bignas_jax.files import in_turn, read_json, write_json
+from bignas_jax.forms import check_form
 from bignas_jax.programs.buckets import Bucket
 from bignas_jax.programs.kept import use_compilation_cache
 from bignas_jax.programs.processes import own_index, together
@@ -23,7 +23,15 @@ from bignas_jax.spaces.architecture import Architecture
 from bignas_jax.spaces.cost import Cost, count
 from bignas_jax.spaces.layers import statistics
 from bignas_jax.spaces.naming import extremes, read_architectures
-from bignas_jax.text import aligned
+from bignas_jax.text import aligned, tell
+
+ROW = {
+    "name": str,
+    "architecture": {"resolution": int},
+    **dict.fromkeys(("macs", "params", "images"), int),
+    **dict.fromkeys(("top1", "top5"), float),
+    **dict.fromkeys(("loss", "images_per_second"), (float, None)),
+}
 
 
 def assess(
@@ -138,17 +146,17 @@ def _key(row: Mapping[str, Any]) -> tuple[str, str]:
 
 def _rows(path: pathlib.Path, step: int) -> dict[tuple[str, str], dict[str, Any]]:
     """The rows of a file by name and architecture, if they are of this step."""
-    if not path.exists():
-        return {}
     try:
-        found = json.loads(path.read_text())
-        rows = {_key(row): row for row in found["rows"]}
-        return rows if found["step"] == step else {}
-    except (ValueError, KeyError, TypeError) as error:
+        found = read_json(path)
+        check_form(found, {"step": int, "rows": [ROW]})
+    except FileNotFoundError:
+        return {}
+    except FileError as error:
         aside = path.with_suffix(".damaged.json")
         path.replace(aside)
-        print(f"{path}: found something that an evaluation did not write ({error}); it is {aside} now", file=sys.stderr)
+        tell(f"{path}: found something that an evaluation did not write ({error}); it is {aside} now")
         return {}
+    return {_key(row): row for row in found["rows"]} if found["step"] == step else {}
 
 
 def left(workdir: str | pathlib.Path, step: int) -> list[dict[str, Any]]:

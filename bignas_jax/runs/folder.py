@@ -1,6 +1,7 @@
 """What lies in a run's folder."""
 
 import json
+import os
 import pathlib
 
 from bignas_jax.config.files import load_run_options
@@ -15,7 +16,7 @@ def steps(workdir: pathlib.Path) -> list[int]:
 
 def begun(workdir: pathlib.Path) -> bool:
     """Whether the folder holds a run with checkpoints."""
-    return bool(steps(workdir)) and (workdir / "config.json").is_file()
+    return bool(steps(workdir)) and os.path.lexists(workdir / "config.json")
 
 
 def trained(workdir: pathlib.Path) -> bool:
@@ -38,6 +39,6 @@ def supernet_options(folder: str) -> Options:
       ConfigError: it is no run's folder.
     """
     path = pathlib.Path(folder) / "config.json"
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise ConfigError(f"config.init_from: found no {path}, expected the folder of a run, such as exp/cifar10")
     return load_run_options(path)

@@ -1,7 +1,7 @@
 """What training, evaluation and search build alike from options: space, data, devices, supernet, evaluator."""
 
 import dataclasses
-import json
+import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -14,9 +14,10 @@ from jax.sharding import Mesh
 from bignas_jax.config.options import Data, Options
 from bignas_jax.data import DataError, Dataset, Loader, open_dataset, open_images, prefetch
 from bignas_jax.data.fingerprint import fingerprint
-from bignas_jax.errors import ConfigError
+from bignas_jax.errors import ConfigError, FileError
 from bignas_jax.evaluation import Evaluator, Score
-from bignas_jax.files import write_json
+from bignas_jax.files import read_json, write_json
+from bignas_jax.forms import check_form
 from bignas_jax.nets.kinds import module_of
 from bignas_jax.nets.supernet import Supernet
 from bignas_jax.plugins import source
@@ -191,10 +192,17 @@ def class_names(workdir: str | pathlib.Path, data: Data, like: Session) -> tuple
     Args:
       data: of that run; looked at if the folder does not say (as one from before it did).
       like: a session whose data may be the same.
+    Raises:
+      ConfigError: the folder has a file of names that training did not write.
     """
     path = pathlib.Path(workdir) / CLASSES
-    if path.is_file():
-        return tuple(json.loads(path.read_text()))
+    if os.path.lexists(path):
+        try:
+            names = read_json(path)
+            check_form(names, [str])
+        except FileError as error:
+            raise ConfigError(f"{path}: found something that training did not write ({error}): remove it") from error
+        return tuple(names)
     if all(getattr(data, name) == getattr(like.options.data, name) for name in ("source", "root", "train_split")):
         return like.dataset.class_names
     try:

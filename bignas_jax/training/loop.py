@@ -4,7 +4,6 @@ A single child is trained by the same loop, as the supernet of a space without c
 """
 
 import contextlib
-import json
 import math
 import pathlib
 from collections.abc import Callable
@@ -182,9 +181,8 @@ class Run:
         """The row of the slice that the run begins or began with; none where there was no slice, or no classifier."""
         if not self.options.init_from:
             return []
-        path = self.workdir / "evaluation_before.json"
         if int(state.step):
-            return json.loads(path.read_text())["rows"] if path.exists() else []
+            return reporting.read(self.workdir, "before", 0)
         if self.origin is None or not self.origin.keeps_classifier:
             return []
         session = self.session

@@ -14,8 +14,8 @@ from flax import nnx
 
 from bignas_jax.config.options import Data, OnCorrupt, Options
 from bignas_jax.data import DataError, prefetch
-from bignas_jax.errors import ConfigError, CorruptImage, ExportError
-from bignas_jax.files import locked, write_json
+from bignas_jax.errors import ConfigError, CorruptImage, ExportError, FileError
+from bignas_jax.files import locked, read_json, read_text, write_json
 from bignas_jax.interop.exports import formats, run_back
 from bignas_jax.interop.exports.preprocess import preprocess
 from bignas_jax.nets.child import Child, fold, take
@@ -155,7 +155,7 @@ def _check_folder(folder: pathlib.Path, arch: Architecture) -> None:
     """Refuses a folder that holds another architecture, for instance because two files have the same name."""
     file = folder / "architecture.json"
     try:
-        there = Architecture.from_json(file.read_text())
+        there = Architecture.from_json(read_text(file))
     except FileNotFoundError:
         return
     except ValueError as error:
@@ -297,11 +297,11 @@ def _remove_outdated(folder: pathlib.Path, about: Mapping[str, Any]) -> None:
     """Removes the files of an earlier export from other weights: they would be mistaken for this child's."""
     record = folder / "export.json"
     try:
-        before = json.loads(record.read_text())
-        same = all(before[name] == about[name] for name in ("architecture", "step"))
+        before = read_json(record)
+        same = isinstance(before, dict) and all(before.get(name) == about[name] for name in ("architecture", "step"))
     except FileNotFoundError:
         return
-    except (ValueError, KeyError):
+    except FileError:
         same = False
     record.unlink()
     for name in () if same else formats.FILES:
