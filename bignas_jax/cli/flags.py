@@ -20,6 +20,7 @@ from bignas_jax.config.files import load_run_config
 from bignas_jax.config.options import Options
 from bignas_jax.config.recipes import DEFAULT_CONFIG, find_config, load_config
 from bignas_jax.errors import ConfigError
+from bignas_jax.programs import deterministic
 from bignas_jax.text import tell
 
 
@@ -49,7 +50,7 @@ def take_debug(argv: Sequence[str]) -> list[str]:
 
 def parse(argv: Sequence[str], doc: str, extra: Callable[[flags.FlagValues], None] | None = None,
           of_run: bool = False, positional: str = "") -> tuple[Options, SimpleNamespace]:
-    """Reads a script's command line.
+    """Reads a script's command line. A deterministic run has its environment completed, before JAX starts.
 
     Args:
       argv: `sys.argv`: the program, `--config FILE`, `--config.FIELD=VALUE`, `--workdir DIR`, extra flags.
@@ -90,6 +91,8 @@ def parse(argv: Sequence[str], doc: str, extra: Callable[[flags.FlagValues], Non
         _complete_distributed(config, arguments)
         config_lib.validate(config)
         options = Options.of(config)
+        if options.deterministic:
+            deterministic.prepare(os.environ)
     except UnicodeDecodeError as error:
         refuse(program, f"--flagfile: found a file that is no text ({error}), expected a flag on each line")
     except (ConfigError, flags.Error) as error:

@@ -21,6 +21,7 @@ from bignas_jax.forms import check_form
 from bignas_jax.nets.kinds import module_of
 from bignas_jax.nets.supernet import Supernet
 from bignas_jax.plugins import source
+from bignas_jax.programs import deterministic
 from bignas_jax.programs.buckets import Bucket
 from bignas_jax.programs.devices import make_mesh
 from bignas_jax.programs.kept import identity_of
@@ -71,6 +72,8 @@ class Session:
             "calibration.batch_size": options.calibration.batch_size,
             "evaluation.batch_size": options.evaluation.batch_size,
         }
+        if options.deterministic:
+            deterministic.check(os.environ, jax.default_backend())
         mesh = make_mesh(options.num_devices, batches | ({"batch_size": options.batch_size} if training else {}))
         _check_moments(space, options, mesh.size, training)
         images = open_images(options.data, tell=jax.process_index() == 0)
