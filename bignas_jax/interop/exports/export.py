@@ -102,7 +102,7 @@ def export_run(
     out = pathlib.Path(out or pathlib.Path(workdir) / "children")
     session, weights, found, step = _open(options, workdir, names, checkpoint)
     for name, arch in found.items():
-        _check_folder(out / name, arch)
+        check_folder(out / name, arch)
     comparison = real_images(session, form.images)
     statistics = _calibrate(session, weights, found.values())
     for name, arch in found.items():
@@ -141,7 +141,7 @@ def _open(options: Options, workdir, names: Sequence[str], checkpoint: str):
     return session, weights, found, step
 
 
-def _check_folder(folder: pathlib.Path, arch: Architecture) -> None:
+def check_folder(folder: pathlib.Path, arch: Architecture) -> None:
     """Refuses a folder that holds another architecture, for instance because two files have the same name."""
     file = folder / "architecture.json"
     try:
