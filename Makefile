@@ -1,6 +1,7 @@
 # make demo    trains a supernet on handwritten digits, searches it, and evaluates a winner beside MAX and MIN
 # make test    runs the tests
 # make lint    checks the style, and which room imports which
+# make docs    writes a page for each module, from the docstrings, into build/docs
 # make setup   only installs
 #
 # Each of them sets up .venv first, and again when requirements.txt has changed.
@@ -10,7 +11,7 @@ PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/ready
 
-.PHONY: demo test lint setup
+.PHONY: demo test lint docs setup
 
 # Repeated, it goes on from the checkpoints and the evaluations in exp/digits.
 demo: $(READY)
@@ -24,6 +25,9 @@ test: $(READY)
 lint: $(READY)
 	$(VENV)/bin/python -m ruff check .
 	$(VENV)/bin/lint-imports --no-cache
+
+docs: $(READY)
+	$(VENV)/bin/python docs/build_pages.py build/docs
 
 setup: $(READY)
 
