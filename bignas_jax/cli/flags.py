@@ -57,11 +57,13 @@ def parse(argv: Sequence[str], doc: str, extra: Callable[[flags.FlagValues], Non
       doc: the script's docstring, for `--help`.
       extra: defines the script's own absl flags on the FlagValues it is given.
       of_run: take the config that a run left in its folder, where there is one, in place of the recipe's.
-      positional: the name of the one argument that is no flag; without a name there is none.
+      positional: the name of the one argument that is no flag; without a name there is none. With '...' at its end,
+        such as 'IMAGE...', there are one or more.
 
     Returns:
       The options of the run, and the arguments: `workdir` (default `exp/<name of the config file>`),
-      `config_path`, the extra flags and, under its name in lower case, the positional argument, as attributes.
+      `config_path`, the extra flags and, under its name in lower case, the positional argument (or the list of them),
+      as attributes.
 
     Raises:
       SystemExit: code 2 after one line on stderr for any mistake; code 0 after `--help`.
@@ -147,6 +149,11 @@ def _parse_flags(
     except flags.IllegalFlagValueError as error:
         raise _wrong_type(error, known) from error
     options = {name: values[name].value for name in names}
+    if positional.endswith("..."):
+        if len(rest) < 2:
+            raise ConfigError(f"found no argument, expected {positional}, and flags")
+        options[positional.removesuffix("...").lower()] = rest[1:]
+        return holder.value, options
     if positional:
         if len(rest) != 2:
             raise ConfigError(f"found {' '.join(rest[1:]) or 'no argument'}, expected one {positional}, and flags")

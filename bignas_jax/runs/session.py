@@ -148,14 +148,15 @@ class Session:
           ValueError: too few training images for the calibration batches, or an empty split; one line.
         """
         if statistics is None:
-            statistics = self._calibrate(weights, archs, tick)
+            statistics = self.calibrate(weights, archs, tick)
         with prefetch(self.loader(split, self.options.evaluation.batch_size).once(), self.mesh) as batches:
             scored = _tell_skipped(_ticked(agreed(batches), tick), split)
             return self.evaluator.score(weights, archs, statistics, scored)
 
-    def _calibrate(
-        self, weights: Any, archs: dict[Architecture, Bucket], tick: Callable[[], None]
+    def calibrate(
+        self, weights: Any, archs: dict[Architecture, Bucket], tick: Callable[[], None] = lambda: None
     ) -> dict[Architecture, Any]:
+        """Batch-norm statistics of the architectures, from training images. Arguments as those of `evaluate`."""
         calibration = self._calibration_loader()
         with prefetch(calibration.once(), self.mesh) as batches:
             return self.evaluator.calibrate(weights, archs, _ticked(agreed(batches), tick), calibration.steps_per_epoch)

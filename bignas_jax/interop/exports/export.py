@@ -104,7 +104,7 @@ def export_run(
     out = pathlib.Path(out or pathlib.Path(workdir) / "children")
     session, weights, found, step = _open(options, workdir, names, checkpoint)
     for name, arch in found.items():
-        _check_folder(out / name, arch)
+        check_folder(out / name, arch)
     with locked(out, "export"):
         yield from _exported(session, weights, found, step, form, out)
 
@@ -151,7 +151,7 @@ def _open(options: Options, workdir, names: Sequence[str], checkpoint: str):
     return session, weights, found, step
 
 
-def _check_folder(folder: pathlib.Path, arch: Architecture) -> None:
+def check_folder(folder: pathlib.Path, arch: Architecture) -> None:
     """Refuses a folder that holds another architecture, for instance because two files have the same name."""
     file = folder / "architecture.json"
     try:
