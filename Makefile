@@ -1,6 +1,7 @@
 # make demo    trains a supernet on handwritten digits, searches it, and evaluates a winner beside MAX and MIN
 # make test    runs the tests
 # make lint    checks the style, and which room imports which
+# make docs    writes a page for each module, from the docstrings, into build/docs
 # make setup   only installs
 #
 # make gpu-programs GPU_ARGS="--space bignas"    compiles all programs for GPUs that are not here, and counts their bytes
@@ -18,7 +19,7 @@ GPU_PYTHON ?= $(shell for p in python3.12 python3.13 $$HOME/.pyenv/versions/3.12
 GPU_VENV := .venv-gpu
 GPU_READY := $(GPU_VENV)/ready
 
-.PHONY: demo test lint setup gpu-programs gpu-check
+.PHONY: demo test lint docs setup gpu-programs gpu-check
 
 # Repeated, it goes on from the checkpoints and the evaluations in exp/digits.
 demo: $(READY)
@@ -32,6 +33,9 @@ test: $(READY)
 lint: $(READY)
 	$(VENV)/bin/python -m ruff check .
 	$(VENV)/bin/lint-imports --no-cache
+
+docs: $(READY)
+	$(VENV)/bin/python docs/build_pages.py build/docs
 
 setup: $(READY)
 

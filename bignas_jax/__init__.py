@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for editors and type checkers
+    from bignas_jax.api import open_run
     from bignas_jax.config.recipes import load_recipe as load_config
     from bignas_jax.spaces.architecture import Architecture
     from bignas_jax.spaces.cost import count
@@ -14,7 +15,7 @@ if TYPE_CHECKING:  # for editors and type checkers
     from bignas_jax.spaces.registry import load_space
 
 __version__ = "0.1.0"
-__all__ = ["Architecture", "SearchSpace", "count", "load_config", "load_space"]
+__all__ = ["Architecture", "SearchSpace", "count", "load_config", "load_space", "open_run"]
 
 # The module that each name comes from, and what it is called there.
 _NAMES = {
@@ -23,6 +24,7 @@ _NAMES = {
     "count": ("spaces.cost", "count"),
     "load_config": ("config.recipes", "load_recipe"),
     "load_space": ("spaces.registry", "load_space"),
+    "open_run": ("api", "open_run"),
 }
 
 

@@ -14,6 +14,7 @@ COMMANDS = {
     "train": ("train", "train a supernet, or one architecture of it"),
     "search": ("searching", "search a trained supernet"),
     "eval": ("evaluate", "evaluate architectures of a trained supernet"),
+    "predict": ("predict", "name the classes of images with a child of a trained supernet"),
     "export": ("export", "take children out to ONNX, StableHLO, PyTorch, safetensors"),
     "import": ("importing", "import a supernet that PyTorch-BigNAS, AttentiveNAS or AlphaNet trained"),
     "doctor": ("doctor", "what this machine is, and whether it computes what it should"),

@@ -17,6 +17,10 @@ class ConfigError(UserError):
     """A config that cannot work; the message names the field."""
 
 
+class FileError(UserError):
+    """A file holds something else than its reader expects. The message says what, and does not name the file."""
+
+
 class DataError(UserError):
     """A data set, an image or a setting that cannot be used."""
 

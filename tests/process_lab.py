@@ -15,13 +15,13 @@ from types import SimpleNamespace
 from bignas_jax.cli import scripts, stopping
 from bignas_jax.config.options import Distributed
 from bignas_jax.errors import DataError, Stopped
-from bignas_jax.programs import processes
+from bignas_jax.programs import group, joining, processes
 
 coordinator, count, me, fast, body = sys.argv[1], *map(int, sys.argv[2:5]), sys.argv[5]
 sys.argv = ["train.py"]
 if fast:
-    processes.JOINING, processes.BUSY, processes.SILENCE = 10.0, 4.0, 8.0
-    processes.TAKEN, processes.BEAT = 1.0, 0.5
+    joining.JOINING, joining.BUSY, joining.TAKEN = 10.0, 4.0, 1.0
+    group.SILENCE, group.BEAT = 8.0, 0.5
 
 def all_reduce():
     import jax.numpy as jnp

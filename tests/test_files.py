@@ -111,13 +111,29 @@ def test_a_lock_ends_with_its_process(tmp_path):
     )
     holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert holder.stdout.readline() == "held\n"
-    with pytest.raises(ConfigError, match="another training is at work in it; wait for its end, or stop it"):
-        with locked(tmp_path, "training"):
-            pass
+    who = rf"another training is at work in it \(pid {holder.pid} on .+\); wait for its end, or stop it$"
+    for work in ("training", "import"):
+        with pytest.raises(ConfigError, match=who):
+            with locked(tmp_path, work):
+                pass
     holder.kill()
     holder.wait()
     with locked(tmp_path, "training") as folder:
         assert folder == tmp_path
+
+
+def test_changes_of_a_file_wait_for_each_other(tmp_path):
+    """Two processes that each add 200 times to a number in a file: none of it is lost."""
+    path = tmp_path / "n.json"
+    path.write_text("0")
+    code = (
+        "import pathlib, sys; from bignas_jax.files import in_turn, write_json\n"
+        "path = pathlib.Path(sys.argv[1])\n"
+        "for _ in range(200):\n    with in_turn(path): write_json(path, int(path.read_text()) + 1)"
+    )
+    both = [subprocess.Popen([sys.executable, "-c", code, str(path)], cwd=ROOT) for _ in range(2)]
+    assert [process.wait(timeout=120) for process in both] == [0, 0]
+    assert path.read_text() == "400\n"
 
 
 def test_a_file_system_without_locks_is_said_and_no_reason_to_stop(tmp_path, monkeypatch, capsys):

@@ -46,6 +46,8 @@ def main() -> int:
             arguments.checkpoint,
             stored=arguments.statistics == "stored",
         )
+        if options.distributed.process_id:
+            return
         print(reporting.table(rows))
         path = reporting.write(rows, arguments.workdir, arguments.split, step)
         print(f"\nstep {step} of {arguments.workdir} on the {arguments.split} images; written to {path}")

@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,40 +20,63 @@ from bignas_jax.config.files import load_run_config
 from bignas_jax.config.options import Options
 from bignas_jax.config.recipes import DEFAULT_CONFIG, find_config, load_config
 from bignas_jax.errors import ConfigError
+from bignas_jax.programs import deterministic
+from bignas_jax.text import tell
 
 
 def refuse(program: str, message: str) -> NoReturn:
     """Ends the program as a user's mistake does: one line on stderr, exit code 2."""
-    print(f"{os.path.basename(program)}: {' '.join(message.split())}", file=sys.stderr)
+    complain(program, message)
     raise SystemExit(2)
+
+
+def complain(program: str, message: str) -> None:
+    """One line on stderr; with `--debug` the traceback of the error that is handled goes before it."""
+    if _debug and sys.exc_info()[0] is not None:
+        traceback.print_exc()
+    tell(f"{os.path.basename(program)}: {message}")
+
+
+_debug = False
+
+
+def take_debug(argv: Sequence[str]) -> list[str]:
+    """The arguments without `--debug`, which is known to this module from then on."""
+    global _debug
+    kept = [argument for argument in argv if argument not in ("--debug", "-debug")]
+    _debug = len(kept) < len(argv)
+    return kept
 
 
 def parse(argv: Sequence[str], doc: str, extra: Callable[[flags.FlagValues], None] | None = None,
           of_run: bool = False, positional: str = "") -> tuple[Options, SimpleNamespace]:
-    """Reads a script's command line.
+    """Reads a script's command line. A deterministic run has its environment completed, before JAX starts.
 
     Args:
       argv: `sys.argv`: the program, `--config FILE`, `--config.FIELD=VALUE`, `--workdir DIR`, extra flags.
       doc: the script's docstring, for `--help`.
       extra: defines the script's own absl flags on the FlagValues it is given.
       of_run: take the config that a run left in its folder, where there is one, in place of the recipe's.
-      positional: the name of the one argument that is no flag; without a name there is none.
+      positional: the name of the one argument that is no flag; without a name there is none. With '...' at its end,
+        such as 'IMAGE...', there are one or more.
 
     Returns:
       The options of the run, and the arguments: `workdir` (default `exp/<name of the config file>`),
-      `config_path`, the extra flags and, under its name in lower case, the positional argument, as attributes.
+      `config_path`, the extra flags and, under its name in lower case, the positional argument (or the list of them),
+      as attributes.
 
     Raises:
       SystemExit: code 2 after one line on stderr for any mistake; code 0 after `--help`.
     """
     program = argv[0]
+    argv = take_debug(argv)
     try:
-        argv = [program, *flags.FlagValues().read_flags_from_files(list(argv[1:]), force_gnu=True)]
+        argv = [program, *flags.FlagValues().read_flags_from_files(argv[1:], force_gnu=True)]
         path, arguments = _split_config(argv)
         path = find_config(path)
         workdir = os.path.join("exp", path.stem)
         left = Path(_workdir_of(arguments) or workdir) / "config.json"
-        if of_run and left.is_file():
+        if of_run and os.path.lexists(left):
             config = load_run_config(left)
             config.distributed = config_lib.base().distributed  # of the command that trained, not of this one
         else:
@@ -69,6 +93,8 @@ def parse(argv: Sequence[str], doc: str, extra: Callable[[flags.FlagValues], Non
         _complete_distributed(config, arguments)
         config_lib.validate(config)
         options = Options.of(config)
+        if options.deterministic:
+            deterministic.prepare(os.environ)
     except UnicodeDecodeError as error:
         refuse(program, f"--flagfile: found a file that is no text ({error}), expected a flag on each line")
     except (ConfigError, flags.Error) as error:
@@ -123,6 +149,11 @@ def _parse_flags(
     except flags.IllegalFlagValueError as error:
         raise _wrong_type(error, known) from error
     options = {name: values[name].value for name in names}
+    if positional.endswith("..."):
+        if len(rest) < 2:
+            raise ConfigError(f"found no argument, expected {positional}, and flags")
+        options[positional.removesuffix("...").lower()] = rest[1:]
+        return holder.value, options
     if positional:
         if len(rest) != 2:
             raise ConfigError(f"found {' '.join(rest[1:]) or 'no argument'}, expected one {positional}, and flags")
@@ -154,6 +185,7 @@ def _help(doc: str, program: str, path: Path, config: ConfigDict, values: flags.
     lines = [doc.strip(), "", f"flags of {os.path.basename(program)}:",
              f"  --config: the recipe (default: {DEFAULT_CONFIG})"]
     lines += [f"  --{name}: {values[name].help} (default: {values[name].default})" for name in values]
+    lines += ["  --debug: show the traceback of an error, too"]
     lines += ["", f"fields of {path}, each an override such as --config.seed=1:"]
     for name, value in config_lib.flat(config).items():
         field = config_lib.FIELDS.get(name)

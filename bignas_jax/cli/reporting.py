@@ -8,13 +8,15 @@ import sys
 from collections.abc import Sequence
 
 from bignas_jax.cli import flags
-from bignas_jax.errors import ReportError
+from bignas_jax.errors import ConfigError, ReportError
+from bignas_jax.files import locked
 from bignas_jax.search.report.page import read, write
+from bignas_jax.text import shown
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Writes the report of the run's folder that `argv` names; ends with code 2 after a line on a mistake."""
-    argv = sys.argv if argv is None else argv
+    argv = flags.take_debug(sys.argv if argv is None else argv)
     program = argv[0]
     if any(argument in ("--help", "-help", "-h") for argument in argv[1:]):
         print(__doc__.strip())
@@ -23,8 +25,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         flags.refuse(program, f"found {len(argv) - 1} arguments, expected one: the folder of a run, as exp/digits")
     try:
         result = read(argv[1])
-        paths = write(result, pathlib.Path(argv[1]) / "search")
-    except ReportError as error:
+        with locked(pathlib.Path(argv[1]) / "search", "report") as folder:
+            paths = write(result, folder)
+    except (ReportError, ConfigError) as error:
         flags.refuse(program, str(error))
-    print(*paths, sep="\n")
+    except OSError as error:
+        flags.refuse(program, f"{error.filename}: {error.strerror}")
+    print(*map(shown, map(str, paths)), sep="\n")
     return 0

@@ -1,7 +1,5 @@
 """How the scripts end: what a user can mend is one line on stderr, anything else keeps its traceback."""
 
-import os
-import sys
 from collections.abc import Callable
 
 import jax
@@ -17,12 +15,11 @@ def run(program: str, work: Callable[[], None]) -> int:
 
     2: the command, the config, the data or a file must change. 1: the run failed. 128 + n: signal n ended it.
     """
-    name = os.path.basename(program)
     stopping.working()
     try:
         work()
     except (TrainingError, ExportError) as error:
-        return _end(f"{name}: {error}", error.exit_code)
+        return _end(program, str(error), error.exit_code)
     except UserError as error:
         flags.refuse(program, str(error))
     except OSError as error:
@@ -33,12 +30,12 @@ def run(program: str, work: Callable[[], None]) -> int:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         advice = "lower config.batch_size or config.evaluation.batch_size, or set config.remat=True"
-        return _end(f"{name}: the device's memory ran out: {advice}, or config.model.dtype=bfloat16", 1)
+        return _end(program, f"the device's memory ran out: {advice}, or config.model.dtype=bfloat16", 1)
     except Stopped as stop:
-        return _end(f"{name}: stopped by {stop}; the same command goes on from there", stop.exit_code)
+        return _end(program, f"stopped by {stop}; the same command goes on from there", stop.exit_code)
     return 0
 
 
-def _end(message: str, code: int) -> int:
-    print(message, file=sys.stderr)
+def _end(program: str, message: str, code: int) -> int:
+    flags.complain(program, message)
     return code

@@ -32,6 +32,8 @@ def main() -> int:
 
     def work() -> None:
         found = run.search(options, arguments.workdir, arguments.checkpoint)
+        if options.distributed.process_id:
+            return
         print(result.table(found))
         print("", *result.notes(found), f"report: {arguments.workdir}/search/report.html", sep="\n")
 

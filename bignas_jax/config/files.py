@@ -7,7 +7,8 @@ from ml_collections import ConfigDict
 
 from bignas_jax.config.fields import base, flat
 from bignas_jax.config.options import Options, plain
-from bignas_jax.errors import ConfigError
+from bignas_jax.errors import ConfigError, FileError
+from bignas_jax.files import parse_json, read_text
 
 
 def with_defaults(config: ConfigDict) -> ConfigDict:
@@ -38,9 +39,9 @@ def from_json(text: str) -> ConfigDict:
       ConfigError: the text is not a JSON object.
     """
     try:
-        values = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"config: not valid JSON ({error}), expected what to_json wrote") from error
+        values = parse_json(text)
+    except FileError as error:
+        raise ConfigError(f"config: {error}, expected what to_json wrote") from error
     if not isinstance(values, dict):
         raise ConfigError(f"config: found JSON of type {type(values).__name__}, expected an object")
     return ConfigDict(plain(values)).lock()
@@ -66,9 +67,11 @@ def load_run_config(path: Path) -> ConfigDict:
       ConfigError: the file cannot be read, or it is not a config that training wrote.
     """
     try:
-        return with_defaults(from_json(path.read_text()).unlock())
-    except (ConfigError, OSError) as error:
+        return with_defaults(from_json(read_text(path)).unlock())
+    except (ConfigError, FileError) as error:
         raise ConfigError(f"{path}: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}, expected the config that training wrote") from error
 
 
 def load_run_options(path: Path) -> Options:

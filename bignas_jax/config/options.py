@@ -90,6 +90,7 @@ class Losses(enum.StrEnum):
 
     SOFT_CROSS_ENTROPY = "soft_cross_entropy"
     TRUSTED_TEACHER = "trusted_teacher"
+    ALPHA_DIVERGENCE = "alpha_divergence"
 
 
 class Costs(enum.StrEnum):
@@ -348,6 +349,7 @@ class Optimizer(Group, part="optimizer"):
     rmsprop_eps: float = _positive(1e-3)
     weight_decay: float = _not_negative(1e-5)
     clip_norm: float = _not_negative(0.0)
+    clip_value: float = _not_negative(0.0)
     ema_decay: float = _rate(0.0)
 
 
@@ -460,6 +462,7 @@ class Options(Group):
     num_devices: int = _integer(0, 0)
     max_steps: int = _integer(0, 0)
     remat: bool = _switch(False)
+    deterministic: bool = _switch(False)
     space: Mapping[str, Any]
 
 

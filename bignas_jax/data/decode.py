@@ -126,13 +126,24 @@ def _by_pil(content: bytearray, max_pixels: int) -> np.ndarray:
         _check_size(image.height, image.width, max_pixels)
         if image.format == "EPS":
             raise _Refused("PostScript is a program, which is not run; save it as PNG")
-        if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
-            # PIL scales a PGM's values to 16 bits whatever their range, and converts by cutting them off at 255.
-            return np.repeat(_upper_bits(image)[..., None], 3, axis=2)
-        if image.mode in ("I", "F"):
-            kind = "floating-point" if image.mode == "F" else "32-bit or signed"
-            raise _Refused(f"{image.format} of {kind} values, whose range is not known; save it with 8 or 16 bits")
-        return np.array(image.convert("RGB"))
+        return rgb(image)
+
+
+def rgb(image: Image.Image) -> np.ndarray:
+    """An image of PIL as uint8 RGB [H, W, 3]. Of 16 bits the upper eight are taken.
+
+    Raises:
+        CorruptImage: the range of its values is not known.
+    """
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
+        # PIL scales a PGM's values to 16 bits whatever their range, and converts by cutting them off at 255.
+        return np.repeat(_upper_bits(image)[..., None], 3, axis=2)
+    if image.mode in ("I", "F"):
+        kind = "floating-point" if image.mode == "F" else "32-bit or signed"
+        raise CorruptImage(
+            f"{image.format or 'image'} of {kind} values, whose range is not known; save it with 8 or 16 bits"
+        )
+    return np.array(image.convert("RGB"))
 
 
 def _upper_bits(image: Image.Image) -> np.ndarray:

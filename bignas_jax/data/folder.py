@@ -5,7 +5,7 @@ import dataclasses
 import os
 import sys
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from bignas_jax.data.decode import EXTENSIONS, is_image
@@ -82,8 +82,10 @@ class _Split:
     def places(self) -> set[Place]:
         return {_place(self.folder)}.union(*(one.places for one in self.found))
 
-    def source(self) -> FileSource:
-        labels = [label for label, one in enumerate(self.found) for _ in one.images]
+    def source(self, labels: Sequence[int] | None = None) -> FileSource:
+        """Its images; `labels` of the classes are their numbers by default."""
+        labels = range(len(self.classes)) if labels is None else labels
+        labels = [label for label, one in zip(labels, self.found, strict=True) for _ in one.images]
         return FileSource.from_names(self.folder, [name for one in self.found for name in one.images], labels)
 
     def tell_passed_over(self) -> None:
@@ -96,9 +98,30 @@ class _Split:
             print(f"{shown(self.folder)}: {files} passed over: {'; '.join(counts)}", file=sys.stderr)
 
 
+def open_labelled(folder: str, class_names: Sequence[str]) -> FileSource:
+    """The images of <folder>/<class>/*, with the labels of known classes. Not all of these need a folder.
+
+    Raises:
+        DataError: as `open_folder` raises, or a folder in it is none of the classes.
+    """
+    split = _scan_folder(folder, "expected <folder>/<class>/<image>")
+    labels = {name: label for label, name in enumerate(class_names)}
+    unknown = [name for name in split.classes if name not in labels]
+    if unknown:
+        raise DataError(
+            f"{shown(folder)}: found class folders that are none of the run's {len(class_names)} classes: "
+            f"{_some(unknown)}; expected names such as {_some(class_names)}"
+        )
+    split.tell_passed_over()
+    return split.source([labels[name] for name in split.classes])
+
+
 def _scan(root: str, split: str, field: str) -> _Split:
-    folder = os.path.join(root, split)
-    set_fields = f"{_LAYOUT}; set config.data.root and config.data.{field}"
+    advice = f"{_LAYOUT}; set config.data.root and config.data.{field}"
+    return _scan_folder(os.path.join(root, split), advice)
+
+
+def _scan_folder(folder: str, set_fields: str) -> _Split:
     if not os.path.isdir(folder):
         raise DataError(f"no folder {shown(folder)}: {set_fields}")
     entries = _entries(folder)

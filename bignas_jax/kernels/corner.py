@@ -1,9 +1,41 @@
-"""A matrix product in which a sampled architecture uses only a corner of the kernel."""
+"""Matrix products of activations and a kernel, with their gradients: of a whole kernel, and of a corner of it.
+
+The gradient of the kernel is summed and written in the kernel's own dtype. Automatic differentiation would round it to
+the dtype of the activations and convert it in a pass of its own.
+"""
 
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+
+
+@jax.custom_vjp
+def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """x @ kernel in the dtype of x.
+
+    Args:
+      x: [N, I] input.
+      kernel: [I, O].
+    """
+    return x @ kernel.astype(x.dtype)
+
+
+def _product_forward(x, kernel):
+    return product(x, kernel), (x, kernel)
+
+
+def _product_backward(saved, g):
+    x, kernel = saved
+    return g @ kernel.astype(x.dtype).T, _kernel_gradient(x, g, kernel.dtype)
+
+
+product.defvjp(_product_forward, _product_backward)
+
+
+def _kernel_gradient(x: jax.Array, g: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """x.T @ g, summed and written in this dtype."""
+    return jax.lax.dot_general(x, g, (((0,), (0,)), ((), ())), preferred_element_type=dtype)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -43,7 +75,7 @@ def _corner_backward(corners, residuals, g):
     def branch(rows, columns):
         def gradients(x, kernel, g):
             corner, g = kernel[:rows, :columns].astype(x.dtype), g[:, :columns]
-            d_kernel = (x[:, :rows].T @ g).astype(kernel.dtype)
+            d_kernel = _kernel_gradient(x[:, :rows], g, kernel.dtype)
             return _widen(g @ corner.T, x.shape), _widen(d_kernel, kernel.shape)
 
         return gradients

@@ -59,7 +59,7 @@ class MBConv(nnx.Module):
         y = self.depthwise(y, size["kernel"], size["mid"])
         gate, weights = None, ()
         if self.squeeze_excite is not None:
-            gate, weights = squeeze_excite_gate, self.squeeze_excite.weights(y.shape[-1], size["se"], y.dtype)
+            gate, weights = squeeze_excite_gate, self.squeeze_excite.weights(y.shape[-1], size["se"])
         y, statistics["depthwise"] = self.depthwise_norm(
             y, size["mid"], activation=activation, gate=gate, weights=weights, **mode.of("depthwise")
         )

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from bignas_jax.kernels.corner import product_of_corner
+from bignas_jax.kernels.corner import product, product_of_corner
 from bignas_jax.kernels.precision import at_least_float32
 from bignas_jax.ops.size import Size
 
@@ -50,7 +50,7 @@ class PointwiseConv(nnx.Module):
         elif out.stops:
             y = product_of_corner(flat, kernel, out.end, tuple((x.shape[-1], end) for end in out.ends))
         else:
-            y = flat @ kernel.astype(x.dtype)
+            y = product(flat, kernel)
         return y.reshape(*x.shape[:-1], out.computed)
 
 

@@ -7,8 +7,12 @@ from flax import nnx
 from bignas_jax.ops.size import Size
 
 
+@jax.custom_vjp
 def gate(pooled: jax.Array, weights: tuple[jax.Array, ...]) -> jax.Array:
     """hard_sigmoid(expand(relu(reduce(pooled)))), where hard_sigmoid(x) = relu6(x + 3) / 6.
+
+    It is computed in the dtype of the weights: it is a small part of the work, and a cast of the weights would cost
+    more than it saves.
 
     Args:
       pooled: [B, C], means over the positions.
@@ -16,11 +20,38 @@ def gate(pooled: jax.Array, weights: tuple[jax.Array, ...]) -> jax.Array:
     Returns:
       [B, C], between 0 and 1, in the dtype of the weights.
     """
+    return _forward(pooled, weights)[0]
+
+
+def _forward(pooled, weights):
     reduce_kernel, reduce_bias, expand_kernel, expand_bias, used = weights
     hidden = jax.nn.relu(pooled.astype(reduce_kernel.dtype) @ reduce_kernel + reduce_bias)
     if used is not None:
         hidden = jnp.where(used, hidden, 0)
-    return jnp.clip(hidden @ expand_kernel + expand_bias + 3, 0, 6) / 6
+    shifted = hidden @ expand_kernel + expand_bias + 3
+    return jnp.clip(shifted, 0, 6) / 6, (pooled, weights, hidden, shifted)
+
+
+def _backward(saved, g):
+    pooled, (reduce_kernel, _, expand_kernel, _, _), hidden, shifted = saved
+    d_expanded = jnp.where((shifted > 0) & (shifted < 6), g / 6, 0)
+    d_hidden = jnp.where(hidden > 0, _product(d_expanded, expand_kernel, (1, 1)), 0)
+    d_weights = (
+        _product(pooled.astype(reduce_kernel.dtype), d_hidden, (0, 0)),
+        jnp.sum(d_hidden, 0),
+        _product(hidden, d_expanded, (0, 0)),
+        jnp.sum(d_expanded, 0),
+        None,
+    )
+    return _product(d_hidden, reduce_kernel, (1, 1)).astype(pooled.dtype), d_weights
+
+
+def _product(a: jax.Array, b: jax.Array, contracted: tuple[int, int]) -> jax.Array:
+    """The product of two matrices over an axis of each. No operand or result is transposed in memory."""
+    return jax.lax.dot_general(a, b, (((contracted[0],), (contracted[1],)), ((), ())))
+
+
+gate.defvjp(_forward, _backward)
 
 
 class SqueezeExcite(nnx.Module):
@@ -42,7 +73,7 @@ class SqueezeExcite(nnx.Module):
         self.expand_kernel = kernel(reduced, features)
         self.expand_bias = nnx.Param(jnp.zeros(features))
 
-    def weights(self, features: int, reduced: Size, dtype: jnp.dtype) -> tuple[jax.Array, ...]:
+    def weights(self, features: int, reduced: Size) -> tuple[jax.Array, ...]:
         """The weights that `gate` takes.
 
         Only the squeezed channels need a mask: unused channels are zero, whatever their gate is. The mask acts on the
@@ -51,7 +82,6 @@ class SqueezeExcite(nnx.Module):
         Args:
           features: the number of channels that are computed.
           reduced: the squeezed channels.
-          dtype: dtype of the weights that are returned.
         """
         weights = (
             self.reduce_kernel[...][:features, : reduced.computed],
@@ -60,4 +90,4 @@ class SqueezeExcite(nnx.Module):
             self.expand_bias[...][:features],
         )
         used = None if reduced.sampled is None else jnp.arange(reduced.computed) < reduced.sampled
-        return (*(w.astype(dtype) for w in weights), used)
+        return (*weights, used)

@@ -47,6 +47,15 @@ def replicate(mesh: Mesh, tree: Any) -> Any:
     return jax.device_put(tree, NamedSharding(mesh, REPLICATED))
 
 
+def divide(mesh: Mesh, tree: Any) -> Any:
+    """Divides every array of a tree over the devices by its first axis. All processes hold the same arrays."""
+
+    def placed(array: np.ndarray) -> jax.Array:
+        return jax.make_array_from_callback(array.shape, batch_sharding(mesh), lambda index: array[index])
+
+    return jax.device_put(tree, batch_sharding(mesh)) if jax.process_count() == 1 else jax.tree.map(placed, tree)
+
+
 def over_devices(mesh: Mesh, function: Callable, in_specs: Any, out_specs: Any, **jit_arguments: Any) -> Any:
     """`function` as one jitted program that each device runs on its part (SPLIT) or copy (REPLICATED) of the arrays.
 

@@ -66,6 +66,24 @@ def check_options(options: Options) -> None:
             )
 
 
+def check_same(what: str, found: Any) -> None:
+    """Refuses processes that found something else than process 0.
+
+    Args:
+      what: was found, for the message, such as the flag that says it.
+      found: what JSON can hold.
+    Raises:
+      ConfigError: with what both found.
+    """
+    first, *others = gather(found)
+    for index, other in enumerate(others, 1):
+        if other != first:
+            raise ConfigError(
+                f"{what}: found {other} in {name_of(index)} and {first} in process 0, expected the same command, the "
+                "same checkpoint and the same images everywhere"
+            )
+
+
 def check_images(found: Mapping[str, Any]) -> None:
     """Refuses processes whose data are not those of process 0.
 

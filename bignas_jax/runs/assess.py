@@ -3,16 +3,19 @@
 import json
 import math
 import pathlib
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bignas_jax.config.options import Options
-from bignas_jax.errors import ConfigError
+from bignas_jax.data.fingerprint import fingerprint
+from bignas_jax.errors import ConfigError, FileError
 from bignas_jax.evaluation import Score
-from bignas_jax.files import write_json
+from bignas_jax.files import in_turn, read_json, write_json
+from bignas_jax.forms import check_form
 from bignas_jax.programs.buckets import Bucket
 from bignas_jax.programs.kept import use_compilation_cache
+from bignas_jax.programs.processes import own_index, together
+from bignas_jax.runs.agree import check_images, check_options, check_same
 from bignas_jax.runs.checkpoint import Checkpoints
 from bignas_jax.runs.identity import Use, check_run
 from bignas_jax.runs.session import Session
@@ -20,7 +23,15 @@ from bignas_jax.spaces.architecture import Architecture
 from bignas_jax.spaces.cost import Cost, count
 from bignas_jax.spaces.layers import statistics
 from bignas_jax.spaces.naming import extremes, read_architectures
-from bignas_jax.text import aligned
+from bignas_jax.text import aligned, tell
+
+ROW = {
+    "name": str,
+    "architecture": {"resolution": int},
+    **dict.fromkeys(("macs", "params", "images"), int),
+    **dict.fromkeys(("top1", "top5"), float),
+    **dict.fromkeys(("loss", "images_per_second"), (float, None)),
+}
 
 
 def assess(
@@ -67,6 +78,7 @@ def _row(name: str, arch: Architecture, cost: Cost, score: Score) -> dict[str, A
     }
 
 
+@together
 def evaluate_run(
     options: Options,
     workdir: str | pathlib.Path,
@@ -88,20 +100,24 @@ def evaluate_run(
       ValueError: no such checkpoint, no such images, or an architecture is not in the space; one line.
     """
     use_compilation_cache()
+    check_options(options)
+    check_same("--arch, --split, --statistics", [*names, split, stored])
     use = Use.HELD_OUT if split == "holdout" else Use.EVALUATION
     check_run(options, workdir, use)
     checkpoints = Checkpoints(workdir, read_only=True, on_damage=options.checkpoint.on_damage)
     try:
         session = Session.open(options, run=workdir, use=use)
+        check_images(fingerprint(session.dataset))
         session.check_evaluation(split)
         found = read_architectures(session.space, names)
         weights, step = checkpoints.weights(session.shapes, session.mesh, checkpoint)
+        check_same("--checkpoint", step)
         statistics = _stored(session, found, checkpoints, step) if stored else None
     finally:
         checkpoints.close()
     names = {f"{name} (stored)" if stored else name: arch for name, arch in found.items()}
     archs = {arch: Bucket(arch, masked=False) for arch in found.values()}
-    session.compile_evaluation(archs.values(), calibrate=not stored)
+    session.compile_evaluation(archs.values(), progress=own_index() == 0, calibrate=not stored)
     return assess(session, weights, archs, split, names, statistics), step
 
 
@@ -130,17 +146,17 @@ def _key(row: Mapping[str, Any]) -> tuple[str, str]:
 
 def _rows(path: pathlib.Path, step: int) -> dict[tuple[str, str], dict[str, Any]]:
     """The rows of a file by name and architecture, if they are of this step."""
-    if not path.exists():
-        return {}
     try:
-        found = json.loads(path.read_text())
-        rows = {_key(row): row for row in found["rows"]}
-        return rows if found["step"] == step else {}
-    except (ValueError, KeyError, TypeError) as error:
+        found = read_json(path)
+        check_form(found, {"step": int, "rows": [ROW]})
+    except FileNotFoundError:
+        return {}
+    except FileError as error:
         aside = path.with_suffix(".damaged.json")
         path.replace(aside)
-        print(f"{path}: found something that an evaluation did not write ({error}); it is {aside} now", file=sys.stderr)
+        tell(f"{path}: found something that an evaluation did not write ({error}); it is {aside} now")
         return {}
+    return {_key(row): row for row in found["rows"]} if found["step"] == step else {}
 
 
 def left(workdir: str | pathlib.Path, step: int) -> list[dict[str, Any]]:
@@ -163,16 +179,17 @@ def write(
 ) -> pathlib.Path:
     """Writes rows to evaluation_<split>.json in the run's folder, beside those of other architectures at that step.
 
-    A row takes the place of an earlier one with its name and its architecture.
+    A row takes the place of an earlier one with its name and its architecture. Several processes may do so at once.
 
     Args:
       name: stands in the file's name for the split's.
     """
     path = pathlib.Path(workdir) / f"evaluation_{name or split}.json"
-    kept = _rows(path, step)
-    kept |= {_key(row): dict(row) for row in rows}
-    rows = [{name: _finite(value) for name, value in row.items()} for row in kept.values()]
-    write_json(path, {"step": step, "split": split, "rows": rows}, indent=2)
+    with in_turn(path):
+        kept = _rows(path, step)
+        kept |= {_key(row): dict(row) for row in rows}
+        rows = [{name: _finite(value) for name, value in row.items()} for row in kept.values()]
+        write_json(path, {"step": step, "split": split, "rows": rows}, indent=2)
     return path
 
 

@@ -272,18 +272,24 @@ class Checkpoints:
         self.find()  # at least one
         steps = sorted(self._manager.all_steps(), reverse=True)
         for step, before in zip(steps, [*steps[1:], None], strict=True):
+            found = error = None
             try:
-                return read(step), step
-            except DamagedCheckpoint as error:
-                if before is None:
-                    raise CheckpointError(f"{error}; no whole checkpoint is left in {self.folder}") from error
-                if self._on_damage == OnDamage.REFUSE:
-                    raise CheckpointError(
-                        f"{error}; config.checkpoint.on_damage=fall_back takes that of step {before}"
-                    ) from error
-                if jax.process_index() == 0:
-                    print(f"{error}; that of step {before} is taken", file=sys.stderr)
-                self._set_aside(step)
+                found = read(step)
+            except DamagedCheckpoint as damage:
+                error = damage
+            # What one process alone cannot read would leave it with the weights of another step.
+            told = next((line for line in gather(error and str(error)) if line is not None), None)
+            if told is None:
+                return found, step
+            if before is None:
+                raise CheckpointError(f"{told}; no whole checkpoint is left in {self.folder}") from error
+            if self._on_damage == OnDamage.REFUSE:
+                raise CheckpointError(
+                    f"{told}; config.checkpoint.on_damage=fall_back takes that of step {before}"
+                ) from error
+            if jax.process_index() == 0:
+                print(f"{told}; that of step {before} is taken", file=sys.stderr)
+            self._set_aside(step)
         raise AssertionError("unreachable")
 
     def _set_aside(self, step: int) -> None:

@@ -1,5 +1,7 @@
 """What lies in a run's folder."""
 
+import json
+import os
 import pathlib
 
 from bignas_jax.config.files import load_run_options
@@ -14,12 +16,20 @@ def steps(workdir: pathlib.Path) -> list[int]:
 
 def begun(workdir: pathlib.Path) -> bool:
     """Whether the folder holds a run with checkpoints."""
-    return bool(steps(workdir)) and (workdir / "config.json").is_file()
+    return bool(steps(workdir)) and os.path.lexists(workdir / "config.json")
 
 
 def trained(workdir: pathlib.Path) -> bool:
     """Whether the folder holds a run that has made steps."""
     return begun(workdir) and steps(workdir)[-1] > 0
+
+
+def scored_step(workdir: pathlib.Path) -> int | None:
+    """The step that the validation split was last scored at; None where none was."""
+    try:
+        return json.loads((workdir / "evaluation_val.json").read_text())["step"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def supernet_options(folder: str) -> Options:
@@ -29,6 +39,6 @@ def supernet_options(folder: str) -> Options:
       ConfigError: it is no run's folder.
     """
     path = pathlib.Path(folder) / "config.json"
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise ConfigError(f"config.init_from: found no {path}, expected the folder of a run, such as exp/cifar10")
     return load_run_options(path)

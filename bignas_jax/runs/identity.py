@@ -2,9 +2,8 @@
 
 import dataclasses
 import enum
-import json
+import os
 import pathlib
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,11 +11,14 @@ import jax
 
 from bignas_jax.config.files import differences, load_run_options, to_json
 from bignas_jax.config.options import Options
-from bignas_jax.errors import ConfigError
-from bignas_jax.files import write_json, write_text
-from bignas_jax.runs.folder import begun, steps
+from bignas_jax.errors import ConfigError, FileError
+from bignas_jax.files import read_json, write_json, write_text
+from bignas_jax.forms import check_form
+from bignas_jax.runs.folder import begun, scored_step, steps
+from bignas_jax.text import one_line, shown, tell
 
 DATA = "data.json"
+_SPLIT = {"images": int, "digest": str}  # what it says of a split
 
 
 class Use(enum.Flag):
@@ -110,16 +112,21 @@ def claim(workdir: pathlib.Path, options: Options, stop: int) -> int | None:
                 f"{workdir} holds a run of another config ({'; '.join(fatal)}): "
                 "give another --workdir, or the config that the run was started with"
             )
+        if last > stop and scored_step(workdir) != last:
+            raise ConfigError(
+                f"config.max_steps, config.epochs: found {stop} steps, but the run in {workdir} has made {last}, "
+                "expected at least as many; eval.py evaluates it as it is"
+            )
         finished = last >= stop
         if changes and first:
             verb = "the run is finished and is not changed by" if finished else "continuing with a changed config:"
-            print(f"{verb} {'; '.join(changes)}")
+            print(one_line(f"{verb} {'; '.join(changes)}"))
         if finished:
             return last if changes else None
     if first:
         try:
             workdir.mkdir(parents=True, exist_ok=True)
-            if not path.is_file() or path.read_text() != to_json(options):
+            if not path.is_file() or path.read_bytes() != to_json(options).encode():
                 write_text(path, to_json(options))
         except OSError as error:
             raise ConfigError(
@@ -135,7 +142,7 @@ def check_run(options: Options, workdir: str | pathlib.Path, use: Use) -> None:
       ConfigError: with the differences.
     """
     path = pathlib.Path(workdir) / "config.json"
-    if not path.is_file():
+    if not os.path.lexists(path):
         return
     fatal = broken(differences(load_run_options(path), options), use)
     if fatal:
@@ -157,12 +164,13 @@ def check_data(workdir: str | pathlib.Path, found: Mapping[str, Any], use: Use) 
       ConfigError: with what differs.
     """
     path = pathlib.Path(workdir) / DATA
-    if not path.is_file():
+    if not os.path.lexists(path):
         return
     try:
-        then = json.loads(path.read_text())
+        then = read_json(path)
+        check_form(then, {"classes": [str], "train": _SPLIT, "val": _SPLIT})
         classes, train, val = (then[name] for name in ("classes", "train", "val"))
-    except (ValueError, KeyError, TypeError) as error:
+    except FileError as error:
         raise ConfigError(f"{path}: found something that training did not write ({error}): remove the file") from error
     if classes != found["classes"]:
         gone, new = ([name for name in a if name not in b] for a, b in ((classes, found["classes"]),
@@ -177,7 +185,7 @@ def check_data(workdir: str | pathlib.Path, found: Mapping[str, Any], use: Use) 
             "out; restore the training images, or start anew with another --workdir"
         )
     if val != found["val"] and jax.process_index() == 0:
-        print(f"{workdir}: at its start there were {_images(val, found['val'])} for validation", file=sys.stderr)
+        tell(f"{workdir}: at its start there were {_images(val, found['val'])} for validation")
 
 
 def _images(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -187,4 +195,4 @@ def _images(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") or "none"
+    return ", ".join(map(shown, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "") or "none"

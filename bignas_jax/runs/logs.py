@@ -7,7 +7,7 @@ import pathlib
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,10 +30,12 @@ class Logs:
 
     def __init__(self, workdir: pathlib.Path, start: int, stop: int, active: bool = True, bar: bool = True):
         self.active, self.evaluated = active, True
+        self._before: list[dict[str, Any]] = []
         if not active:
             return
         path = workdir / "metrics.jsonl"
         kept = [(line, record) for line, record in _records(path) if record["step"] <= start]
+        self._before = [record for _, record in kept]
         self.evaluated = any(_is_evaluation(record, start) for _, record in kept)
         write_text(path, "".join(f"{line}\n" for line, _ in kept))
         self._file = open_lines(path)
@@ -42,6 +44,11 @@ class Logs:
             total=stop, initial=start, desc="train", unit="step", file=sys.stderr, mininterval=0.5, disable=not bar
         )
         self._clock = time.perf_counter(), start
+
+    def losses(self, members: Sequence[str]) -> list[tuple[int, list[float]]]:
+        """The members' losses by step, as far as they were logged before this start; those of NaN are left out."""
+        found = [(record["step"], [record.get(f"loss/{name}") for name in members]) for record in self._before]
+        return [(step, losses) for step, losses in found if None not in losses]
 
     def advance(self) -> None:
         if self.active:

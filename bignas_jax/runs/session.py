@@ -1,7 +1,7 @@
 """What training, evaluation and search build alike from options: space, data, devices, supernet, evaluator."""
 
 import dataclasses
-import json
+import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -14,12 +14,14 @@ from jax.sharding import Mesh
 from bignas_jax.config.options import Data, Options
 from bignas_jax.data import DataError, Dataset, Loader, open_dataset, open_images, prefetch
 from bignas_jax.data.fingerprint import fingerprint
-from bignas_jax.errors import ConfigError
+from bignas_jax.errors import ConfigError, FileError
 from bignas_jax.evaluation import Evaluator, Score
-from bignas_jax.files import write_json
+from bignas_jax.files import read_json, write_json
+from bignas_jax.forms import check_form
 from bignas_jax.nets.kinds import module_of
 from bignas_jax.nets.supernet import Supernet
 from bignas_jax.plugins import source
+from bignas_jax.programs import deterministic
 from bignas_jax.programs.buckets import Bucket
 from bignas_jax.programs.devices import make_mesh
 from bignas_jax.programs.kept import identity_of
@@ -70,6 +72,8 @@ class Session:
             "calibration.batch_size": options.calibration.batch_size,
             "evaluation.batch_size": options.evaluation.batch_size,
         }
+        if options.deterministic:
+            deterministic.check(os.environ, jax.default_backend())
         mesh = make_mesh(options.num_devices, batches | ({"batch_size": options.batch_size} if training else {}))
         _check_moments(space, options, mesh.size, training)
         images = open_images(options.data, tell=jax.process_index() == 0)
@@ -96,15 +100,11 @@ class Session:
         self.note_class_names(workdir)
         note_data(workdir, fingerprint(self.dataset))
 
-    def loader(self, split: str, batch_size: int, **arguments: Any) -> Loader:
-        """This process's part of a split."""
+    def loader(self, split: str, batch_size: int, whole: bool = False, **arguments: Any) -> Loader:
+        """This process's part of a split, or all of it."""
+        index, count = (0, 1) if whole else (jax.process_index(), jax.process_count())
         return Loader(
-            self.dataset,
-            split,
-            batch_size=batch_size,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            **arguments,
+            self.dataset, split, batch_size=batch_size, process_index=index, process_count=count, **arguments
         )
 
     def check_evaluation(self, *splits: str) -> None:
@@ -148,14 +148,15 @@ class Session:
           ValueError: too few training images for the calibration batches, or an empty split; one line.
         """
         if statistics is None:
-            statistics = self._calibrate(weights, archs, tick)
+            statistics = self.calibrate(weights, archs, tick)
         with prefetch(self.loader(split, self.options.evaluation.batch_size).once(), self.mesh) as batches:
             scored = _tell_skipped(_ticked(agreed(batches), tick), split)
             return self.evaluator.score(weights, archs, statistics, scored)
 
-    def _calibrate(
-        self, weights: Any, archs: dict[Architecture, Bucket], tick: Callable[[], None]
+    def calibrate(
+        self, weights: Any, archs: dict[Architecture, Bucket], tick: Callable[[], None] = lambda: None
     ) -> dict[Architecture, Any]:
+        """Batch-norm statistics of the architectures, from training images. Arguments as those of `evaluate`."""
         calibration = self._calibration_loader()
         with prefetch(calibration.once(), self.mesh) as batches:
             return self.evaluator.calibrate(weights, archs, _ticked(agreed(batches), tick), calibration.steps_per_epoch)
@@ -195,10 +196,17 @@ def class_names(workdir: str | pathlib.Path, data: Data, like: Session) -> tuple
     Args:
       data: of that run; looked at if the folder does not say (as one from before it did).
       like: a session whose data may be the same.
+    Raises:
+      ConfigError: the folder has a file of names that training did not write.
     """
     path = pathlib.Path(workdir) / CLASSES
-    if path.is_file():
-        return tuple(json.loads(path.read_text()))
+    if os.path.lexists(path):
+        try:
+            names = read_json(path)
+            check_form(names, [str])
+        except FileError as error:
+            raise ConfigError(f"{path}: found something that training did not write ({error}): remove it") from error
+        return tuple(names)
     if all(getattr(data, name) == getattr(like.options.data, name) for name in ("source", "root", "train_split")):
         return like.dataset.class_names
     try:

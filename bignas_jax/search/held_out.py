@@ -10,12 +10,11 @@ import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import jax
 import numpy as np
 
 from bignas_jax.data import DataError
 from bignas_jax.programs.buckets import shared
-from bignas_jax.programs.devices import batch_sharding
+from bignas_jax.programs.devices import divide
 from bignas_jax.runs.session import Session
 from bignas_jax.spaces.architecture import Architecture
 
@@ -89,7 +88,8 @@ class HeldOut:
 
     def __init__(self, session: Session, weights: Any, sizes: Sizes, resident: bool):
         self._session, self._weights, self._resident = session, weights, resident
-        read = list(session.loader("holdout", sizes.batch).once())
+        # Each process reads all of them: their order, and so the first part, is that of one process.
+        read = list(session.loader("holdout", sizes.batch, whole=True).once())
         whole = {name: np.concatenate([batch[name] for batch in read]) for name in _arrays(read[0])}
         kept = {name: array[whole["weight"] > 0] for name, array in whole.items()}
         count = len(kept["label"])
@@ -102,7 +102,7 @@ class HeldOut:
         self.checksum = 0
         # Each batch is placed as soon as it is made: the batches never all wait on the host.
         self._first, self._rest = ([self._keep(b) for b in _batches(kept, p, self.sizes.batch)] for p in parts)
-        calibration = session.loader("calibration", sizes.calibration_batch, limit=sizes.calibration)
+        calibration = session.loader("calibration", sizes.calibration_batch, limit=sizes.calibration, whole=True)
         self._calibration = [self._keep(batch) for batch in calibration.once()]
 
     def _keep(self, batch: dict) -> dict:
@@ -151,8 +151,7 @@ class HeldOut:
         return batches if self._resident else map(self._place, batches)
 
     def _place(self, batch: dict) -> dict:
-        sharding = batch_sharding(self._session.mesh)
-        return {name: jax.device_put(array, sharding) for name, array in _arrays(batch).items()}
+        return divide(self._session.mesh, _arrays(batch))
 
 
 def _arrays(batch: dict) -> dict[str, np.ndarray]:

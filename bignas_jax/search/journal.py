@@ -9,11 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from bignas_jax.errors import ConfigError
-from bignas_jax.files import add_line, open_lines, whole_lines
+from bignas_jax.errors import ConfigError, FileError
+from bignas_jax.files import add_line, open_lines, parse_json, read_bytes, whole_lines
+from bignas_jax.forms import check_form
 from bignas_jax.spaces.architecture import Architecture
 
 BEGINNING = b'{"identity": '
+# By the part of an evaluation, what its record holds besides the architecture.
+_SUMS = {"images": int, "top1_images": int, "top5_images": int, "loss_sum": (float, None), "seconds": float}
+FORMS = {"first": _SUMS | {"correct": str}, "rest": _SUMS, "val": {"images": int, "top1": float, "top5": float}}
 
 
 class Journal:
@@ -85,20 +89,46 @@ def _read(path: pathlib.Path) -> list[dict]:
     Raises:
       ConfigError: the file was not written by a search.
     """
-    if path.exists() and b"\n" not in (data := path.read_bytes()) and not data.startswith(BEGINNING[: len(data)]):
-        raise ConfigError(_foreign(path, 1, "no identity"))
-    found = []
-    for number, line in enumerate(whole_lines(path), 1):
-        try:
-            record = json.loads(line)
-            if number > 1:
-                _key(record)
-            elif not isinstance(record, dict) or not isinstance(record.get("identity"), dict):
-                raise ValueError("no identity")
-            found.append(record)
-        except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(_foreign(path, number, str(error))) from error
+    number = 1
+    try:
+        lines = whole_lines(path)
+        if not lines and (data := _content(path)) and not data.startswith(BEGINNING[: len(data)]):
+            raise FileError("no identity")
+        found = []
+        for number, line in enumerate(lines, 1):  # noqa: B007 - the message of an error names the line
+            found.append(parse_json(line))
+            _check(found[-1]) if number > 1 else check_form(found[-1], {"identity": {}})
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}, expected the evaluations of a search") from error
+    except ValueError as error:
+        raise ConfigError(_foreign(path, number, str(error))) from error
     return found
+
+
+def _content(path: pathlib.Path) -> bytes:
+    return read_bytes(path) if path.exists() else b""
+
+
+def _check(record: Any) -> None:
+    """Refuses a record that no search wrote.
+
+    Raises:
+      ValueError: the first thing that is wrong with it.
+    """
+    check_form(record, {"part": str, "architecture": {}})
+    Architecture.from_dict(record["architecture"])
+    if record["part"] not in FORMS:
+        raise FileError(f"part: found {record['part']!r}, expected one of {', '.join(FORMS)}")
+    check_form(record, FORMS[record["part"]])
+    images = record["images"]
+    if images < 1:
+        raise FileError(f"images: found {images}, expected at least 1")
+    most = {"top1": 1, "top5": 1, "top1_images": images, "top5_images": images, "seconds": 1e9}
+    for name in most.keys() & record.keys():
+        if not 0 <= record[name] <= most[name]:
+            raise FileError(f"{name}: found {record[name]}, expected 0 to {most[name]}")
+    if "correct" in record and len(_bytes(record["correct"])) != -(-images // 8):
+        raise FileError(f"correct: found {len(_bytes(record['correct']))} bytes, expected a bit for each of {images}")
 
 
 def _foreign(path: pathlib.Path, number: int, reason: str) -> str:
@@ -136,4 +166,9 @@ def packed(bits: np.ndarray) -> str:
 
 def unpacked(text: str, count: int) -> np.ndarray:
     """The inverse of `packed` for `count` bits."""
-    return np.unpackbits(np.frombuffer(base64.b64decode(text), np.uint8), count=count).astype(bool)
+    return np.unpackbits(np.frombuffer(_bytes(text), np.uint8), count=count).astype(bool)
+
+
+def _bytes(text: str) -> bytes:
+    """Raises ValueError where the text is not what `packed` gives."""
+    return base64.b64decode(text, validate=True)

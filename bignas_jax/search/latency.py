@@ -26,8 +26,9 @@ import numpy as np
 from flax import nnx
 from tqdm import tqdm
 
-from bignas_jax.errors import ConfigError
-from bignas_jax.files import add_line, open_lines, whole_lines
+from bignas_jax.errors import ConfigError, FileError
+from bignas_jax.files import add_line, open_lines, parse_json, whole_lines
+from bignas_jax.forms import check_form
 from bignas_jax.nets.kinds import module_of
 from bignas_jax.nets.mode import Mode
 from bignas_jax.nets.sizes import layer_sizes
@@ -152,13 +153,18 @@ class _File:
     def __init__(self, path: pathlib.Path, setting: dict[str, Any]):
         self.path, self.setting = path, setting
         self.ms: dict[str, float] = {}
-        for number, line in enumerate(whole_lines(path), 1):
+        try:
+            lines = whole_lines(path)
+        except FileError as error:
+            raise ConfigError(f"{path}: {error}") from error
+        for number, line in enumerate(lines, 1):
             try:
-                record = json.loads(line)
+                record = parse_json(line)
+                check_form(record, {"ms": float, "of": {"part": str}})
                 ms, key = float(record.pop("ms")), json.dumps(record.pop("of"))
-                if not 0 < ms < float("inf"):
-                    raise ValueError(f"{ms} ms")
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                if ms <= 0:
+                    raise FileError(f"ms: found {ms}, expected a time")
+            except FileError as error:
                 raise ConfigError(
                     f"{path} line {number}: found something that is no measurement ({error}), expected one of a block "
                     "or a network: move the file away to measure anew"

@@ -17,6 +17,7 @@ from bignas_jax.search.held_out import HeldOut
 from bignas_jax.search.journal import Journal, packed, unpacked
 from bignas_jax.search.problem import Budget, Problem
 from bignas_jax.search.strategies.strategy import Proposal
+from bignas_jax.search.team import Team
 from bignas_jax.spaces.architecture import Architecture
 
 
@@ -61,19 +62,21 @@ class Race:
         of their difference on the first part.
       front: whether an architecture's rivals are those that cost no more. If not, its rivals share a budget with it.
       tick: called before each evaluation. An exception that it raises ends the race.
+      begin: called before each round. Statistics from earlier rounds are not used after it.
     """
 
     def __init__(
         self,
         problem: Problem,
-        held_out: HeldOut,
+        held_out: HeldOut | Team,
         journal: Journal,
         confidence: float,
         front: bool,
         tick: Callable[[], None] = lambda: None,
+        begin: Callable[[], None] = lambda: None,
     ):
         self._problem, self._held_out, self._journal = problem, held_out, journal
-        self._confidence, self._front, self._tick = confidence, front, tick
+        self._confidence, self._front, self._tick, self._begin = confidence, front, tick, begin
         self.seconds = 0.0  # of evaluation, with the evaluations found in the journal
         self.evaluations: dict[Architecture, Scored] = {}
         self.made = 0  # parts that were computed, not found in the journal
@@ -86,6 +89,7 @@ class Race:
           always: whether to score all of them on all images.
         """
         new = {p.arch: p for p in proposals if p.arch not in self.evaluations}
+        self._begin()
         statistics: dict[Architecture, Any] = {}
         firsts = {arch: self._part(arch, "first", statistics) for arch in new}
         # The most promising come first: the better the rivals, the more candidates drop out.

@@ -13,12 +13,13 @@ import numpy as np
 from tqdm import tqdm
 
 from bignas_jax.config.options import Costs, Options, Search
+from bignas_jax.data.fingerprint import fingerprint
 from bignas_jax.errors import ConfigError, Stopped
-from bignas_jax.files import locked
-from bignas_jax.programs.buckets import Bucket
 from bignas_jax.programs.kept import use_compilation_cache
-from bignas_jax.runs.assess import assess
+from bignas_jax.programs.processes import gather, own_index, together
+from bignas_jax.runs.agree import check_images, check_options, check_same
 from bignas_jax.runs.checkpoint import Checkpoints
+from bignas_jax.runs.hold import held
 from bignas_jax.runs.identity import Use, check_run
 from bignas_jax.runs.session import Session
 from bignas_jax.runs.signals import Signals
@@ -32,17 +33,20 @@ from bignas_jax.search.report.result import Found, result_of, write
 from bignas_jax.search.screening import Screening
 from bignas_jax.search.strategies.registry import make_strategy, round_size, strategy_maker
 from bignas_jax.search.strategies.strategy import Proposal, Strategy
+from bignas_jax.search.team import Team
 from bignas_jax.spaces.architecture import Architecture
 
 IDLE_ROUNDS = 20  # rounds of known architectures after which a space counts as exhausted
 
 
+@together
 def search(options: Options, workdir: str | pathlib.Path, checkpoint: str = "newest") -> dict[str, Any]:
     """Searches the supernet of a run's folder, and writes the winners and the report into it.
 
     The course of a search depends on the options and the checkpoint alone. Each evaluation is saved in
     search/evaluations.jsonl as it is made. A search that was killed takes the same course again and finds its
-    evaluations there.
+    evaluations there. Of several processes, the first one searches and writes, see `Team`; the course is that of one
+    process with as many devices.
 
     Args:
       options: of the run, as `flags.parse` returns them.
@@ -57,11 +61,21 @@ def search(options: Options, workdir: str | pathlib.Path, checkpoint: str = "new
     _check(options)
     workdir = pathlib.Path(workdir)
     use_compilation_cache()
+    check_options(options)
     session, weights, step = open_run(options, workdir, checkpoint)
-    options = session.options.search
+    check_images(fingerprint(session.dataset))
+    check_same("--checkpoint", step)
     sizes = images.plan(session)
+    with held(workdir / "search", "search") as folder:
+        if own_index():
+            return _team(session, weights, step, sizes)[0].follow()
+        return _searched(session, weights, step, sizes, folder)
+
+
+def _searched(session: Session, weights: Any, step: int, sizes: images.Sizes, folder: pathlib.Path) -> dict[str, Any]:
+    """The search itself, on the first process. Returns the result, which is written."""
+    options = session.options.search
     with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(locked(workdir / "search", "search"))
         signals = stack.enter_context(Signals())
         scored: Collection = ()
 
@@ -71,31 +85,49 @@ def search(options: Options, workdir: str | pathlib.Path, checkpoint: str = "new
 
         latency = _latency_table(session, folder)
         problem = make_problem(session, latency, tick)
-        held_out = _place_images(session, weights, sizes, problem)
-        journal = Journal(folder / "evaluations.jsonl", identity(session, held_out, weights, step))
+        team, own_identity = _team(session, weights, step, sizes, problem)
+        journal = Journal(folder / "evaluations.jsonl", own_identity)
         stack.callback(journal.close)
         _say_what_is_there(journal)
         strategy = make_strategy(options, problem)
-        race = Race(problem, held_out, journal, options.confidence, strategy.front, tick)
+        race = Race(problem, team, journal, options.confidence, strategy.front, tick, team.begin_round)
         scored = race.evaluations
         screening = Screening(
             problem, options.predictor_pool, options.predictor_min_tau, options.seed
         )
         explore(options, problem, strategy, race, screening, session.space.biggest)
         found = Found(race, winners_of(problem, race), screening, latency)
-        final = _final(session, weights, journal, found, tick)
-        result = result_of(session, str(workdir), step, held_out.sizes, problem, found, final)
-    write(result, workdir)
+        final = _final(session, team, journal, found, tick)
+        result = result_of(session, str(folder.parent), step, team.sizes, problem, found, final)
+    write(result, folder.parent)
+    team.dismiss(result)
     return result
+
+
+def _team(
+    session: Session, weights: Any, step: int, sizes: images.Sizes, problem: Problem | None = None
+) -> tuple[Team, dict[str, Any]]:
+    """The team, ready to evaluate, and the identity of its evaluations. The first process has the problem.
+
+    Raises:
+      ConfigError: the processes have other weights or other images.
+    """
+    resolutions: set[int] = set()
+    if problem is not None:
+        # MAX and MIN of the whole space are the reference, even if a cap leaves out their resolutions.
+        space = session.space
+        resolutions = {*problem.space.resolutions, space.biggest.resolution, space.smallest.resolution}
+    resolutions = gather(sorted(resolutions))[0]  # the others wait here while the first one measures latencies
+    held_out = _place_images(session, weights, sizes)
+    found = identity(session, held_out, weights, step)
+    for name in ("weights", "images", "pixels"):
+        check_same(f"the {name} of the search", found[name])
+    held_out.compile(resolutions, progress=own_index() == 0)
+    return Team(session, weights, held_out), found
 
 
 def _check(options: Options) -> None:
     strategy_maker(options.search.strategy)
-    if options.distributed.num_processes > 1:
-        raise ConfigError(
-            f"config.distributed.num_processes: found {options.distributed.num_processes}, expected 1: a search runs "
-            "on one host, on all of its devices"
-        )
     if not options.data.holdout:
         raise ConfigError(
             "config.data.holdout: found 0, expected some: architectures are chosen on images held out of the training "
@@ -165,33 +197,36 @@ def _checksum(weights: Any) -> int:
     return total
 
 
-def _place_images(session: Session, weights: Any, sizes: images.Sizes, problem: Problem) -> HeldOut:
-    """The images and the compiled executables. The images are on the devices if they fit, or in the host's memory."""
+def _place_images(session: Session, weights: Any, sizes: images.Sizes) -> HeldOut:
+    """The images and the evaluator. The images are on the devices if they fit, or in the host's memory."""
     needed, allowed = images.device_bytes(session, sizes), images.allowed_bytes(session)
-    resident = allowed is None or needed <= allowed
     held_out = None
-    if resident:
+    if all(gather(allowed is None or needed <= allowed)):
         try:
             held_out = HeldOut(session, weights, sizes, resident=True)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
+        if not all(gather(held_out is not None)):
+            held_out = None
     if held_out is None:
         least = "" if allowed is None else f", of which {allowed / 1e9:.3g} GB may be used"
         number = sizes.held_out + sizes.calibration
-        print(
+        _say(
             f"the {number:,} images of the search take {needed / 1e9:.3g} GB a device{least}: they stay "
             "in the host's memory and are copied for every candidate, which is slower "
-            "(config.search.resident_gb, config.num_devices)",
-            file=sys.stderr,
+            "(config.search.resident_gb, config.num_devices)"
         )
         held_out = HeldOut(session, weights, sizes, resident=False)
     if held_out.skipped:
-        print(f"holdout: left out {held_out.skipped} corrupt images of {sizes.held_out}", file=sys.stderr)
-    # MAX and MIN of the whole space are the reference, even if a cap leaves out their resolutions.
-    resolutions = {*problem.space.resolutions, session.space.biggest.resolution, session.space.smallest.resolution}
-    held_out.compile(sorted(resolutions))
+        _say(f"holdout: left out {held_out.skipped} corrupt images of {sizes.held_out}")
     return held_out
+
+
+def _say(text: str) -> None:
+    """A line for the user, from the first process."""
+    if own_index() == 0:
+        print(text, file=sys.stderr)
 
 
 def _say_what_is_there(journal: Journal) -> None:
@@ -268,7 +303,7 @@ def winners_of(problem: Problem, race: Race) -> dict[str, Scored]:
 
 
 def _final(
-    session: Session, weights: Any, journal: Journal, found: Found, tick: Callable[[], None]
+    session: Session, team: Team, journal: Journal, found: Found, tick: Callable[[], None]
 ) -> dict[Architecture, dict[str, Any]]:
     """Validation figures of the winners, MAX and MIN. Each is scored once, in an executable of its own, as in eval.py.
 
@@ -279,9 +314,7 @@ def _final(
     missing = [arch for arch in archs if journal.find(arch, "val") is None]
     if missing:
         tick()
-        placement = {arch: Bucket(arch, masked=False) for arch in missing}
-        session.compile_evaluation(placement.values())
-        for row in assess(session, weights, placement, "val"):
+        for row in team.validate(missing):
             values = {name: row[name] for name in ("top1", "top5", "images")}
             journal.add(Architecture.from_dict(row["architecture"]), "val", **values)
     measured = {arch: None if found.latency is None else found.latency.measure(arch) for arch in archs}

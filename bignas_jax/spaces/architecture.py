@@ -5,6 +5,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from bignas_jax.errors import FileError
+from bignas_jax.files import parse_json
+
 PerStage = tuple[int | tuple[int, ...], ...]
 
 
@@ -128,8 +131,8 @@ class Architecture:
           ValueError: the text is not JSON, or does not describe an architecture.
         """
         try:
-            values = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"architecture: not valid JSON ({error}), expected an object such as"
+            values = parse_json(text)
+        except FileError as error:
+            raise ValueError(f"architecture: {error}, expected an object such as"
                              ' {"resolution": 224, "width": [...], ...}') from error
         return cls.from_dict(values)

@@ -4,6 +4,7 @@ import pathlib
 from collections.abc import Container, Sequence
 
 from bignas_jax.errors import ConfigError
+from bignas_jax.files import read_text
 from bignas_jax.spaces.architecture import Architecture
 from bignas_jax.spaces.space import Space
 
@@ -42,7 +43,7 @@ def read_architectures(space: Space, names: Sequence[str], flag: str = "--arch")
                 path = pathlib.Path(name)
                 # Searched children are all called architecture.json; their folder tells them apart.
                 label = path.parent.name if path.stem == "architecture" and path.parent.name else path.stem
-                text = path.read_text()
+                text = read_text(path)
             else:
                 label = f"given{sum(key.startswith('given') for key in found) + 1}"
             arch = Architecture.from_json(text)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from bignas_jax.config.options import Losses
+from bignas_jax.ops.alpha_divergence import alpha_divergence
 from bignas_jax.ops.losses import cross_entropy, smooth_labels
 from bignas_jax.plugins import find
 from bignas_jax.step.recipe import Recipe
@@ -77,9 +78,28 @@ class TrustedTeacher:
         return cross_entropy(logits, targets), {}
 
 
+class AlphaDivergence:
+    """Students learn by the clipped adaptive alpha-divergence from the teacher (Wang et al., 2021, AlphaNet).
+
+    The loss is the divergence itself, which is zero where both agree. AlphaNet clips gradients by value at 1
+    (`config.optimizer.clip_value`). Members without a teacher learn from smoothed labels.
+    """
+
+    metrics = ()
+
+    def __init__(self, recipe: Recipe):
+        self._labels = SoftCrossEntropy(recipe)
+
+    def __call__(self, logits, labels, teacher_logits):
+        if teacher_logits is None:
+            return self._labels(logits, labels, None)
+        return alpha_divergence(logits, teacher_logits), {}
+
+
 LOSSES: dict[str, type[Loss]] = {
     Losses.SOFT_CROSS_ENTROPY: SoftCrossEntropy,
     Losses.TRUSTED_TEACHER: TrustedTeacher,
+    Losses.ALPHA_DIVERGENCE: AlphaDivergence,
 }
 
 

@@ -119,6 +119,8 @@ def momentum(decay: float, nesterov: bool) -> optax.GradientTransformationExtraA
 def optimizer(options: Optimizer, learning_rate: optax.Schedule) -> optax.GradientTransformation:
     """The update of a step: clipping, then L2 weight decay, then momentum, then the learning rate.
 
+    Gradients are clipped to the norm first and then by value, if both are asked for.
+
     Weight decay is added to the summed gradients of the sandwich, so that it acts once a step and not once a member. In
     the paper it also acts once: it regularises the loss of the biggest architecture alone (Yu et al., 2020, section
     3.1).
@@ -132,6 +134,8 @@ def optimizer(options: Optimizer, learning_rate: optax.Schedule) -> optax.Gradie
     parts = []
     if options.clip_norm:
         parts.append(clip(options.clip_norm))
+    if options.clip_value:
+        parts.append(optax.clip(options.clip_value))
     if options.weight_decay:
         parts.append(optax.add_decayed_weights(options.weight_decay, mask=decayed))
     parts.append(_named(_OPTIMIZERS, options.name, "name")(options, learning_rate))

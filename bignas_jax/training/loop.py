@@ -4,10 +4,9 @@ A single child is trained by the same loop, as the supernet of a space without c
 """
 
 import contextlib
-import json
 import math
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,17 +16,17 @@ from bignas_jax.config.options import Data, OnCollapse, Options
 from bignas_jax.data import DataError, Loader, prefetch
 from bignas_jax.data.fingerprint import fingerprint
 from bignas_jax.data.prefetch import Prefetch
-from bignas_jax.errors import ConfigError, Interrupted, Stopped, TrainingError
+from bignas_jax.errors import Interrupted, Stopped, TrainingError
 from bignas_jax.evaluation import placed
-from bignas_jax.files import locked
 from bignas_jax.plugins import source
 from bignas_jax.programs.kept import identity_of, use_compilation_cache
-from bignas_jax.programs.processes import gather, line_of, name_of, together
+from bignas_jax.programs.processes import gather, together
 from bignas_jax.programs.weights import draw_weights
 from bignas_jax.runs import assess as reporting
-from bignas_jax.runs.agree import agreed, check_folder, check_images, check_options
+from bignas_jax.runs.agree import agreed, check_images, check_options
 from bignas_jax.runs.checkpoint import Checkpoints
 from bignas_jax.runs.folder import begun, trained
+from bignas_jax.runs.hold import held
 from bignas_jax.runs.identity import Use, claim
 from bignas_jax.runs.logs import Logs
 from bignas_jax.runs.session import Session
@@ -75,34 +74,13 @@ def train(options: Options, workdir: str | pathlib.Path, progress: bool = True) 
     loader = session.loader("train", options.batch_size, train=True)
     session.check_evaluation("val", watched_split(options.data))
     origin = None if begun(workdir) else Origin.open(session)
-    with _held(workdir):
+    with held(workdir, "training"):
         finished = claim(workdir, options, Plan.of(options, loader.steps_per_epoch).stop)
         if finished is not None:
             return reporting.left(workdir, finished)
         if jax.process_index() == 0 and not goes_on:
             session.note_data(workdir)
         return _trained(session, loader, workdir, origin, progress)
-
-
-@contextlib.contextmanager
-def _held(workdir: pathlib.Path) -> Iterator[None]:
-    """The run's folder, for one training at a time. The first process locks it; where it cannot, all processes end."""
-    refusal = None
-    with contextlib.ExitStack() as stack:
-        try:
-            if jax.process_index() == 0:
-                stack.enter_context(locked(workdir, "training"))
-        except OSError as error:
-            refusal = ConfigError(
-                f"--workdir: cannot write to {workdir} ({error.strerror}): make room, or give another folder"
-            )
-        except ConfigError as error:
-            refusal = error
-        found = gather(refusal and line_of(refusal)[0])[0]
-        if found is not None:
-            raise refusal or ConfigError(f"{name_of(0)}: {found}")
-        check_folder(workdir)
-        yield
 
 
 def _trained(
@@ -203,9 +181,8 @@ class Run:
         """The row of the slice that the run begins or began with; none where there was no slice, or no classifier."""
         if not self.options.init_from:
             return []
-        path = self.workdir / "evaluation_before.json"
         if int(state.step):
-            return json.loads(path.read_text())["rows"] if path.exists() else []
+            return reporting.read(self.workdir, "before", 0)
         if self.origin is None or not self.origin.keeps_classifier:
             return []
         session = self.session
@@ -227,6 +204,8 @@ class Run:
                     self.checkpoints.score(step, top1)
             if step >= plan.stop:
                 return state
+            for at, losses in gather(logs.losses(self.step.members.names))[0]:
+                self.watch.collapse.add(at, losses)
             with self.batches, Signals() as signals:
                 try:
                     for batch in agreed(self.batches):
@@ -295,7 +274,7 @@ class Run:
         if self.options.on_collapse == OnCollapse.TELL:
             logs.say(f"{found}: {advice}; config.on_collapse=stop goes back to the last checkpoint before it")
             return
-        newest = self.checkpoints.delete_from(since)
+        newest = self.checkpoints.delete_from(since - 1)  # the loss of a step is that of the weights before it
         last = "there is no checkpoint from before that"
         if newest is not None:
             last = f"the last checkpoint from before that is step {newest} in {self.checkpoints.folder}"

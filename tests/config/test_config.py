@@ -76,7 +76,7 @@ IMPOSSIBLE = [
     ("checkpoint.on_damage", "ignore"), ("on_collapse", "wait"),
     ("log.every_steps", 0), ("log.images", -1), ("max_nonfinite_steps", 0),
     ("distributed.coordinator", "host"), ("distributed.num_processes", 0), ("num_devices", -1),
-    ("max_steps", -1), ("remat", "no"), ("arch", 3), ("init_checkpoint", "last"),
+    ("max_steps", -1), ("remat", "no"), ("deterministic", 1), ("arch", 3), ("init_checkpoint", "last"),
     ("init_from", "exp/digits"), ("space.resolution", (3, 16)), ("space.stages.mb2.depth", (2, 1)),
     ("space.activation", "gelu"),
     # At odds with another field.

@@ -1,12 +1,16 @@
 """The Pallas kernels of batch norm against XLA's passes; a CPU interprets them."""
 
+from collections import namedtuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from bignas_jax.kernels.norm import normalize as norm
-from bignas_jax.kernels.norm import pallas, passes
+from bignas_jax.kernels.norm import pallas, passes, tiles
+
+Call, Array = namedtuple("Call", "name operands results integers"), namedtuple("Array", "shape bytes")
 
 CASES = [  # batch, side, channels, used, dtype
     (3, 5, 24, 24, jnp.bfloat16),
@@ -71,3 +75,53 @@ def test_they_compute_what_the_passes_of_xla_do(monkeypatch, case, form):
         for a, b in zip(jax.tree.leaves(expected[name]), jax.tree.leaves(found[name]), strict=True):
             a, b = (np.asarray(v, np.float32) for v in (a, b))
             np.testing.assert_allclose(b, a, rtol=tolerance, atol=tolerance * max(1, np.abs(a).max()), err_msg=name)
+
+
+@pytest.mark.parametrize("name", sorted(pallas.MOVED))
+def test_kernels_load_and_store_what_they_state(monkeypatch, name):
+    """Counts the entries that a kernel's masks let through, in every program of its grid."""
+    shape, used = (2, 5, 7, 40), 24
+    touched = {"load": 0, "store": 0}
+    (x, g), vectors = jnp.ones((2, *shape), jnp.bfloat16), [jnp.ones(40)] * 4
+    affine, per_image = passes.Affine(*vectors), jnp.ones((2, 40))
+    arguments = {
+        "norm_moments": (pallas.moments, x),
+        "norm_pooled": (pallas.pooled, x, affine),
+        "norm_apply": (pallas.apply, x, affine, per_image),
+        "norm_gate_sums": (pallas.gate_sums, x, g, affine),
+        "norm_reduce": (pallas.reduce, x, g, affine),
+        "norm_input_gradient": (pallas.input_gradient, x, g, affine, per_image, per_image, vectors[:2], 70),
+    }
+    calls = []
+
+    def counted(kind, function):
+        def touch(ref, *rest, mask, **further):
+            # Vectors and arrays [B, C] come from the cache; the arrays as large as x make the bytes.
+            if ref.ref.aval.size == x.size:
+                size = ref.ref.aval.dtype.itemsize
+                jax.debug.callback(lambda n: touched.update({kind: touched[kind] + int(n) * size}), jnp.sum(mask))
+            return function(ref, *rest, mask=mask, **further)
+
+        return touch
+
+    def recorded(name, kernel, grid, results, *arrays):
+        if name in pallas.MOVED:
+            small = [tuple(np.asarray(a).tolist()) for a in arrays if a.dtype == jnp.int32]
+            flat = [Array((a.size,), a.nbytes) for a in arrays]
+            made = [Array((int(np.prod(s)),), int(np.prod(s)) * jnp.dtype(d).itemsize) for s, d in results]
+            calls.append(Call(name, flat, made, small))
+        return tiles.run(name, kernel, grid, results, *arrays)
+
+    monkeypatch.setattr(tiles.plgpu, "load", counted("load", tiles.plgpu.load))
+    monkeypatch.setattr(tiles.plgpu, "store", counted("store", tiles.plgpu.store))
+    monkeypatch.setattr(pallas, "run", recorded)
+    function, *operands = arguments[name]
+    activation = () if name == "norm_moments" else ("swish",)
+    jax.block_until_ready(function(*operands, jnp.int32(used), *activation))
+    jax.effects_barrier()
+    (call,) = calls
+    wide = x.size * 2
+    small = sum(a.bytes for a in (*call.operands, *call.results) if a.bytes != wide)
+    # Each program of the moments loads its first position twice; the second time it comes from the cache.
+    pivots = call.results[0].bytes // 4 // 40 * used * 2 if name == "norm_moments" else 0
+    assert touched["load"] + touched["store"] - pivots + small == pallas.MOVED[name](call)

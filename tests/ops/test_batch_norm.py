@@ -126,7 +126,7 @@ def test_gradients_on_given_statistics_equal_pytorch():
 def test_the_gate_of_squeeze_and_excitation_equals_pytorch(activation):
     """Values, statistics, and gradients of the input, the norm and the gate's own weights."""
     x, scale, bias, weight = operands()
-    se = SqueezeExcite(6, 4, rngs=nnx.Rngs(0)).weights(6, Size(4), jnp.float32)
+    se = SqueezeExcite(6, 4, rngs=nnx.Rngs(0)).weights(6, Size(4))
     se = [np.asarray(w) + 0.1 for w in se[:4]]
 
     def total(x, scale, bias, weights):

@@ -27,7 +27,7 @@ def ours(se, x, weight, reduced):
     graphdef, params = nnx.split(se)
 
     def total(x, params):
-        weights = nnx.merge(graphdef, params).weights(x.shape[-1], reduced, x.dtype)
+        weights = nnx.merge(graphdef, params).weights(x.shape[-1], reduced)
         y = x * gate(x.mean((1, 2)), weights)[:, None, None]
         return jnp.sum(y * weight), y
 

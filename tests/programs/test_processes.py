@@ -3,6 +3,7 @@
 import re
 import signal
 import socket
+import time
 
 import pytest
 from process_lab import READY, ends, free_port, start, start_all, until_ready
@@ -67,6 +68,18 @@ def test_an_error_of_one_ends_the_others_wherever_they_are(fault, code, told):
     own_code, _, err, seconds = ends(found[1])
     assert own_code == (-6 if "abort" in fault else code) and seconds < 20
     assert ("Traceback" in err) == ("RuntimeError" in fault)
+
+
+def test_a_signal_where_one_waits_for_word_of_another_ends_all():
+    found = start_all(READY + "if me == 1: processes.gather(0)\nelse: time.sleep(60)", 2)
+    until_ready(found)
+    time.sleep(0.5)
+    found[1].send_signal(signal.SIGTERM)
+    for index, process in enumerate(found):
+        code, _, err, seconds = ends(process, within=30)
+        (line,) = lines(err)
+        told = r"process 1 of 2 \(.*\): " if index == 0 else ""
+        assert code == 143 and re.match(rf"train.py: {told}stopped by SIGTERM", line) and seconds < 20
 
 
 def test_an_error_of_all_is_told_by_each():

@@ -69,7 +69,7 @@ def test_rows_of_a_step_gather_in_one_file_and_another_step_begins_anew(tmp_path
     assert json.loads(path.read_text()) == {"step": 8, "split": "val", "rows": [row("MIN")]}
     assess.write([row("MAX")], tmp_path, "holdout", 8)
     assert assess.write([row("SLICE")], tmp_path, "val", 0, name="before") == tmp_path / "evaluation_before.json"
-    assert sorted(p.name for p in tmp_path.iterdir()) == [
+    assert sorted(p.name for p in tmp_path.glob("[!.]*")) == [
         "evaluation_before.json", "evaluation_holdout.json", "evaluation_val.json"]  # fmt: skip
     assert json.loads((tmp_path / "evaluation_before.json").read_text())["split"] == "val"
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -13,11 +14,12 @@ from data_folders import make_folder
 from paths import ROOT
 from run_lab import CONFIG, environment
 
-from bignas_jax.config.files import differences
+from bignas_jax.config.files import differences, to_json
+from bignas_jax.config.options import Options
 from bignas_jax.config.recipes import load_recipe
 from bignas_jax.errors import ConfigError
 from bignas_jax.files import locked
-from bignas_jax.runs.identity import BINDINGS, Use, broken, check_data
+from bignas_jax.runs.identity import BINDINGS, Use, broken, check_data, claim
 
 FIELDS = {
     "space.": ("config.space.activation: 'swish' -> 'relu'", Use.EXPORT),
@@ -77,6 +79,20 @@ def test_other_data_are_refused_where_they_matter(tmp_path, capsys, change, use,
         with pytest.raises(ConfigError, match=words) as error:
             check_data(tmp_path, THEN | change, use)
         assert "\n" not in str(error.value)
+
+
+def test_fewer_steps_than_were_made_do_not_finish_a_run(tmp_path, capsys):
+    def options(steps):
+        return Options.of(load_recipe().to_dict() | {"max_steps": steps})
+
+    (tmp_path / "checkpoints" / "30").mkdir(parents=True)
+    (tmp_path / "config.json").write_text(to_json(options(60)))
+    with pytest.raises(ConfigError, match=r"^config.max_steps, config.epochs: found 20 steps, but the run .* made 30,"):
+        claim(tmp_path, options(20), stop=20)
+    (tmp_path / "evaluation_val.json").write_text('{"step": 30, "rows": []}')
+    capsys.readouterr()
+    assert claim(tmp_path, options(20), stop=20) == 30
+    assert "finished and is not changed by config.max_steps: 60 -> 20" in capsys.readouterr().out
 
 
 # ---- by the scripts
@@ -175,7 +191,8 @@ def test_a_second_training_on_a_folder_is_refused_in_all_its_processes(lab, run)
     before = {path.name: path.read_bytes() for path in run.glob("*.json*")}
     with locked(run, "training"):
         done = call(lab, "train.py", run, "--config.max_steps=9", code=2)
-        assert done.stderr == f"train.py: {run}: another training is at work in it; wait for its end, or stop it\n"
+        who = re.escape(f"train.py: {run}: another training is at work in it (pid {os.getpid()} on ")
+        assert re.fullmatch(who + r".+\); wait for its end, or stop it\n", done.stderr)
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]

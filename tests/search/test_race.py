@@ -16,6 +16,14 @@ from bignas_jax.search.strategies.strategy import Proposal
 
 RNG = np.random.default_rng(0)
 ARCHS = [SPACE.sample(np.random.default_rng(n)) for n in range(40)]
+RECORD = {
+    "images": 5,
+    "top1_images": 3,
+    "top5_images": 4,
+    "loss_sum": 2.5,
+    "correct": packed(np.array([True, False, True, True, False])),
+    "seconds": 1.5,
+}
 
 
 def proposals(archs):
@@ -185,7 +193,7 @@ def test_a_journal_of_something_else_is_set_aside(tmp_path):
     for step in (1, 2, 3):
         journal = Journal(path, {"step": step, "sizes": (1, 2)})
         assert len(journal) == 0 and (journal.set_aside is None) == (step == 1)
-        journal.add(ARCHS[step], "first", images=5, seconds=1.5)
+        journal.add(ARCHS[step], "first", **RECORD)
         journal.close()
     for step in (3, 1, 2):  # what was set aside comes back
         again = Journal(path, {"step": step, "sizes": (1, 2)})
@@ -198,7 +206,7 @@ def test_a_journal_of_something_else_is_set_aside(tmp_path):
 def test_a_line_cut_short_is_dropped_wherever_it_was_cut(tmp_path):
     path = tmp_path / "evaluations.jsonl"
     journal = Journal(path, {"step": 1})
-    journal.add(ARCHS[0], "first", images=5, seconds=1.5)
+    journal.add(ARCHS[0], "first", **RECORD)
     journal.close()
     data = path.read_bytes()
     for end in range(len(data)):

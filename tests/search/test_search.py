@@ -176,7 +176,6 @@ def test_streaming_gives_the_same_result_and_says_so(whole, lab, workdir):
     (("--config.data.holdout=300",), "config.data.holdout: 200 -> 300"),
     (("--checkpoint=9999",), "--checkpoint: found 9999, expected newest, best or one of"),
     (("--config.data.holdout=0",), "config.data.holdout: found 0, expected some"),
-    (("--config.distributed.num_processes=2", "--config.distributed.coordinator=a:1"), "expected 1: a search runs on"),
 ])
 def test_what_cannot_work_is_one_clear_line(arguments, message, lab, workdir):
     argv = ["search.py", "--config", str(lab / "tiny.py"), "--workdir", str(workdir), *SEARCH, *arguments]

@@ -5,7 +5,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from bignas_jax.step.losses import SoftCrossEntropy, TrustedTeacher
+from bignas_jax.step.losses import AlphaDivergence, SoftCrossEntropy, TrustedTeacher
 from bignas_jax.step.recipe import Recipe
 
 
@@ -49,3 +49,13 @@ def test_at_its_ends_trust_is_the_labels_or_the_distillation():
     np.testing.assert_allclose(*both(jnp.asarray(right)), rtol=1e-6)
     wrong = 40.0 * np.eye(7, dtype=np.float32)[(labels + 1) % 7]
     np.testing.assert_allclose(both(jnp.asarray(wrong))[0], on_labels[0], rtol=1e-6)
+
+
+def test_the_alpha_divergence_takes_labels_without_a_teacher():
+    logits, teacher = np.random.default_rng(3).normal(size=(2, 5, 7)).astype(np.float32)
+    labels = np.array([0, 3, 6, 1, 1], np.int32)
+    alpha, plain = (kind(Recipe(label_smoothing=0.1)) for kind in (AlphaDivergence, SoftCrossEntropy))
+    assert alpha(logits, labels, None)[0] == plain(logits, labels, None)[0]
+    # What is logged is a divergence: zero for the teacher itself, where the cross-entropy is the entropy.
+    assert abs(alpha(teacher, labels, teacher)[0]) < 1e-6 < plain(teacher, labels, teacher)[0]
+    assert alpha(logits, labels, teacher)[0] > 0

@@ -86,8 +86,8 @@ def ours(steps=6, **changes):
 
 
 @pytest.mark.parametrize("momentum, nesterov", [(0.9, True), (0.9, False), (0.0, False)])
-@pytest.mark.parametrize("clip_norm", [0.0, 2.0])
-def test_sgd_equals_pytorch(momentum, nesterov, clip_norm):
+@pytest.mark.parametrize("clip_norm, clip_value", [(0.0, 0.0), (2.0, 0.0), (0.0, 1.0), (4.0, 0.5)])
+def test_sgd_equals_pytorch(momentum, nesterov, clip_norm, clip_value):
     leaves = {name: torch.tensor(a, requires_grad=True) for name, a in weights().items()}
     groups = [dict(params=[leaves["kernel"]], weight_decay=0.1), dict(params=[leaves["bias"]])]
     sgd = torch.optim.SGD(groups, 1.0, momentum, nesterov=nesterov)
@@ -96,10 +96,12 @@ def test_sgd_equals_pytorch(momentum, nesterov, clip_norm):
             leaves[name].grad = torch.tensor(gradient)
         if clip_norm:
             torch.nn.utils.clip_grad_norm_(leaves.values(), clip_norm)
+        if clip_value:
+            torch.nn.utils.clip_grad_value_(leaves.values(), clip_value)
         for group in sgd.param_groups:
             group["lr"] = 0.05 / (1 + step)
         sgd.step()
-    found = ours(momentum=momentum, nesterov=nesterov, clip_norm=clip_norm)
+    found = ours(momentum=momentum, nesterov=nesterov, clip_norm=clip_norm, clip_value=clip_value)
     for name, leaf in leaves.items():
         np.testing.assert_allclose(found[name], leaf.detach(), rtol=1e-5, atol=1e-6)
 

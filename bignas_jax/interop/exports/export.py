@@ -14,8 +14,8 @@ from flax import nnx
 
 from bignas_jax.config.options import Data, OnCorrupt, Options
 from bignas_jax.data import DataError, prefetch
-from bignas_jax.errors import ConfigError, CorruptImage, ExportError
-from bignas_jax.files import write_json
+from bignas_jax.errors import ConfigError, CorruptImage, ExportError, FileError
+from bignas_jax.files import locked, read_json, read_text, write_json
 from bignas_jax.interop.exports import formats, run_back
 from bignas_jax.interop.exports.preprocess import preprocess
 from bignas_jax.nets.child import Child, fold, take
@@ -23,6 +23,7 @@ from bignas_jax.nets.mode import Mode
 from bignas_jax.ops import prepare
 from bignas_jax.programs.buckets import Bucket
 from bignas_jax.programs.kept import use_compilation_cache
+from bignas_jax.programs.processes import alone
 from bignas_jax.runs.checkpoint import Checkpoints
 from bignas_jax.runs.identity import Use, check_run
 from bignas_jax.runs.session import Session
@@ -98,11 +99,20 @@ def export_run(
       ValueError: there is no such checkpoint, there are too few images, or an architecture is not in the space; one
         line.
     """
+    alone(options.distributed, "an export")
     use_compilation_cache()
     out = pathlib.Path(out or pathlib.Path(workdir) / "children")
     session, weights, found, step = _open(options, workdir, names, checkpoint)
     for name, arch in found.items():
-        _check_folder(out / name, arch)
+        check_folder(out / name, arch)
+    with locked(out, "export"):
+        yield from _exported(session, weights, found, step, form, out)
+
+
+def _exported(
+    session: Session, weights: Any, found: Mapping[str, Architecture], step: int, form: Form, out: pathlib.Path
+) -> Iterable[dict[str, Any]]:
+    """The rows of `export_run`, each once its files are written and checked."""
     comparison = real_images(session, form.images)
     statistics = _calibrate(session, weights, found.values())
     for name, arch in found.items():
@@ -141,11 +151,11 @@ def _open(options: Options, workdir, names: Sequence[str], checkpoint: str):
     return session, weights, found, step
 
 
-def _check_folder(folder: pathlib.Path, arch: Architecture) -> None:
+def check_folder(folder: pathlib.Path, arch: Architecture) -> None:
     """Refuses a folder that holds another architecture, for instance because two files have the same name."""
     file = folder / "architecture.json"
     try:
-        there = Architecture.from_json(file.read_text())
+        there = Architecture.from_json(read_text(file))
     except FileNotFoundError:
         return
     except ValueError as error:
@@ -287,11 +297,11 @@ def _remove_outdated(folder: pathlib.Path, about: Mapping[str, Any]) -> None:
     """Removes the files of an earlier export from other weights: they would be mistaken for this child's."""
     record = folder / "export.json"
     try:
-        before = json.loads(record.read_text())
-        same = all(before[name] == about[name] for name in ("architecture", "step"))
+        before = read_json(record)
+        same = isinstance(before, dict) and all(before.get(name) == about[name] for name in ("architecture", "step"))
     except FileNotFoundError:
         return
-    except (ValueError, KeyError):
+    except FileError:
         same = False
     record.unlink()
     for name in () if same else formats.FILES:

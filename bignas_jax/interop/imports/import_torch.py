@@ -1,9 +1,10 @@
 """Imports a supernet that PyTorch-BigNAS, AttentiveNAS or AlphaNet trained, as a run's folder."""
 
+import contextlib
 import dataclasses
 import hashlib
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from bignas_jax.config import fields as configs
@@ -11,9 +12,10 @@ from bignas_jax.config.files import to_json
 from bignas_jax.config.options import Options
 from bignas_jax.config.recipes import RECIPES, load_config
 from bignas_jax.errors import ConfigError, WeightsError
-from bignas_jax.files import write_json, write_text
+from bignas_jax.files import locked, write_json, write_text
 from bignas_jax.interop.imports.bignas_names import Account, Shape, account, read_state_dict
 from bignas_jax.interop.imports.torch_file import listed, read_checkpoint, to_float32
+from bignas_jax.programs.processes import alone
 from bignas_jax.runs.checkpoint import Checkpoints
 from bignas_jax.spaces.cost import count
 from bignas_jax.spaces.naming import extremes
@@ -64,6 +66,7 @@ def import_checkpoint(
       ConfigError: the folder is not empty.
       WeightsError: the file cannot be read, or its tensors do not fit the config's space. `details` lists them.
     """
+    alone(options.distributed, "an import")
     if options.arch:
         raise ConfigError("config.arch: found an architecture, expected a supernet's config, such as configs/bignas.py")
     workdir, space = pathlib.Path(workdir), space_of(options.space)
@@ -88,7 +91,9 @@ def import_checkpoint(
         ignored={**found.ignored, **idle},
         params=sum(array.size for array in arrays.values()) - stored,
     )
-    _write(options, workdir, result, params, statistics)
+    with _locked(workdir):
+        check_unused(workdir)  # another import may have come first
+        _write(options, workdir, result, params, statistics)
     return result
 
 
@@ -102,7 +107,7 @@ def check_unused(workdir: pathlib.Path) -> None:
         return
     if not workdir.is_dir():
         raise ConfigError(f"--workdir: {workdir} is a file, expected a new folder")
-    there = {path.name for path in workdir.iterdir()}
+    there = {path.name for path in workdir.iterdir()} - {".lock"}
     steps = [path for path in (workdir / "checkpoints").glob("[0-9]*") if path.name.isdecimal()]
     unfinished = NOTE in there and there <= {NOTE, f"{NOTE}.tmp", "config.json", "config.json.tmp", "checkpoints"}
     if there and (steps or not unfinished):
@@ -110,16 +115,22 @@ def check_unused(workdir: pathlib.Path) -> None:
         raise ConfigError(f"--workdir: {workdir} already holds {held}, expected a new or empty folder; name another")
 
 
-def _write(options: Options, workdir: pathlib.Path, result: Imported, params: Any, statistics: Any) -> None:
-    """Writes the note first and the checkpoint last, so that an import that did not finish can be repeated."""
+@contextlib.contextmanager
+def _locked(workdir: pathlib.Path) -> Iterator[None]:
+    """The run's folder, for this import alone."""
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        write_json(workdir / NOTE, dataclasses.asdict(result), indent=2)
-        write_text(workdir / "config.json", to_json(options))
+        with locked(workdir, "import"):
+            yield
     except OSError as error:
         raise ConfigError(
             f"--workdir: cannot write to {workdir} ({error.strerror}): make room, or give another folder"
         ) from error
+
+
+def _write(options: Options, workdir: pathlib.Path, result: Imported, params: Any, statistics: Any) -> None:
+    """Writes the note first and the checkpoint last, so that an import that did not finish can be repeated."""
+    write_json(workdir / NOTE, dataclasses.asdict(result), indent=2)
+    write_text(workdir / "config.json", to_json(options))
     checkpoints = Checkpoints(workdir)
     try:
         checkpoints.save_imported(params, statistics)

@@ -126,10 +126,11 @@ def _store(ref, shape: tuple[int, ...], image, row, column, channel, value: jax.
     plgpu.store(ref.at[offset], value.astype(ref.dtype), mask=mask)
 
 
-def _taps(ref, size: int, column: int, channels: int, channel) -> list[jax.Array]:
-    """One column of a flat kernel [k, k, C]: k vectors [1, block]."""
+def _taps(ref, size: int, column: int, channels: int, channel, turned: bool = False) -> list[jax.Array]:
+    """One column of a flat kernel [k, k, C], or of this kernel turned by 180 degrees: k vectors [1, block]."""
     mask = channel < channels
-    offsets = [(row * size + column) * channels + channel for row in range(size)]
+    entries = [row * size + column for row in range(size)]
+    offsets = [(size**2 - 1 - entry if turned else entry) * channels + channel for entry in entries]
     return [plgpu.load(ref.at[offset], mask=mask, other=0.0)[None, :] for offset in offsets]
 
 
@@ -145,13 +146,13 @@ def _run(kernel, tiles: _Tiles, output: jax.ShapeDtypeStruct, programs: int, int
     return call(*(a.reshape(-1) for a in arrays)).reshape(output.shape)
 
 
-def _forward_kernel(tiles: _Tiles, shape, out_shape, size: int, stride: int, x_ref, kernel_ref, y_ref):
+def _forward_kernel(tiles: _Tiles, shape, out_shape, size: int, stride: int, turned: bool, x_ref, kernel_ref, y_ref):
     image, row, column = tiles.place(pl.program_id(0))
     channel = tiles.channel(pl.program_id(1))
     sums = [jnp.zeros((tiles.positions, tiles.block), jnp.float32) for _ in range(tiles.strip)]
     top, left = row * stride - size // 2, column * stride - size // 2
     for j in range(size):
-        taps = _taps(kernel_ref, size, j, tiles.channels, channel)
+        taps = _taps(kernel_ref, size, j, tiles.channels, channel, turned)
         for q in range(stride * (tiles.strip - 1) + size):
             x = _load(x_ref, shape, image, top + q, left + j, channel)
             for r in range(tiles.strip):
@@ -161,13 +162,18 @@ def _forward_kernel(tiles: _Tiles, shape, out_shape, size: int, stride: int, x_r
         _store(y_ref, out_shape, image, row + r, column, channel, total)
 
 
-@partial(jax.jit, static_argnames=("stride", "interpret"))
-def forward(x: jax.Array, kernel: jax.Array, stride: int, interpret: bool | None = None) -> jax.Array:
-    """x [B, H, W, C] and kernel [k, k, C] -> [B, ceil(H / stride), ceil(W / stride), C] in the dtype of x."""
+@partial(jax.jit, static_argnames=("stride", "interpret", "turned"))
+def forward(
+    x: jax.Array, kernel: jax.Array, stride: int, interpret: bool | None = None, turned: bool = False
+) -> jax.Array:
+    """x [B, H, W, C] and kernel [k, k, C] -> [B, ceil(H / stride), ceil(W / stride), C] in the dtype of x.
+
+    `turned` takes the kernel turned by 180 degrees.
+    """
     size = kernel.shape[0]
     out = x.shape[0], pl.cdiv(x.shape[1], stride), pl.cdiv(x.shape[2], stride), x.shape[3]
     tiles = _tiles(x.shape, out[1], out[2], size, stride, _ENTRIES)
-    body = partial(_forward_kernel, tiles, x.shape, out, size, stride)
+    body = partial(_forward_kernel, tiles, x.shape, out, size, stride, turned)
     output = jax.ShapeDtypeStruct(out, x.dtype)
     return _run(body, tiles, output, tiles.position_programs, interpret, x, kernel.astype(jnp.float32))
 
@@ -202,7 +208,7 @@ def input_gradient(
 ) -> jax.Array:
     """The gradient with respect to x, of this shape [B, H, W, C], in the dtype of g."""
     if stride == 1:
-        return forward(g, kernel[::-1, ::-1], 1, interpret)
+        return forward(g, kernel, 1, interpret, turned=True)
     size = kernel.shape[0]
     tiles = _tiles(shape, g.shape[1], g.shape[2], size, 1, _ENTRIES)
     tiles = dataclasses.replace(tiles, strip=min(tiles.strip, 2))  # each row of a position has four sums

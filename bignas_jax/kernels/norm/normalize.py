@@ -17,7 +17,8 @@ from bignas_jax.kernels.norm import cpu as norm_native
 from bignas_jax.kernels.norm import pallas as norm_pallas
 from bignas_jax.kernels.norm import passes as norm_passes
 from bignas_jax.kernels.norm import tiles
-from bignas_jax.kernels.norm.passes import EPSILON, Affine, gated_reduce
+from bignas_jax.kernels.norm.passes import EPSILON, Affine
+from bignas_jax.kernels.reduce import mean_over
 from bignas_jax.kernels.target import current
 
 
@@ -40,11 +41,10 @@ def moments(x: jax.Array, axis_name: str | None = None, used: jax.Array | None =
     Returns:
       mean [C] and variance [C].
     """
-    used = jnp.int32(x.shape[-1]) if used is None else used
     mean, variance = _passes(x).moments(x, used)
     if axis_name is not None:
-        total = jax.lax.pmean(mean, axis_name)
-        variance = jax.lax.pmean(variance + jnp.square(mean - total), axis_name)
+        total = mean_over(mean, axis_name)
+        variance = mean_over(variance + jnp.square(mean - total), axis_name)
         mean = total
     return mean, variance
 
@@ -89,7 +89,6 @@ def normalize(
 
 def _forward(x, scale, bias, used, statistics, weights, keep, residual, activation, gate, axis_name, epsilon):
     passes = _passes(x)
-    used = jnp.int32(x.shape[-1]) if used is None else used
     mean, variance = moments(x, axis_name, used) if statistics is None else statistics
     affine = Affine(mean, variance, scale, bias, epsilon)
     pooled = gates = None
@@ -111,12 +110,12 @@ def _backward(activation, gate, axis_name, epsilon, saved, cotangents):
         sums = passes.gate_sums(x, g, affine, used, activation)
         d_pooled, d_weights = pull(sums[0].astype(gates.dtype))
         extra = d_pooled / (x.shape[1] * x.shape[2])
-        d_bias, d_scale = gated_reduce(sums, gates, extra)
+        d_bias, d_scale = passes.gated_reduce(sums, gates, extra)
     else:
         d_bias, d_scale = passes.reduce(x, g, affine, used, activation, keep)
     sums = None
     if own_moments:
-        sums = (d_bias, d_scale) if axis_name is None else jax.lax.pmean((d_bias, d_scale), axis_name)
+        sums = (d_bias, d_scale) if axis_name is None else mean_over((d_bias, d_scale), axis_name)
     count = x.size // x.shape[-1]
     dx = passes.input_gradient(x, g, affine, gates, extra, sums, count, used, activation, keep)
     return dx, d_scale, d_bias, None, None, d_weights, None, g if has_residual else None

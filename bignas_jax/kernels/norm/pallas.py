@@ -14,7 +14,6 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
@@ -36,22 +35,23 @@ from bignas_jax.kernels.norm.tiles import (
 _ADDED = (128, 16)  # the tile of the kernels that add up what programs wrote: programs x channels
 
 
-def moved(operands: Sequence[tuple[tuple[int, ...], int]], results: Sequence[tuple[tuple[int, ...], int]], used: int):
-    """Bytes that a kernel of this module loads and stores, each address once.
+def _moved(call) -> int:
+    """Bytes that a call of a kernel loads and stores, each address once.
 
     Args:
-      operands: shape and bytes of an entry, of each array that the kernel reads. Arrays of the size of x come first.
-      results: the same of each array that it writes.
-      used: the number of sampled channels.
+      call: its name, `operands` and `results` (each with `shape` and `bytes`), and `integers`: the values of its small
+        int32 operands, of which the last one is `as_array`'s.
     """
-    channels, wide = operands[0][0][-1], np.prod(operands[0][0])
+    used, channels, _ = call.integers[-1]
+    wide = call.operands[0].shape
+    # Arrays as large as x are loaded up to the sampled channels; vectors and arrays [B, C] are loaded whole at most.
+    read = sum(a.bytes * used // channels if a.shape == wide else a.bytes for a in call.operands)
+    return read + sum(a.bytes for a in call.results)
 
-    def size(shape, item):
-        return int(np.prod(shape)) * item
 
-    # Only the arrays as large as x count: vectors and [B, C] are loaded whole at most.
-    read = sum(size(*o) * used // channels if np.prod(o[0]) == wide else size(*o) for o in operands)
-    return read + sum(size(*r) for r in results)
+MOVED = dict.fromkeys(
+    ("norm_moments", "norm_pooled", "norm_apply", "norm_gate_sums", "norm_reduce", "norm_input_gradient"), _moved
+)
 
 
 def _moments_kernel(share: Share, x_ref, used_ref, mean_ref, squares_ref):
@@ -104,7 +104,7 @@ def moments(x: jax.Array, used: jax.Array) -> tuple[jax.Array, jax.Array]:
     share = Share.of(tiles_of("norm_moments", x.shape))
     results = [((share.programs, x.shape[-1]), jnp.float32)] * 2
     kernel = partial(_moments_kernel, share)
-    parts = run("norm_moments", kernel, (share.programs, share.tiles.across), results, x, as_array(used))
+    parts = run("norm_moments", kernel, (share.programs, share.tiles.across), results, x, as_array(used, x))
     return join_moments(share, *parts)
 
 
@@ -167,7 +167,7 @@ def reduce(x, g, affine: Affine, used, activation: str, keep=None) -> tuple[jax.
     share = Share.of(tiles_of("norm_reduce", x.shape))
     results = [((share.programs, x.shape[-1]), jnp.float32)] * 2
     kernel = partial(_reduce_kernel, share, activation, affine.epsilon, keep is not None)
-    arrays = x, g, *affine[:4], *([] if keep is None else [keep]), as_array(used)
+    arrays = x, g, *affine[:4], *([] if keep is None else [keep]), as_array(used, x)
     parts = run("norm_reduce", kernel, (share.programs, share.tiles.across), results, *arrays)
     tiles = _added(share)
     kernel, results = partial(_added_kernel, share.programs, tiles), [((tiles.channels,), jnp.float32)] * 2
@@ -205,7 +205,8 @@ def _image_sums(name: str, terms: Callable, count: int, activation: str, affine:
     splits = _splits(tiles, shape[0])
     kernel = partial(_image_sums_kernel, tiles, splits, activation, affine.epsilon, terms, count)
     result = (splits, count, shape[0], shape[-1]), jnp.float32
-    (sums,) = run(name, kernel, (shape[0], tiles.across, splits), [result], *arrays, *affine[:4], as_array(used))
+    inputs = *arrays, *affine[:4], as_array(used, arrays[0])
+    (sums,) = run(name, kernel, (shape[0], tiles.across, splits), [result], *inputs)
     return sums[0] if splits == 1 else jnp.sum(sums, 0)
 
 
@@ -229,6 +230,37 @@ def gate_sums(x: jax.Array, g: jax.Array, affine: Affine, used: jax.Array, activ
         return [g * FUNCTIONS[activation](z), g * slope, slope, g * slope * normal, slope * normal]
 
     return _image_sums("norm_gate_sums", terms, 5, activation, affine, used, x, g)
+
+
+def _gated_reduce_kernel(tiles: Tiles, batch: int, sums_ref, gate_ref, extra_ref, bias_ref, scale_ref):
+    """Sums over the images, for one block of channels."""
+    channel = pl.program_id(0) * tiles.block + lax.iota(jnp.int32, tiles.block)
+    stored = channel < tiles.channels
+    bias = scale = jnp.zeros(tiles.block, jnp.float32)
+    for first in range(0, batch, tiles.positions):
+        image = first + lax.iota(jnp.int32, tiles.positions)
+        mask = (image < batch)[:, None] & stored[None, :]
+
+        def load(ref, row, image=image, mask=mask):
+            offset = (row * batch + image)[:, None] * tiles.channels + channel[None, :]
+            return plgpu.load(ref.at[offset], mask=mask, other=0.0)
+
+        gate, extra = load(gate_ref, 0), load(extra_ref, 0)
+        bias += jnp.sum(gate * load(sums_ref, 1) + extra * load(sums_ref, 2), 0)
+        scale += jnp.sum(gate * load(sums_ref, 3) + extra * load(sums_ref, 4), 0)
+    plgpu.store(bias_ref.at[channel], bias, mask=stored)
+    plgpu.store(scale_ref.at[channel], scale, mask=stored)
+
+
+def gated_reduce(sums: jax.Array, gate: jax.Array, extra: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """See `passes.gated_reduce`."""
+    _, batch, channels = sums.shape
+    rows = min(_ADDED[0], pl.next_power_of_2(batch))
+    tiles = Tiles(batch, 1, channels, _ADDED[1], rows)
+    kernel, results = partial(_gated_reduce_kernel, tiles, batch), [((channels,), jnp.float32)] * 2
+    gates = (a.astype(jnp.float32) for a in (gate, extra))
+    d_bias, d_scale = run("norm_gated_reduce", kernel, (tiles.across,), results, sums, *gates)
+    return d_bias, d_scale
 
 
 def _apply_kernel(tiles: Tiles, activation: str, epsilon: float, has: Sequence[bool], x_ref, *refs):
@@ -255,7 +287,7 @@ def apply(x, affine: Affine, gate, used, activation: str, keep=None, residual=No
     has = residual is not None, gate is not None, keep is not None
     kernel = partial(_apply_kernel, tiles, activation, affine.epsilon, has)
     optional = [None if gate is None else gate.astype(jnp.float32), keep]
-    arrays = x, residual, *affine[:4], *optional, as_array(used)
+    arrays = x, residual, *affine[:4], *optional, as_array(used, x)
     grid = pl.cdiv(tiles.count, tiles.positions), tiles.across
     return run("norm_apply", kernel, grid, [(x.shape, x.dtype)], *(a for a in arrays if a is not None))[0]
 
@@ -290,6 +322,6 @@ def input_gradient(x, g, affine: Affine, gate, extra, sums, count: int, used, ac
     has = gate is not None, keep is not None, sums is not None
     kernel = partial(_input_gradient_kernel, tiles, activation, affine.epsilon, count, has)
     gates = [] if gate is None else [gate.astype(jnp.float32), extra.astype(jnp.float32)]
-    arrays = x, g, *affine[:4], *gates, *([] if keep is None else [keep]), *(sums or ()), as_array(used)
+    arrays = x, g, *affine[:4], *gates, *([] if keep is None else [keep]), *(sums or ()), as_array(used, x)
     grid = pl.cdiv(tiles.count, tiles.positions), tiles.across
     return run("norm_input_gradient", kernel, grid, [(x.shape, x.dtype)], *arrays)[0]

@@ -80,12 +80,13 @@ class Block:
     def __init__(self, tiles: Tiles, used_ref, axis: int = 1):
         self.tiles = tiles
         self.channel = pl.program_id(axis) * tiles.block + lax.iota(jnp.int32, tiles.block)
-        self.sampled = self.channel < used_ref[...][0]
+        self.sampled = self.channel < used_ref[0]
+        self.any_sampled = pl.program_id(axis) * tiles.block < used_ref[0]
         self.stored = self.channel < tiles.channels
 
     def rounds(self, count: int) -> jax.Array:
         """The number of times that a loop runs: none in a block without sampled channels."""
-        return jnp.where(jnp.any(self.sampled), jnp.int32(count), jnp.int32(0))
+        return jnp.where(self.any_sampled, jnp.int32(count), jnp.int32(0))
 
     def vector(self, ref, other: float = 0.0) -> jax.Array:
         """[1, block] of a vector [C]; `other` beyond the sampled channels."""
@@ -152,8 +153,15 @@ def run(name: str, kernel: Callable, grid: tuple[int, ...], results, *arrays: ja
     return [flat.reshape(shape) for flat, (shape, _) in zip(found, results, strict=True)]
 
 
-def as_array(used: jax.Array) -> jax.Array:
-    return jnp.reshape(used, (1,)).astype(jnp.int32)
+def as_array(used: jax.Array | None, x: jax.Array) -> jax.Array:
+    """int32 [3], the last operand of a kernel: the number of sampled channels, and of all channels of x.
+
+    The third entry is 0. XLA computes a constant whose entries are all equal with a kernel, and loads other constants.
+    """
+    channels = x.shape[-1]
+    if used is None:
+        return jnp.asarray(np.array([channels, channels, 0], np.int32))
+    return jnp.stack([jnp.asarray(used, jnp.int32), jnp.int32(channels), jnp.int32(0)])
 
 
 @dataclasses.dataclass(frozen=True)

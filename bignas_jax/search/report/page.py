@@ -13,9 +13,9 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from bignas_jax.errors import ReportError
-from bignas_jax.files import write_text
-from bignas_jax.search.report import plot
+from bignas_jax.errors import FileError, ReportError
+from bignas_jax.files import read_json, write_text
+from bignas_jax.search.report import form, plot
 
 TEMPLATE = pathlib.Path(__file__).with_name("report.html")
 KEYS = ("run", "config", "space", "evaluations", "budgets", "front", "final", "predictor", "latency")
@@ -148,13 +148,12 @@ def read(workdir: str | pathlib.Path) -> dict[str, Any]:
     """
     path = pathlib.Path(workdir) / "search" / "result.json"
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
+        result = read_json(path)
+        form.check(result)
     except OSError as error:
         raise ReportError(
             f"{path}: {error.strerror}, expected the folder of a run that was searched: "
             "python -m bignas_jax search") from error
-    except ValueError as error:
-        raise ReportError(f"{path}: not valid JSON ({error}), expected what a search writes") from error
-    if not isinstance(result, dict):
-        raise ReportError(f"{path}: found JSON of type {type(result).__name__}, expected an object")
+    except FileError as error:
+        raise ReportError(f"{path}: {error}, expected what a search writes; run the search again") from error
     return result

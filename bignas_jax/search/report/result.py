@@ -2,13 +2,12 @@
 
 import contextlib
 import dataclasses
-import json
 import math
 import pathlib
-import sys
 from typing import Any
 
-from bignas_jax.files import write_json
+from bignas_jax.errors import FileError
+from bignas_jax.files import locked, read_json, write_json
 from bignas_jax.runs.session import Session
 from bignas_jax.search.held_out import Sizes
 from bignas_jax.search.latency import LatencyTable
@@ -17,7 +16,7 @@ from bignas_jax.search.race import Race, Scored
 from bignas_jax.search.report import page as report
 from bignas_jax.search.screening import Screening
 from bignas_jax.spaces.architecture import Architecture
-from bignas_jax.text import aligned
+from bignas_jax.text import aligned, tell
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,14 +119,19 @@ def _final_row(
 
 
 def write(result: dict[str, Any], workdir: pathlib.Path) -> None:
-    """Writes children/<budget>/architecture.json, search/result.json and the report."""
-    write_json(workdir / "search" / "result.json", result)
+    """Writes children/<budget>/architecture.json, search/result.json and the report.
+
+    Raises:
+      ConfigError: an export is at work in the children's folder.
+    """
     numbered = {row["number"]: row["architecture"] for row in result["evaluations"]}
-    for budget in result["budgets"]:
-        path = workdir / budget["file"]
-        _set_aside(path, numbered[budget["winner"]])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, numbered[budget["winner"]])
+    with locked(workdir / "children", "search"):
+        write_json(workdir / "search" / "result.json", result)
+        for budget in result["budgets"]:
+            path = workdir / budget["file"]
+            _set_aside(path, numbered[budget["winner"]])
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, numbered[budget["winner"]])
     report.write(result, workdir / "search")
 
 
@@ -136,14 +140,14 @@ def _set_aside(path: pathlib.Path, winner: dict[str, Any]) -> None:
     folder = path.parent
     if not path.exists() or len(list(folder.iterdir())) == 1:
         return
-    with contextlib.suppress(ValueError):
-        if json.loads(path.read_text()) == winner:
+    with contextlib.suppress(FileError):
+        if read_json(path) == winner:
             return
     number = 1
     while (free := folder.with_name(f"{folder.name}-before-{number}")).exists():
         number += 1
     folder.replace(free)
-    print(f"{folder} held files of an earlier winner; they are now in {free}", file=sys.stderr)
+    tell(f"{folder} held files of an earlier winner; they are now in {free}")
 
 
 def table(result: dict[str, Any]) -> str:

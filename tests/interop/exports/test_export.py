@@ -8,65 +8,25 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import onnxruntime
 import pytest
 from data_folders import data_options, make_folder
-from ml_collections import ConfigDict
 from paths import ROOT
 from PIL import Image
+from saved_run import save, tiny_config
 
 import export as script
-from bignas_jax.config import fields as config_lib
-from bignas_jax.config.files import to_json
 from bignas_jax.data import open_dataset
 from bignas_jax.errors import ExportError, UnreadableImage
+from bignas_jax.files import locked
 from bignas_jax.interop.exports import export, formats
 from bignas_jax.interop.exports.tensors import tensors
 from bignas_jax.nets.child import take
 from bignas_jax.programs import memory
-from bignas_jax.programs.weights import build
-from bignas_jax.runs.checkpoint import Checkpoints
 from bignas_jax.spaces.architecture import Architecture
 from bignas_jax.spaces.cost import count
 from bignas_jax.spaces.mobilenet import SearchSpace
-from bignas_jax.step.state import TrainState
-from configs import digits
-
-
-def tiny_config():
-    config = digits.get_config()
-    stage = dict(depth=(1,), kernel_size=(3, 5), expand_ratio=(2,), se=True)
-    config.space = ConfigDict(dict(
-        resolution=(8, 11), stem_width=(8,), stem_stride=1, head_width=(16,), v3_head=False, activation="swish",
-        stages=dict(mb1=dict(stage, width=(8, 16), depth=(1, 2), stride=2)),
-    ))  # fmt: skip
-    config.num_devices = 1
-    config.data.update(image_size=10, eval_resize=12, holdout=40)
-    config.calibration.update(num_images=96, batch_size=48)
-    config.evaluation.batch_size = 16
-    return config
-
-
-def save(folder, config, steps=(7,)):
-    """A run's folder with random weights: every scale and bias counts, later steps have other weights."""
-    folder.mkdir()
-    (folder / "config.json").write_text(to_json(config_lib.canonical(config)))
-    _, params = build(SearchSpace.from_config(config.space), config.model.num_classes, seed=1)
-    leaves, form = jax.tree.flatten(params)
-    checkpoints = Checkpoints(folder, keep=len(steps))
-    zero = jnp.int32(0)
-    for step in steps:
-        rng = np.random.default_rng(step)
-        drawn = [leaf + 0.3 * rng.standard_normal(leaf.shape).astype(np.float32) for leaf in leaves]
-        weights = jax.tree.unflatten(form, drawn)
-        state = TrainState(params=weights, opt_state=(zero,), ema=None, step=zero, skipped=zero, skipped_in_row=zero)
-        checkpoints.save(state, step)
-        checkpoints.wait()
-    checkpoints.close()
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -202,6 +162,9 @@ def test_the_difference_is_relative_to_the_largest_logit():
     assert np.isnan(export.compare(np.full((2, 2), np.nan, np.float32), expected)["difference"])
 
 
+SEVERAL = ["--config.distributed.num_processes=2", "--config.distributed.coordinator=localhost:1"]
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -210,6 +173,7 @@ def test_the_difference_is_relative_to_the_largest_logit():
         (["--batch", "-1"], "--batch: found -1, expected"),
         (["--images", "0"], "--images: found 0, expected"),
         (["--checkpoint", "8"], "--checkpoint: found 8, expected newest, best or one of 7, 9"),
+        (SEVERAL, "config.distributed.num_processes: found 2, expected 1: an export is made by one"),
         (["--workdir", "nowhere"], "no checkpoint under .*nowhere/checkpoints: train first"),
     ],
 )
@@ -218,6 +182,13 @@ def test_mistakes_end_in_one_line_and_write_nothing(workdir, main, tmp_path, arg
     assert code == 2 and not out and len(err.strip().splitlines()) == 1
     assert re.search(message, err), err
     assert not (tmp_path / "out").exists()
+
+
+def test_one_export_at_a_time(workdir, main, tmp_path):
+    with locked(tmp_path / "out", "export"):
+        code, out, err = main("--workdir", workdir, "--out", tmp_path / "out")
+    assert code == 2 and re.fullmatch(r"export.py: .*/out: another export is at work in it \(.*\); wait .*\n", err)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".lock"]
 
 
 def test_another_architecture_of_the_same_name_is_not_overwritten(workdir, main, tmp_path):

@@ -21,6 +21,7 @@ from bignas_jax.config import fields as config_lib
 from bignas_jax.config.files import from_json
 from bignas_jax.config.options import Options
 from bignas_jax.config.recipes import load_config
+from bignas_jax.files import locked
 from bignas_jax.interop.imports.bignas_names import account, expected_shapes, read_state_dict
 from bignas_jax.nets.slicing import param_shapes
 from bignas_jax.programs import memory
@@ -363,6 +364,9 @@ def test_nothing_that_is_there_is_lost(lab, run, command, tmp_path):
     (tmp_path / "begun").mkdir()
     shutil.copy(run / "config.json", tmp_path / "begun")
     refused(call(tmp_path / "begun"), "already holds config.json, expected")
+    with locked(tmp_path / "busy", "training"):
+        refused(call(tmp_path / "busy"), r"busy: another training is at work in it \(pid .*\); wait for its end")
+    assert [path.name for path in (tmp_path / "busy").iterdir()] == [".lock"]
     assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     assert [path.name for path in (tmp_path / "other").iterdir()] == ["notes.txt"]
     assert [path.name for path in (tmp_path / "begun").iterdir()] == ["config.json"]
@@ -388,6 +392,7 @@ def test_an_import_that_was_broken_off_is_made_again(lab, command, tmp_path, mon
     (("a.pth", "b.pth"), "found a.pth b.pth, expected one CHECKPOINT, and flags$"),
     (("none.pth",), "none.pth: No such file or directory$"),
     (("--weights", "both", "a.pth"), "weights"),
+    (("a.pth", "--config.distributed.num_processes=2", "--config.distributed.coordinator=localhost:1"), "an import is"),
     (("a.pth", "--config.arch=max"), "config.arch: found an architecture, expected a supernet's config"),
 ])  # fmt: skip
 def test_mistakes_on_the_command_line(arguments, pattern, lab, command, tmp_path):

@@ -200,7 +200,7 @@ def test_command_line_rebuilds_from_the_result(digits, tmp_path, capsys):
 
 @pytest.mark.parametrize(("text", "says"), [
     (None, "result.json: No such file or directory, expected the folder of a run"),
-    ("{", "not valid JSON"), ("[]", "found JSON of type list"), ("{}", "found no config, space, evaluations")])
+    ("{", "not valid JSON"), ("[]", "found [], expected an object"), ("{}", "run: found nothing, expected an object")])
 def test_command_line_refuses_in_one_line(text, says, tmp_path, capsys):
     (tmp_path / "search").mkdir()
     if text is not None:
