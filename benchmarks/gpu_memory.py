@@ -30,7 +30,7 @@ from benchmarks.gpu.cards import CARDS  # noqa: E402
 from benchmarks.gpu.measure import compile_all, peak_bytes  # noqa: E402
 from benchmarks.gpu.programs import SPACES, Setting, described_mesh  # noqa: E402
 
-RESULTS = ROOT / "benchmarks" / "results" / "gpu-memory.json"
+RESULTS = ROOT / "benchmarks" / "results" / "gpu" / "memory.json"
 FRACTION = 0.75  # of a card's memory, that JAX takes by itself
 MEMORY = {"40 GB": CARDS["a100-40"].memory, "80 GB": CARDS["a100"].memory}
 READ_AHEAD = 2  # batches

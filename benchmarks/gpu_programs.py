@@ -11,8 +11,8 @@ timed: the bytes over the card's bandwidth are the least time that a program can
 Of a program that many architectures share, three counts are printed: of the text alone (as written), for the
 architectures that the steps draw with each kernel on its whole arrays (full width), and with kernels of our own
 counted by the sampled sizes (sampled). The ratios use the last one. The peer is benchmarks/peer.py in eager PyTorch
-under autocast, counted on fake tensors over the same drawn steps (benchmarks/gpu/eager.py). It runs in the Python of
-.venv, or FILE holds what it wrote.
+under autocast, counted on fake tensors over the same drawn steps (benchmarks/gpu/eager.py): FILE holds what it wrote.
+Without FILE it is looked for in benchmarks/results/gpu, and counted in the Python of .venv if it is not there.
 
 It fails where a program does not compile, does not fit the card's memory, or has a collective too many: the members of
 a step have none, and its update has one on several devices.
@@ -79,6 +79,9 @@ def peer_counts(args: argparse.Namespace) -> dict | None:
     if args.no_peer:
         return None
     wanted = {"space": args.space, "batch": args.batch, "dtype": args.dtype, "steps": args.steps}
+    kept = ROOT / "benchmarks" / "results" / "gpu" / f"eager-{args.space}.json"
+    if args.peer is None and kept.exists() and wanted.items() <= json.loads(kept.read_text()).items():
+        args.peer = kept
     if args.peer is not None:
         try:
             found = json.loads(args.peer.read_text())
