@@ -2,7 +2,7 @@
 
     python benchmarks/gpu_memory.py [--spaces bignas attentive_nas] [--dtypes bfloat16 float32] [--remat no yes]
         [--batches 32 64 128] [--json FILE]
-    python benchmarks/gpu_memory.py --table [--json FILE]        # the table of docs/gpu.md, from FILE
+    python benchmarks/gpu_memory.py --table       # compiles nothing: writes the table of docs/gpu.md from FILE
 
 A program's peak is what the compiler planned for it: arguments, results and temporaries. The biggest member and the
 random ones of the highest resolution need the most. Beside a member's program the optimizer's state lies on the card,
@@ -30,6 +30,7 @@ from benchmarks.gpu.cards import CARDS  # noqa: E402
 from benchmarks.gpu.measure import compile_all, peak_bytes  # noqa: E402
 from benchmarks.gpu.programs import SPACES, Setting, described_mesh  # noqa: E402
 
+PAGE, BEGIN, END = ROOT / "docs" / "gpu.md", "<!-- memory: begin -->\n", "<!-- memory: end -->"
 RESULTS = ROOT / "benchmarks" / "results" / "gpu" / "memory.json"
 FRACTION = 0.75  # of a card's memory, that JAX takes by itself
 MEMORY = {"40 GB": CARDS["a100-40"].memory, "80 GB": CARDS["a100"].memory}
@@ -101,6 +102,12 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def inserted(page: str, text: str) -> str:
+    """The page with `text` between its markers."""
+    before, rest = page.split(BEGIN)
+    return f"{before}{BEGIN}{text}\n{END}{rest.split(END)[1]}"
+
+
 def key(row: dict) -> tuple:
     """What tells the rows of a file apart."""
     return row["space"], row["dtype"], row["remat"]
@@ -113,12 +120,14 @@ def main() -> None:
     parser.add_argument("--remat", nargs="+", choices=("no", "yes"), default=["no", "yes"])
     parser.add_argument("--batches", nargs="+", type=int, default=[32, 64, 128], help="two or more")
     parser.add_argument("--json", type=pathlib.Path, default=RESULTS, metavar="FILE", help="rows are replaced in it")
-    parser.add_argument("--table", action="store_true", help="only print the table")
+    parser.add_argument("--table", action="store_true", help="write the table of docs/gpu.md")
     args = parser.parse_args()
     if min(args.batches) < 1 or len(set(args.batches)) < 2:
         parser.error(f"--batches: found {args.batches}, expected two or more, each at least 1")
     rows = json.loads(args.json.read_text()) if args.json.exists() else []
-    if not args.table:
+    if args.table:
+        PAGE.write_text(inserted(PAGE.read_text(), table(rows)))
+    else:
         for space in args.spaces:
             for dtype in args.dtypes:
                 for remat in args.remat:

@@ -30,7 +30,8 @@ def run(program: str, work: Callable[[], None]) -> int:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         advice = "lower config.batch_size or config.evaluation.batch_size, or set config.remat=True"
-        return _end(program, f"the device's memory ran out: {advice}, or config.model.dtype=bfloat16", 1)
+        advice += ", or config.model.dtype=bfloat16; docs/gpu.md lists the largest batches of GPUs"
+        return _end(program, f"the device's memory ran out: {advice}", 1)
     except Stopped as stop:
         return _end(program, f"stopped by {stop}; the same command goes on from there", stop.exit_code)
     return 0

@@ -1,8 +1,10 @@
 """The largest batch: a line through compiled peaks, and what fits under it."""
 
+import json
+
 import pytest
 
-from benchmarks.gpu_memory import FRACTION, largest, line, table
+from benchmarks.gpu_memory import FRACTION, PAGE, RESULTS, inserted, largest, line, table
 
 
 def test_the_line_goes_through_the_points_and_refuses_what_lies_off_it():
@@ -25,3 +27,8 @@ def test_the_table_has_a_line_for_each_row():
     row = {"space": "bignas", "dtype": "bfloat16", "remat": False, "bytes": 1e9, "bytes_an_image": 1e8,
            "largest": {"40 GB": 304, "80 GB": 624}}  # fmt: skip
     assert table([row]).splitlines()[-1] == "| bignas | bfloat16 | False | 9.0 GB | 100 MB | 304 | 624 |"
+
+
+def test_the_page_has_the_table_of_the_committed_results():
+    page = PAGE.read_text()
+    assert inserted(page, table(json.loads(RESULTS.read_text()))) == page
