@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from benchmarks.gpu.traffic import OwnKernel
 
-MODULES = ("bignas_jax.kernels.norm.pallas", "bignas_jax.kernels.depthwise.pallas")
+MODULES = ("bignas_jax.kernels.norm.pallas", "bignas_jax.kernels.depthwise.pallas", "bignas_jax.kernels.split")
 
 
 def moved() -> dict[str, Callable[[OwnKernel], float]]:

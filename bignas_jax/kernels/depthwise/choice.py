@@ -54,7 +54,8 @@ IMPLEMENTATIONS = {
     ),
 }
 
-# Its functions alone also take `used`: the channels and the kernel side of the sampled architecture, known at run time.
+# As the Pallas kernels, they also take `used`: the channels and the kernel side of the sampled architecture, which are
+# known at run time.
 NATIVE = Implementation(
     depthwise_native.forward, depthwise_native.input_gradient, depthwise_native.kernel_gradient
 )
@@ -123,10 +124,12 @@ def choose(
 
 def _chosen(direction: str, shape: tuple[int, ...], size: int, stride: int, dtype: jnp.dtype, used) -> Callable:
     if _forced.value is None and size <= depthwise_native.LARGEST and native.usable(dtype):
+        used = jnp.array([shape[3], size], jnp.int32) if used is None else used
         return partial(getattr(NATIVE, direction), used=used)
     target = current()
     name = _forced.value or choose(target.platform, shape, size, stride, dtype, direction, target.kind)
-    return getattr(IMPLEMENTATIONS[name], direction)
+    run = getattr(IMPLEMENTATIONS[name], direction)
+    return partial(run, used=used) if name == "pallas" else run
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -146,8 +149,6 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array, stride: int, used: jax.Array
 
 
 def _forward(x, kernel, stride, used):
-    if used is None:
-        used = jnp.array([x.shape[3], kernel.shape[0]], jnp.int32)
     run = _chosen("forward", x.shape, kernel.shape[0], stride, x.dtype, used)
     return run(x, kernel, stride), (x, kernel, used)
 

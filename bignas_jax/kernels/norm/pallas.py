@@ -20,17 +20,8 @@ from jax.experimental.pallas import triton as plgpu
 
 from bignas_jax.kernels.activation import DERIVATIVES, FUNCTIONS
 from bignas_jax.kernels.norm.passes import Affine
-from bignas_jax.kernels.norm.tiles import (
-    PROGRAMS,
-    Block,
-    Share,
-    Tiles,
-    Vectors,
-    as_array,
-    run,
-    sums_over,
-    tiles_of,
-)
+from bignas_jax.kernels.norm.tiles import PROGRAMS, Block, Share, Tiles, Vectors, run, sums_over, tiles_of
+from bignas_jax.kernels.sampled import as_array
 
 _ADDED = (128, 16)  # the tile of the kernels that add up what programs wrote: programs x channels
 
@@ -104,7 +95,7 @@ def moments(x: jax.Array, used: jax.Array) -> tuple[jax.Array, jax.Array]:
     share = Share.of(tiles_of("norm_moments", x.shape))
     results = [((share.programs, x.shape[-1]), jnp.float32)] * 2
     kernel = partial(_moments_kernel, share)
-    parts = run("norm_moments", kernel, (share.programs, share.tiles.across), results, x, as_array(used, x))
+    parts = run("norm_moments", kernel, (share.programs, share.tiles.across), results, x, as_array(used, x.shape[-1]))
     return join_moments(share, *parts)
 
 
@@ -167,7 +158,7 @@ def reduce(x, g, affine: Affine, used, activation: str, keep=None) -> tuple[jax.
     share = Share.of(tiles_of("norm_reduce", x.shape))
     results = [((share.programs, x.shape[-1]), jnp.float32)] * 2
     kernel = partial(_reduce_kernel, share, activation, affine.epsilon, keep is not None)
-    arrays = x, g, *affine[:4], *([] if keep is None else [keep]), as_array(used, x)
+    arrays = x, g, *affine[:4], *([] if keep is None else [keep]), as_array(used, x.shape[-1])
     parts = run("norm_reduce", kernel, (share.programs, share.tiles.across), results, *arrays)
     tiles = _added(share)
     kernel, results = partial(_added_kernel, share.programs, tiles), [((tiles.channels,), jnp.float32)] * 2
@@ -205,7 +196,7 @@ def _image_sums(name: str, terms: Callable, count: int, activation: str, affine:
     splits = _splits(tiles, shape[0])
     kernel = partial(_image_sums_kernel, tiles, splits, activation, affine.epsilon, terms, count)
     result = (splits, count, shape[0], shape[-1]), jnp.float32
-    inputs = *arrays, *affine[:4], as_array(used, arrays[0])
+    inputs = *arrays, *affine[:4], as_array(used, shape[-1])
     (sums,) = run(name, kernel, (shape[0], tiles.across, splits), [result], *inputs)
     return sums[0] if splits == 1 else jnp.sum(sums, 0)
 
@@ -287,7 +278,7 @@ def apply(x, affine: Affine, gate, used, activation: str, keep=None, residual=No
     has = residual is not None, gate is not None, keep is not None
     kernel = partial(_apply_kernel, tiles, activation, affine.epsilon, has)
     optional = [None if gate is None else gate.astype(jnp.float32), keep]
-    arrays = x, residual, *affine[:4], *optional, as_array(used, x)
+    arrays = x, residual, *affine[:4], *optional, as_array(used, x.shape[-1])
     grid = pl.cdiv(tiles.count, tiles.positions), tiles.across
     return run("norm_apply", kernel, grid, [(x.shape, x.dtype)], *(a for a in arrays if a is not None))[0]
 
@@ -322,6 +313,6 @@ def input_gradient(x, g, affine: Affine, gate, extra, sums, count: int, used, ac
     has = gate is not None, keep is not None, sums is not None
     kernel = partial(_input_gradient_kernel, tiles, activation, affine.epsilon, count, has)
     gates = [] if gate is None else [gate.astype(jnp.float32), extra.astype(jnp.float32)]
-    arrays = x, g, *affine[:4], *gates, *([] if keep is None else [keep]), *(sums or ()), as_array(used, x)
+    arrays = x, g, *affine[:4], *gates, *([] if keep is None else [keep]), *(sums or ()), as_array(used, x.shape[-1])
     grid = pl.cdiv(tiles.count, tiles.positions), tiles.across
     return run("norm_input_gradient", kernel, grid, [(x.shape, x.dtype)], *arrays)[0]

@@ -153,17 +153,6 @@ def run(name: str, kernel: Callable, grid: tuple[int, ...], results, *arrays: ja
     return [flat.reshape(shape) for flat, (shape, _) in zip(found, results, strict=True)]
 
 
-def as_array(used: jax.Array | None, x: jax.Array) -> jax.Array:
-    """int32 [3], the last operand of a kernel: the number of sampled channels, and of all channels of x.
-
-    The third entry is 0. XLA computes a constant whose entries are all equal with a kernel, and loads other constants.
-    """
-    channels = x.shape[-1]
-    if used is None:
-        return jnp.asarray(np.array([channels, channels, 0], np.int32))
-    return jnp.stack([jnp.asarray(used, jnp.int32), jnp.int32(channels), jnp.int32(0)])
-
-
 @dataclasses.dataclass(frozen=True)
 class Share:
     """The positions of each program of a kernel that sums over all positions.
