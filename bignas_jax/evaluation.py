@@ -262,10 +262,10 @@ class Evaluator:
             logits, _ = self._forward(params, image, bucket, sampled, Mode(statistics=statistics))
             targets = jax.nn.one_hot(label, logits.shape[-1])
             losses = jax.vmap(lambda row, target: cross_entropy(row[None], target[None]))(logits, targets)
-            # The rank of the label's logit. Logits that are equal to it, or not numbers, count as larger. If the
-            # label's own logit is not a number, the label is not among the first five.
+            # The rank of the label's logit. Logits that are equal to it count as larger. Where a logit is not a number
+            # there is no rank, and the label is not among the first five, even of fewer classes.
             own = jnp.sum(jnp.where(targets > 0, logits, 0), -1, keepdims=True)
-            rank = jnp.sum(~(logits < own), -1) - 1 + 5 * jnp.isnan(own[:, 0])
+            rank = jnp.sum(~(logits < own), -1) - 1 + 5 * jnp.any(jnp.isnan(logits), -1)
             rows = jnp.stack([rank < 1, rank < 5, losses, weight], -1)
             return jax.lax.all_gather(rows, AXIS, tiled=True)
 

@@ -53,6 +53,7 @@ def start(body: str, index: int, count: int, coordinator: str | int, fast: bool 
     return subprocess.Popen(
         [sys.executable, "-c", PROGRAM, address, str(count), str(index), str(int(fast)), body],
         env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""},
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

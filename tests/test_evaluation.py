@@ -118,8 +118,10 @@ def test_logits_that_are_not_numbers_or_tie_are_wrong_answers(runs, tiny, arch):
     evaluator, archs = runs[1, True]
     statistics = calibrated(runs[1, True], tiny)
     inputs = put(evaluator, batches(1, BATCH))
-    for value in (np.nan, 0.0):  # not numbers; all equal
-        classifier = {name: np.full_like(a, value) for name, a in tiny.params["classifier"]["conv"].items()}
+    for value, which in ((np.nan, ...), (0.0, ...), (np.nan, (..., 0))):  # no numbers; all equal; one is no number
+        classifier = {name: np.array(a) for name, a in tiny.params["classifier"]["conv"].items()}
+        for array in classifier.values():
+            array[which] = value
         params = replicate(evaluator.mesh, tiny.params | {"classifier": {"conv": classifier}})
         score = evaluator.score(params, archs, statistics, inputs)[arch]
         assert (score.top1, score.top5) == (0, 0)

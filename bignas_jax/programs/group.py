@@ -241,11 +241,17 @@ class Group:
         self._lost(index, "its connection ended")
 
     def _watch(self) -> None:
-        """Sends heartbeats, and looks for those of the others."""
+        """Sends heartbeats, and looks for those of the others.
+
+        A process that stood still itself, such as all of a job that is suspended, cannot say that others did.
+        """
+        looked = time.monotonic()
         while True:
             time.sleep(BEAT)
             self._tell_all({"beat": 1})
+            late, looked = time.monotonic() - looked - BEAT, time.monotonic()
             for index, line in list(self._lines.items()):
+                line.heard += late if late > BEAT else 0.0
                 if time.monotonic() - line.heard > SILENCE:
                     self._lost(index, f"nothing was heard of it for {SILENCE:.0f} s")
 

@@ -46,8 +46,12 @@ class Logs:
         self._clock = time.perf_counter(), start
 
     def losses(self, members: Sequence[str]) -> list[tuple[int, list[float]]]:
-        """The members' losses by step, as far as they were logged before this start; those of NaN are left out."""
-        found = [(record["step"], [record.get(f"loss/{name}") for name in members]) for record in self._before]
+        """The members' losses by step, as far as they were logged before this start; those of NaN are left out.
+
+        They are given once, and not kept: those of a long run take room.
+        """
+        before, self._before = self._before, []
+        found = [(record["step"], [record.get(f"loss/{name}") for name in members]) for record in before]
         return [(step, losses) for step, losses in found if None not in losses]
 
     def advance(self) -> None:

@@ -45,6 +45,23 @@ def test_one_that_hangs_is_lost_too(victim):
     assert len(lines(err)) == 1 and seconds < 20
 
 
+def test_all_that_are_suspended_together_go_on():
+    """For longer than the 8 s without a heartbeat after which one counts as lost here."""
+    found = start_all(READY + "sys.stdin.readline(); assert all_reduce() == 2", 2)
+    until_ready(found)
+    for process in found:
+        process.send_signal(signal.SIGSTOP)
+    time.sleep(9)
+    for process in found:
+        process.send_signal(signal.SIGCONT)
+    time.sleep(2)
+    for process in found:
+        process.stdin.write("on\n")
+        process.stdin.flush()
+    for process in found:
+        assert ends(process)[::2] == (0, "")
+
+
 @pytest.mark.parametrize(
     ("fault", "code", "told"),
     [

@@ -87,6 +87,16 @@ def test_what_is_restored_is_what_was_saved(ema, tmp_path):
     assert all(a.sharding.is_fully_replicated and a.sharding.num_devices == 2 for a in jax.tree.leaves(found))
 
 
+@pytest.mark.parametrize("devices", [1, 4])
+def test_another_number_of_devices_finds_the_same(devices, tmp_path):
+    with opened(tmp_path) as checkpoints:
+        checkpoints.save(state(5), 5)
+        checkpoints.wait()
+        found = checkpoints.restore(state(1), make_mesh(devices, {}))
+    assert {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(found)} == {devices}
+    assert_equal(found, state(5))
+
+
 def test_arrays_may_be_given_away_while_they_are_written(tmp_path):
     with opened(tmp_path) as checkpoints:
         given = state(7)

@@ -10,7 +10,8 @@ import pytest
 from bignas_jax.config.options import Optimizer, Optimizers
 from bignas_jax.errors import CheckpointError
 from bignas_jax.programs.devices import make_mesh, replicate
-from bignas_jax.runs.checkpoint import Checkpoints, state_names
+from bignas_jax.runs.checkpoint import Checkpoints
+from bignas_jax.runs.state_names import state_names
 from bignas_jax.step.optimizer import optimizer
 from bignas_jax.step.state import TrainState
 

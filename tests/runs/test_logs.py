@@ -92,6 +92,16 @@ def test_a_run_that_goes_on_drops_what_came_after_its_checkpoint(tmp_path):
     assert curve(tmp_path, "loss") == expected
 
 
+def test_losses_from_before_a_start_are_given_up_to_its_step(tmp_path):
+    with opened(tmp_path) as logs:
+        for step, loss in ((1, 2.0), (2, float("nan")), (3, 1.5), (4, 1.0)):
+            logs.record(step, {"loss/max": loss, "loss/min": 3.0})
+        logs.record(4, {"holdout_top1/max": 0.5})
+    with opened(tmp_path, start=3) as logs:
+        assert logs.losses(["max", "min"]) == [(1, [2.0, 3.0]), (3, [1.5, 3.0])]
+    assert Logs(tmp_path, 0, 9, active=False).losses(["max"]) == []
+
+
 def test_a_line_that_a_kill_cut_short_is_dropped_and_the_next_is_whole(tmp_path):
     whole = '{"step": 1, "loss": 2.0}\n'
     for cut in ('{"step": 2, "lo', '{"step": 2, "loss": 1.0}', "{"):  # the second lacks its newline alone

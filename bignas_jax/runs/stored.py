@@ -1,0 +1,106 @@
+"""One checkpoint on disk: which items it holds, and its arrays, held against its manifest."""
+
+import json
+import pathlib
+from typing import Any
+
+import orbax.checkpoint as ocp
+
+from bignas_jax.errors import CheckpointError, DamagedCheckpoint
+from bignas_jax.runs.manifest import check_form, manifest_of
+
+LIST = "_CHECKPOINT_METADATA"  # orbax's list of a checkpoint's items
+MANIFEST = "manifest"
+
+
+def score_of(folder: pathlib.Path) -> float | None:
+    """The accuracy that the checkpoint in a folder was saved with; None if there is none that can be read."""
+    try:
+        return float(json.loads((folder / "metrics" / "metrics").read_text())["top1"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+class Stored:
+    """A checkpoint of a run.
+
+    Args:
+      manager: of the folder that it lies in.
+      folder: of all checkpoints of the run.
+      step: its number.
+    """
+
+    def __init__(self, manager: ocp.CheckpointManager, folder: pathlib.Path, step: int):
+        self._manager, self._step, self.folder = manager, step, folder / str(step)
+
+    def is_old(self) -> bool:
+        """Whether it comes from a version that wrote no manifest."""
+        return MANIFEST not in self.items()
+
+    def items(self) -> tuple[str, ...]:
+        """The items that a checkpoint must hold.
+
+        Raises:
+          DamagedCheckpoint: it lacks one, or its manifest cannot be read.
+        """
+        folder = self.folder
+        try:
+            written = json.loads((folder / LIST).read_text())["item_handlers"]
+            items = tuple(item for item in written if item != "metrics")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DamagedCheckpoint(f"checkpoint {folder} is damaged: {LIST}: {_reason(error)}") from error
+        missing = [item for item in dict.fromkeys(["params", *items]) if not (folder / item).is_dir()]
+        if missing:
+            raise DamagedCheckpoint(f"checkpoint {folder} is incomplete: found no {', '.join(missing)} in it")
+        return items
+
+    def _manifest(self) -> dict[str, dict[str, Any]]:
+        folder = self.folder
+        try:
+            args = ocp.args.Composite(**{MANIFEST: ocp.args.JsonRestore()})
+            found = self._manager.restore(self._step, args=args)[MANIFEST]
+            return {item: dict(arrays) for item, arrays in found.items()}
+        except Exception as error:
+            raise DamagedCheckpoint(f"checkpoint {folder} is damaged: {_reason(error)}") from error
+
+    def read(self, items: dict[str, Any]) -> Any:
+        """Items of a checkpoint in the form given, held against its manifest.
+
+        Raises:
+          CheckpointError: its arrays have other names or shapes.
+          DamagedCheckpoint: it lacks an item, or cannot be read, or its bytes are not the ones that were written.
+        """
+        folder, old = self.folder, self.is_old()
+        manifest = {} if old else self._manifest()
+        misfit = f"checkpoint {folder} does not fit this config's space and model"
+        for item, form in items.items():
+            if manifest:
+                check_form(f"{misfit}: {item}", manifest_of(form, checksum=False), manifest.get(item, {}))
+        args = {name: ocp.args.StandardRestore(item) for name, item in items.items()}
+        for item in items:  # orbax can do without, but where one file is damaged others may be
+            try:
+                json.loads((folder / item / "_METADATA").read_text())
+            except (OSError, ValueError) as error:
+                where = f"{item}/_METADATA: {_reason(error)}"
+                raise DamagedCheckpoint(f"checkpoint {folder} is damaged: {where}") from error
+        try:
+            read = self._manager.restore(self._step, args=ocp.args.Composite(**args))
+        except (ValueError, KeyError) as error:
+            if old:
+                raise CheckpointError(f"{misfit}, or is damaged: {_reason(error)}") from error
+            raise DamagedCheckpoint(f"checkpoint {folder} is damaged: {_reason(error)}") from error
+        except Exception as error:  # orbax and what it reads with raise what they like
+            raise DamagedCheckpoint(f"checkpoint {folder} is damaged: {_reason(error)}") from error
+        for item in items if manifest else ():
+            for name, now in manifest_of(read[item]).items():
+                if now["crc32"] != manifest[item][name]["crc32"]:
+                    raise DamagedCheckpoint(
+                        f"checkpoint {folder} is damaged: {item} {name} has other bytes than were written"
+                    )
+        return read
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error, cut where it grows long."""
+    text = (str(error).strip() or type(error).__name__).split("\n")[0]
+    return text if len(text) <= 200 else f"{text[:200]} ..."
