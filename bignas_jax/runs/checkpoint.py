@@ -8,7 +8,6 @@ import collections
 import contextlib
 import dataclasses
 import itertools
-import json
 import logging
 import os
 import pathlib
@@ -27,16 +26,24 @@ from jax.sharding import Mesh, NamedSharding
 from orbax.checkpoint import checkpoint_managers
 
 from bignas_jax.config.options import OnDamage
-from bignas_jax.errors import CheckpointError, DamagedCheckpoint, SaveError
-from bignas_jax.files import write_json
+from bignas_jax.errors import CheckpointError, DamagedCheckpoint, FileError, SaveError
+from bignas_jax.files import read_json, write_json
+from bignas_jax.forms import check_form
 from bignas_jax.programs.devices import REPLICATED, shapes
 from bignas_jax.programs.processes import fail, gather
 from bignas_jax.spaces.layers import weight_name
 from bignas_jax.step.state import TrainState
+from bignas_jax.text import tell
 
 _MOMENTS = ("mean", "variance")
 _MANIFEST = "manifest"
+_ARRAY = {"shape": [int], "dtype": str, "crc32": int}  # what it says of an array
 _ORBAX = "_CHECKPOINT_METADATA"  # orbax's list of a checkpoint's items
+_ORBAX_FORM = {
+    "item_handlers": ({}, str, None),
+    **dict.fromkeys(("metrics", "performance_metrics", "custom_metadata"), ({}, None)),
+    **dict.fromkeys(("init_timestamp_nsecs", "commit_timestamp_nsecs"), (int, None)),
+}
 _NO_ROOM = re.compile(r"No space left|ENOSPC|quota|EDQUOT|Read-only file system|EROFS|Permission denied|EACCES", re.I)
 Read = TypeVar("Read")
 
@@ -106,7 +113,12 @@ class Checkpoints:
             enable_async_checkpointing=not read_only,
             **({} if read_only else writing),
         )
-        self._manager = _Manager(self.folder, options=options)
+        try:
+            self._manager = _Manager(self.folder, options=options)
+        except (ValueError, TypeError, KeyError) as error:  # what its own files hold has a form that it does not know
+            raise CheckpointError(
+                f"{self.folder} cannot be opened ({_reason(error)}): move its newest checkpoint out of the way"
+            ) from error
 
     def _clear_what_orbax_cannot_open(self) -> None:
         """Removes what a killed save left, and moves files away whose damage would keep orbax from opening the folder.
@@ -118,21 +130,19 @@ class Checkpoints:
             shutil.rmtree(path)
         for step in sorted(int(path.name) for path in self.folder.glob("[0-9]*") if path.name.isdecimal()):
             folder = self.folder / str(step)
-            metrics, unreadable = folder / "metrics", False
-            with contextlib.suppress(ValueError, OSError):
-                unreadable = not isinstance(json.loads((folder / _ORBAX).read_text()), dict)
+            metrics, unreadable = folder / "metrics", _stops_orbax(folder / _ORBAX)
             damaged = folder if unreadable else metrics
             if not unreadable and (self._score(step) is not None or not (metrics / "metrics").exists()):
                 continue
             if self._read_only:
                 raise CheckpointError(f"{damaged} is damaged, and nothing may be changed here: move it out of the way")
-            print(f"{damaged} is damaged, and was moved to {self.folder.parent / 'damaged'}", file=sys.stderr)
+            tell(f"{damaged} is damaged, and was moved to {self.folder.parent / 'damaged'}")
             self._move_aside(damaged)
 
     def _score(self, step: int) -> float | None:
         """The accuracy that a checkpoint was saved with; None if there is none that can be read."""
         try:
-            return float(json.loads((self.folder / str(step) / "metrics" / "metrics").read_text())["top1"])
+            return float(read_json(self.folder / str(step) / "metrics" / "metrics")["top1"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
@@ -282,7 +292,7 @@ class Checkpoints:
                         f"{error}; config.checkpoint.on_damage=fall_back takes that of step {before}"
                     ) from error
                 if jax.process_index() == 0:
-                    print(f"{error}; that of step {before} is taken", file=sys.stderr)
+                    tell(f"{error}; that of step {before} is taken")
                 self._set_aside(step)
         raise AssertionError("unreachable")
 
@@ -357,22 +367,27 @@ class Checkpoints:
         """
         folder = self.folder / str(step)
         try:
-            written = json.loads((folder / _ORBAX).read_text())["item_handlers"]
+            written = read_json(folder / _ORBAX)["item_handlers"]
             items = tuple(item for item in written if item != "metrics")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DamagedCheckpoint(f"checkpoint {folder} is damaged: {_ORBAX}: {_reason(error)}") from error
         missing = [item for item in dict.fromkeys(["params", *items]) if not (folder / item).is_dir()]
         if missing:
             raise DamagedCheckpoint(f"checkpoint {folder} is incomplete: found no {', '.join(missing)} in it")
+        if odd := [path for path in folder.rglob("*") if not path.is_file() and not path.is_dir()]:
+            where = odd[0].relative_to(folder)
+            raise DamagedCheckpoint(f"checkpoint {folder} is damaged: {where} is neither a file nor a folder")
         return items
 
     def _manifest(self, step: int) -> dict[str, dict[str, Any]]:
         folder = self.folder / str(step)
         try:
-            args = ocp.args.Composite(**{_MANIFEST: ocp.args.JsonRestore()})
-            found = self._manager.restore(step, args=args)[_MANIFEST]
-            return {item: dict(arrays) for item, arrays in found.items()}
-        except Exception as error:
+            found = read_json(folder / _MANIFEST / "metadata")
+            check_form(found, {item: {} for item in self._items(step) if item != _MANIFEST}, "manifest")
+            for item, arrays in found.items():
+                check_form(arrays, dict.fromkeys(arrays, _ARRAY), f"manifest.{item}")
+            return found
+        except (OSError, FileError) as error:
             raise DamagedCheckpoint(f"checkpoint {folder} is damaged: {_reason(error)}") from error
 
     def _read(self, step: int, items: dict[str, Any]) -> Any:
@@ -391,7 +406,7 @@ class Checkpoints:
         args = {name: ocp.args.StandardRestore(item) for name, item in items.items()}
         for item in items:  # orbax can do without, but where one file is damaged others may be
             try:
-                json.loads((folder / item / "_METADATA").read_text())
+                read_json(folder / item / "_METADATA")
             except (OSError, ValueError) as error:
                 where = f"{item}/_METADATA: {_reason(error)}"
                 raise DamagedCheckpoint(f"checkpoint {folder} is damaged: {where}") from error
@@ -430,6 +445,23 @@ class Checkpoints:
     def close(self) -> None:
         with self._writing():
             self._manager.close()
+
+
+def _stops_orbax(path: pathlib.Path) -> bool:
+    """Whether orbax would not open a folder of checkpoints because of this list of a checkpoint's items.
+
+    One that is missing or no JSON does not matter to it.
+    """
+    if os.path.lexists(path) and not path.is_file():
+        return True
+    with contextlib.suppress(OSError, FileError):
+        found = read_json(path)
+        try:
+            check_form(found, {})
+            check_form(found, {name: form for name, form in _ORBAX_FORM.items() if name in found})
+        except FileError:
+            return True
+    return False
 
 
 def _hush() -> None:
