@@ -90,6 +90,18 @@ def read_bytes(path: str | os.PathLike, largest: int = LARGEST) -> bytes:
         return file.readall()
 
 
+def check_regular(path: str | os.PathLike) -> None:
+    """Refuses what is no file, before a library opens it and waits.
+
+    Raises:
+      FileError: it is a folder, a pipe, a device or the like.
+      OSError: there is nothing, or it cannot be looked at.
+    """
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        raise FileError(f"found {'a folder' if stat.S_ISDIR(mode) else 'a pipe or a device'}, expected a file")
+
+
 def _from_pipe(file: io.FileIO, largest: int) -> bytes:
     found = b""
     while len(found) <= largest and select.select([file], [], [], _PATIENCE)[0]:

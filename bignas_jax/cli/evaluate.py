@@ -14,6 +14,7 @@ from absl import flags as absl_flags
 
 from bignas_jax.cli import flags
 from bignas_jax.programs import memory
+from bignas_jax.text import shown
 
 
 def define(values: absl_flags.FlagValues) -> None:
@@ -50,6 +51,7 @@ def main() -> int:
             return
         print(reporting.table(rows))
         path = reporting.write(rows, arguments.workdir, arguments.split, step)
-        print(f"\nstep {step} of {arguments.workdir} on the {arguments.split} images; written to {path}")
+        where = shown(f"step {step} of {arguments.workdir} on the {arguments.split} images; written to {path}")
+        print(f"\n{where}")
 
     return scripts.run(sys.argv[0], work)

@@ -16,6 +16,7 @@ from absl import flags as absl_flags
 
 from bignas_jax.cli import flags
 from bignas_jax.programs import memory
+from bignas_jax.text import shown
 
 
 def define(values: absl_flags.FlagValues) -> None:
@@ -46,7 +47,8 @@ def main() -> int:
         rows, where = [], (arguments.checkpoint, arguments.out)
         for row in export.export_run(options, arguments.workdir, arguments.arch, how, *where):
             rows.append(row)
-            print(f"\n{export.table(row)}\nin {row['folder']}/", flush=True)
+            lines = [*export.table(row).split("\n"), f"in {row['folder']}/"]
+            print("", *map(shown, lines), sep="\n", flush=True)
         export.check(rows)
 
     return scripts.run(sys.argv[0], work)

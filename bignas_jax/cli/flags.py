@@ -77,8 +77,7 @@ def parse(argv: Sequence[str], doc: str, extra: Callable[[flags.FlagValues], Non
         workdir = os.path.join("exp", path.stem)
         left = Path(_workdir_of(arguments) or workdir) / "config.json"
         if of_run and os.path.lexists(left):
-            config = load_run_config(left)
-            config.distributed = config_lib.base().distributed  # of the command that trained, not of this one
+            config = _config_of_run(left)
         else:
             config = load_config(path)
         config = config_lib.canonical(config)
@@ -100,6 +99,21 @@ def parse(argv: Sequence[str], doc: str, extra: Callable[[flags.FlagValues], Non
     except (ConfigError, flags.Error) as error:
         refuse(program, str(error))
     return options, SimpleNamespace(**found, config_path=str(path))
+
+
+def _config_of_run(path: Path) -> ConfigDict:
+    """The config that a run left.
+
+    Raises:
+      ConfigError: it cannot be read, or cannot work; the message begins with the path.
+    """
+    config = load_run_config(path)
+    config.distributed = config_lib.base().distributed  # of the command that trained, not of this one
+    try:
+        config_lib.validate(config_lib.canonical(config))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    return config
 
 
 def _split_config(argv: Sequence[str]) -> tuple[str, list[str]]:

@@ -19,6 +19,7 @@ from bignas_jax.cli import flags, scripts
 from bignas_jax.config.options import Options
 from bignas_jax.errors import WeightsError
 from bignas_jax.interop.imports.import_torch import import_checkpoint, table
+from bignas_jax.text import shown
 
 
 def following(workdir: str, options: Options) -> str:
@@ -48,11 +49,11 @@ def main() -> int:
             result = import_checkpoint(options, arguments.workdir, arguments.checkpoint, arguments.weights)
         except WeightsError as error:
             if error.details:
-                print(error.details, file=sys.stderr)
+                print(*map(shown, error.details.split("\n")), sep="\n", file=sys.stderr)
             raise
         where = f"entry {result.entry}" if result.entry else "the whole file"
         about = "".join(f", {name} {number}" for name, number in result.counters.items())
-        print(f"{os.path.basename(result.file)}: {where}{about}\n\n{table(result, options)}")
-        print(f"\nimported into {arguments.workdir}, as step 0; {following(arguments.workdir, options)}")
+        print(f"{shown(os.path.basename(result.file))}: {shown(where)}{about}\n\n{table(result, options)}")
+        print(f"\nimported into {shown(arguments.workdir)}, as step 0; {following(arguments.workdir, options)}")
 
     return scripts.run(sys.argv[0], work)

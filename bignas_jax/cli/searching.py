@@ -16,6 +16,7 @@ from absl import flags as absl_flags
 
 from bignas_jax.cli import flags
 from bignas_jax.programs import memory
+from bignas_jax.text import shown
 
 
 def define(values: absl_flags.FlagValues) -> None:
@@ -35,6 +36,6 @@ def main() -> int:
         if options.distributed.process_id:
             return
         print(result.table(found))
-        print("", *result.notes(found), f"report: {arguments.workdir}/search/report.html", sep="\n")
+        print("", *result.notes(found), shown(f"report: {arguments.workdir}/search/report.html"), sep="\n")
 
     return scripts.run(sys.argv[0], work)

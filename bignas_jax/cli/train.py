@@ -11,6 +11,7 @@ import sys
 
 from bignas_jax.cli import flags
 from bignas_jax.programs import memory
+from bignas_jax.text import shown
 
 
 def main() -> int:
@@ -25,6 +26,7 @@ def main() -> int:
         rows = training.train(options, arguments.workdir)
         if options.distributed.process_id == 0:
             print(reporting.table(rows))
-            print(f"\nrun: {arguments.workdir} (tensorboard --logdir {arguments.workdir})")
+            workdir = shown(arguments.workdir)
+            print(f"\nrun: {workdir} (tensorboard --logdir {workdir})")
 
     return scripts.run(sys.argv[0], work)

@@ -131,8 +131,8 @@ class Field:
 def _has_type(kind: type, value: Any) -> bool:
     if kind is tuple:
         return isinstance(value, tuple | list) and all(_has_type(float, v) for v in value)
-    if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if kind is float:  # an integer beyond all floats is not finite either
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 
@@ -141,8 +141,10 @@ def _option(kind: type, ok: Callable[[Any], bool], expected: str, default: Any =
     return dataclasses.field(default=default, metadata={"field": Field(kind, ok, expected)})
 
 
-def _integer(least: int, default: Any = dataclasses.MISSING) -> Any:
-    return _option(int, lambda v: v >= least, f"an integer >= {least}", default)
+def _integer(least: int, default: Any = dataclasses.MISSING, below: int = 2**31) -> Any:
+    """An integer. It has an end, as what is counted up to it, or stored in 32 bits, would not."""
+    words = f"an integer >= {least} and < {'2**31' if below == 2**31 else below}"
+    return _option(int, lambda v: least <= v < below, words, default)
 
 
 def _number(ok: Callable[[float], bool], expected: str, default: Any = dataclasses.MISSING) -> Any:
@@ -227,6 +229,8 @@ class Group:
         Raises:
           ConfigError: a field is missing or unknown, or has a value that it may not hold.
         """
+        if not hasattr(values, "items"):
+            raise ConfigError(f"config.{cls.prefix.removesuffix('.')}: found {values!r}, expected a group of fields")
         found, left = {}, dict(values.items())
         for name, field, inner, default in _members(cls):
             if name in left:
@@ -287,10 +291,10 @@ class Augment(Group, part="data.augment"):
         2, lambda v: 0 < v[0] <= v[1] <= 1, "two numbers > 0 and <= 1, ascending"
     )
     crop_ratio: tuple[float, ...] = _numbers(2, lambda v: 0 < v[0] <= v[1], "two numbers > 0, ascending")
-    padding: int = _integer(0)
+    padding: int = _integer(0, below=10_000)
     flip: float = _fraction()
     policy: str = _one_of(*Policies)
-    rand_ops: int = _integer(0)
+    rand_ops: int = _integer(0, below=100)
     rand_magnitude: int = _option(int, lambda v: 0 <= v <= 30, "an integer from 0 to 30")
     color_jitter: tuple[float, ...] = _numbers(
         4,
@@ -310,11 +314,11 @@ class Data(Group, part="data"):
     root: str = _text()
     train_split: str = _name()
     val_split: str = _name()
-    image_size: int = _integer(1)
-    eval_resize: int = _integer(1)
+    image_size: int = _integer(1, below=10_000)
+    eval_resize: int = _integer(1, below=10_000)
     mean: tuple[float, ...] = _numbers(3, lambda v: all(0 <= x <= 1 for x in v), "three numbers from 0 to 1")
     std: tuple[float, ...] = _numbers(3, lambda v: all(x > 0 for x in v), "three numbers > 0")
-    num_workers: int = _integer(0)
+    num_workers: int = _integer(0, below=1000)
     holdout: int = _integer(0)
     on_corrupt: str = _one_of(*OnCorrupt)
     max_pixels: int = _integer(1, 178_956_970)
@@ -325,7 +329,7 @@ class Data(Group, part="data"):
 class Sandwich(Group, part="sandwich"):
     """The members of a step and their loss."""
 
-    num_random: int = _integer(0, 2)
+    num_random: int = _integer(0, 2, below=1000)
     label_smoothing: float = _rate(0.0)
     members: str = _plugged(*MemberSamplers, default=MemberSamplers.SANDWICH.value)
     loss: str = _plugged(*Losses, default=Losses.SOFT_CROSS_ENTROPY.value)
@@ -381,13 +385,13 @@ class Search(Group, part="search"):
     max_latency_ms: tuple[float, ...] = _budgets("milliseconds")
     max_resolution: int = _integer(0, 0)
     cost: str = _one_of(*Costs, default=Costs.MACS.value)
-    population: int = _integer(2, 32)
+    population: int = _integer(2, 32, below=100_000)
     mutation_probability: float = _fraction(0.1)
     first_part: float = _number(lambda v: 0 < v <= 1, "> 0 and <= 1, of the held-out images", 0.25)
     confidence: float = _not_negative(2.0)
     calibration_images: int = _integer(0, 0)
     predictor: bool = _switch(False)
-    predictor_pool: int = _integer(2, 4)
+    predictor_pool: int = _integer(2, 4, below=1000)
     predictor_min_tau: float = _fraction(0.3)
     latency_batch_size: int = _integer(1, 1)
     resident_gb: float = _not_negative(0.0)
@@ -411,7 +415,7 @@ class Log(Group, part="log"):
     """How often metrics are logged, and how many images."""
 
     every_steps: int = _integer(1, 50)
-    images: int = _integer(0, 16)
+    images: int = _integer(0, 16, below=10_000)
 
 
 def _is_address(text: str) -> bool:

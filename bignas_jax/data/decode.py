@@ -1,6 +1,8 @@
 """Image files to pixels."""
 
 import contextlib
+import ctypes
+import functools
 import io
 import os
 import threading
@@ -121,7 +123,17 @@ def _without_notes(content: bytearray) -> bytes | bytearray:
     return b"".join([*kept, content[begin:]]) if kept else content
 
 
+@functools.cache
+def _silence_libtiff() -> None:
+    """libtiff writes what is wrong with a file on the process's stderr, without the file's name."""
+    with contextlib.suppress(OSError, AttributeError):  # a PIL without libtiff
+        library = ctypes.CDLL(Image.core.__file__)  # its symbols, and those of the libraries that it was linked with
+        library.TIFFSetErrorHandler(None)
+        library.TIFFSetWarningHandler(None)
+
+
 def _by_pil(content: bytearray, max_pixels: int) -> np.ndarray:
+    _silence_libtiff()
     with _no_limit_of_pils(), Image.open(io.BytesIO(content)) as image:
         _check_size(image.height, image.width, max_pixels)
         if image.format == "EPS":

@@ -17,7 +17,6 @@ import os
 import pathlib
 import pickle
 import platform
-import sys
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping
@@ -31,6 +30,8 @@ from bignas_jax.files import write_bytes
 from bignas_jax.kernels import native
 from bignas_jax.kernels.depthwise.choice import forced
 from bignas_jax.kernels.native import toolchain
+from bignas_jax.text import tell
+from bignas_jax.trust import why_not_trusted
 
 KEPT = 30 * 86400  # seconds: a program that no run has loaded for so long is removed
 LIMIT = 4 << 30  # bytes of all programs: beyond them, the programs that were loaded longest ago are removed
@@ -61,9 +62,13 @@ def use_compilation_cache() -> pathlib.Path | None:
     cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "bignas_jax"
     where = cache / ("programs" if _supported() else "xla")
     try:
-        where.mkdir(parents=True, exist_ok=True)
+        where.mkdir(parents=True, exist_ok=True, mode=0o700)
+        reason = why_not_trusted(where)
     except OSError as error:
-        print(f"no compilation cache: cannot make {where}: {error.strerror}", file=sys.stderr)
+        tell(f"no compilation cache: cannot make {where}: {error.strerror}")
+        return None
+    if reason:
+        _refuse(where, reason)
         return None
     if _supported():
         _own_folder = where
@@ -253,15 +258,19 @@ def _read(path: pathlib.Path, touched: pathlib.Path | None = None) -> jax.stages
       touched: another file that is marked as used, if the program is loaded.
     """
     try:
-        content = path.read_bytes()
+        reason = why_not_trusted(path)
+        content = b"" if reason else path.read_bytes()
     except OSError:
         return None
+    if reason:
+        _refuse(path.parent, reason)
+        return None
     try:
-        ids, *parts = pickle.loads(content)
+        ids, *parts = pickle.loads(content)  # nobody but this user could write it
         devices = {d.id: d for d in jax.devices()}
         compiled = serialize_executable.deserialize_and_load(*parts, execution_devices=[devices[i] for i in ids])
     except Exception as error:  # noqa: BLE001 - the file is cut off, or a library has changed its form
-        print(f"compiling again what cannot be read from {path}: {str(error)[:200]}", file=sys.stderr)
+        tell(f"compiling again what cannot be read from {path}: {str(error)[:200]}")
         with contextlib.suppress(OSError):
             path.unlink()
         return None
@@ -269,6 +278,16 @@ def _read(path: pathlib.Path, touched: pathlib.Path | None = None) -> jax.stages
         with contextlib.suppress(OSError):
             os.utime(used)
     return compiled
+
+
+_refused: set[pathlib.Path] = set()
+
+
+def _refuse(where: pathlib.Path, reason: str) -> None:
+    """Says once that no program is taken from a folder. Loading one runs what it holds."""
+    if where not in _refused:
+        tell(f"no compilation cache: {reason}, who could let this program run code; chmod go-w, or remove it")
+    _refused.add(where)
 
 
 def _write(path: pathlib.Path, content: bytes | None) -> bool:

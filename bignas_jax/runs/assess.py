@@ -136,8 +136,18 @@ def _stored(
 
 
 def read(workdir: str | pathlib.Path, name: str, step: int) -> list[dict[str, Any]]:
-    """The rows that `write` left under a name for a step; none if there are none."""
-    return list(_rows(pathlib.Path(workdir) / f"evaluation_{name}.json", step).values())
+    """The rows that `write` left under a name for a step; none if there are none.
+
+    Raises:
+      ConfigError: their file holds something else.
+    """
+    path = pathlib.Path(workdir) / f"evaluation_{name}.json"
+    try:
+        return list(_rows(path, step).values())
+    except FileError as error:
+        raise ConfigError(
+            f"{path}: found something that an evaluation did not write ({error}): move it away, and run eval.py"
+        ) from error
 
 
 def _key(row: Mapping[str, Any]) -> tuple[str, str]:
@@ -145,17 +155,12 @@ def _key(row: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _rows(path: pathlib.Path, step: int) -> dict[tuple[str, str], dict[str, Any]]:
-    """The rows of a file by name and architecture, if they are of this step."""
+    """The rows of a file by name and architecture, if they are of this step. Raises FileError."""
     try:
         found = read_json(path)
-        check_form(found, {"step": int, "rows": [ROW]})
     except FileNotFoundError:
         return {}
-    except FileError as error:
-        aside = path.with_suffix(".damaged.json")
-        path.replace(aside)
-        tell(f"{path}: found something that an evaluation did not write ({error}); it is {aside} now")
-        return {}
+    check_form(found, {"step": int, "rows": [ROW]})
     return {_key(row): row for row in found["rows"]} if found["step"] == step else {}
 
 
@@ -186,7 +191,13 @@ def write(
     """
     path = pathlib.Path(workdir) / f"evaluation_{name or split}.json"
     with in_turn(path):
-        kept = _rows(path, step)
+        try:
+            kept = _rows(path, step)
+        except FileError as error:
+            aside = path.with_suffix(".damaged.json")
+            path.replace(aside)
+            tell(f"{path}: found something that an evaluation did not write ({error}); it is {aside} now")
+            kept = {}
         kept |= {_key(row): dict(row) for row in rows}
         rows = [{name: _finite(value) for name, value in row.items()} for row in kept.values()]
         write_json(path, {"step": step, "split": split, "rows": rows}, indent=2)

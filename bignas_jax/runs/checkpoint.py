@@ -6,7 +6,6 @@ read is held against it, so that a damaged or incomplete checkpoint is told from
 
 import dataclasses
 import pathlib
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -27,6 +26,7 @@ from bignas_jax.runs.orbax_manager import open_manager, writing
 from bignas_jax.runs.state_names import named, state_names, unnamed
 from bignas_jax.runs.stored import MANIFEST, Stored, score_of
 from bignas_jax.step.state import TrainState
+from bignas_jax.text import tell
 
 _MOMENTS = ("mean", "variance")
 Read = TypeVar("Read")
@@ -204,7 +204,7 @@ class Checkpoints:
                     f"{told}; config.checkpoint.on_damage=fall_back takes that of step {before}"
                 ) from error
             if jax.process_index() == 0:
-                print(f"{told}; that of step {before} is taken", file=sys.stderr)
+                tell(f"{told}; that of step {before} is taken")
             self._set_aside(step)
         raise AssertionError("unreachable")
 

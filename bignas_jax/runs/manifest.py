@@ -21,7 +21,7 @@ def manifest_of(item: Any, checksum: bool = True) -> dict[str, dict[str, Any]]:
     return about
 
 
-def check_form(where: str, expected: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+def check_arrays(where: str, expected: Mapping[str, Any], found: Mapping[str, Any]) -> None:
     """Raises CheckpointError where arrays are missing, left over, or of another shape or dtype."""
 
     def form(about: Mapping[str, Any]) -> str:

@@ -12,8 +12,9 @@ from typing import Any
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from bignas_jax.errors import SaveError
+from bignas_jax.errors import CheckpointError, SaveError
 from bignas_jax.programs.processes import fail
+from bignas_jax.runs.stored import reason
 
 _NO_ROOM = re.compile(r"No space left|ENOSPC|quota|EDQUOT|Read-only file system|EROFS|Permission denied|EACCES", re.I)
 
@@ -43,6 +44,8 @@ def open_manager(folder: pathlib.Path, keep: int, read_only: bool, imported: boo
       keep: how many of the newest to keep, besides the best.
       read_only: refuse to save, create nothing.
       imported: whether step 0 holds imported weights, which are kept.
+    Raises:
+      CheckpointError: orbax cannot open the folder.
     """
     _hush()
     best = checkpoint_managers.BestN(
@@ -61,7 +64,12 @@ def open_manager(folder: pathlib.Path, keep: int, read_only: bool, imported: boo
         enable_async_checkpointing=not read_only,
         **({} if read_only else policy),
     )
-    return Manager(folder, options=options)
+    try:
+        return Manager(folder, options=options)
+    except (ValueError, TypeError, KeyError) as error:  # what its own files hold has a form that it does not know
+        raise CheckpointError(
+            f"{folder} cannot be opened ({reason(error)}): move its newest checkpoint out of the way"
+        ) from error
 
 
 @contextlib.contextmanager

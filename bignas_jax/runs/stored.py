@@ -1,22 +1,24 @@
 """One checkpoint on disk: which items it holds, and its arrays, held against its manifest."""
 
-import json
 import pathlib
 from typing import Any
 
 import orbax.checkpoint as ocp
 
-from bignas_jax.errors import CheckpointError, DamagedCheckpoint
-from bignas_jax.runs.manifest import check_form, manifest_of
+from bignas_jax.errors import CheckpointError, DamagedCheckpoint, FileError
+from bignas_jax.files import read_json
+from bignas_jax.forms import check_form
+from bignas_jax.runs.manifest import check_arrays, manifest_of
 
 LIST = "_CHECKPOINT_METADATA"  # orbax's list of a checkpoint's items
 MANIFEST = "manifest"
+_ARRAY = {"shape": [int], "dtype": str, "crc32": int}  # what a manifest says of an array
 
 
 def score_of(folder: pathlib.Path) -> float | None:
     """The accuracy that the checkpoint in a folder was saved with; None if there is none that can be read."""
     try:
-        return float(json.loads((folder / "metrics" / "metrics").read_text())["top1"])
+        return float(read_json(folder / "metrics" / "metrics")["top1"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -45,23 +47,28 @@ class Stored:
         """
         folder = self.folder
         try:
-            written = json.loads((folder / LIST).read_text())["item_handlers"]
+            written = read_json(folder / LIST)["item_handlers"]
             items = tuple(item for item in written if item != "metrics")
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DamagedCheckpoint(f"checkpoint {folder} is damaged: {LIST}: {_reason(error)}") from error
+            raise DamagedCheckpoint(f"checkpoint {folder} is damaged: {LIST}: {reason(error)}") from error
         missing = [item for item in dict.fromkeys(["params", *items]) if not (folder / item).is_dir()]
         if missing:
             raise DamagedCheckpoint(f"checkpoint {folder} is incomplete: found no {', '.join(missing)} in it")
+        if odd := [path for path in folder.rglob("*") if not path.is_file() and not path.is_dir()]:
+            where = odd[0].relative_to(folder)
+            raise DamagedCheckpoint(f"checkpoint {folder} is damaged: {where} is neither a file nor a folder")
         return items
 
     def _manifest(self) -> dict[str, dict[str, Any]]:
         folder = self.folder
         try:
-            args = ocp.args.Composite(**{MANIFEST: ocp.args.JsonRestore()})
-            found = self._manager.restore(self._step, args=args)[MANIFEST]
-            return {item: dict(arrays) for item, arrays in found.items()}
-        except Exception as error:
-            raise DamagedCheckpoint(f"checkpoint {folder} is damaged: {_reason(error)}") from error
+            found = read_json(folder / MANIFEST / "metadata")
+            check_form(found, {item: {} for item in self.items() if item != MANIFEST}, "manifest")
+            for item, arrays in found.items():
+                check_form(arrays, dict.fromkeys(arrays, _ARRAY), f"manifest.{item}")
+            return found
+        except (OSError, FileError) as error:
+            raise DamagedCheckpoint(f"checkpoint {folder} is damaged: {reason(error)}") from error
 
     def read(self, items: dict[str, Any]) -> Any:
         """Items of a checkpoint in the form given, held against its manifest.
@@ -75,22 +82,22 @@ class Stored:
         misfit = f"checkpoint {folder} does not fit this config's space and model"
         for item, form in items.items():
             if manifest:
-                check_form(f"{misfit}: {item}", manifest_of(form, checksum=False), manifest.get(item, {}))
+                check_arrays(f"{misfit}: {item}", manifest_of(form, checksum=False), manifest.get(item, {}))
         args = {name: ocp.args.StandardRestore(item) for name, item in items.items()}
         for item in items:  # orbax can do without, but where one file is damaged others may be
             try:
-                json.loads((folder / item / "_METADATA").read_text())
+                read_json(folder / item / "_METADATA")
             except (OSError, ValueError) as error:
-                where = f"{item}/_METADATA: {_reason(error)}"
+                where = f"{item}/_METADATA: {reason(error)}"
                 raise DamagedCheckpoint(f"checkpoint {folder} is damaged: {where}") from error
         try:
             read = self._manager.restore(self._step, args=ocp.args.Composite(**args))
         except (ValueError, KeyError) as error:
             if old:
-                raise CheckpointError(f"{misfit}, or is damaged: {_reason(error)}") from error
-            raise DamagedCheckpoint(f"checkpoint {folder} is damaged: {_reason(error)}") from error
+                raise CheckpointError(f"{misfit}, or is damaged: {reason(error)}") from error
+            raise DamagedCheckpoint(f"checkpoint {folder} is damaged: {reason(error)}") from error
         except Exception as error:  # orbax and what it reads with raise what they like
-            raise DamagedCheckpoint(f"checkpoint {folder} is damaged: {_reason(error)}") from error
+            raise DamagedCheckpoint(f"checkpoint {folder} is damaged: {reason(error)}") from error
         for item in items if manifest else ():
             for name, now in manifest_of(read[item]).items():
                 if now["crc32"] != manifest[item][name]["crc32"]:
@@ -100,7 +107,7 @@ class Stored:
         return read
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """The first line of an error, cut where it grows long."""
     text = (str(error).strip() or type(error).__name__).split("\n")[0]
     return text if len(text) <= 200 else f"{text[:200]} ..."

@@ -22,6 +22,8 @@ from bignas_jax.spaces.space import (
 )
 
 ACTIVATIONS = ("swish", "h_swish", "relu")
+LARGEST = 100_000  # channels, pixels or what else a choice counts: what comes after is counted up to it
+DEEPEST = 1000  # blocks of a stage
 
 
 def make_divisible(value: float, divisor: int = 8) -> int:
@@ -35,9 +37,10 @@ def make_divisible(value: float, divisor: int = 8) -> int:
 
 def _check_choices(field: str, choices: Any, expected: str, allowed) -> None:
     ok = isinstance(choices, tuple) and choices and all(
-        isinstance(c, int) and not isinstance(c, bool) and allowed(c) for c in choices)
+        isinstance(c, int) and not isinstance(c, bool) and allowed(c) and c <= LARGEST for c in choices)
     if not ok or list(choices) != sorted(set(choices)):
-        raise ValueError(f"{field}: found {choices!r}, expected a tuple of {expected}, ascending, no repeats")
+        raise ValueError(f"{field}: found {choices!r}, expected a tuple of {expected}, up to {LARGEST:,}, ascending, "
+                         "no repeats")
 
 
 def _check_flag(field: str, value: Any) -> None:
@@ -101,7 +104,7 @@ class Stage:
     def __post_init__(self):
         prefix = f"space.stages.{self.name}"
         _check_choices(f"{prefix}.width", self.width, "multiples of 8", _is_width)
-        _check_choices(f"{prefix}.depth", self.depth, "integers >= 1", lambda c: c >= 1)
+        _check_choices(f"{prefix}.depth", self.depth, f"integers from 1 to {DEEPEST}", lambda c: 1 <= c <= DEEPEST)
         most = self.depth[-1]
         _check_by_block(f"{prefix}.kernel_size", self.kernel_size, most, "odd integers >= 1", _is_odd)
         _check_by_block(f"{prefix}.expand_ratio", self.expand_ratio, most, "integers >= 1", lambda c: c >= 1)

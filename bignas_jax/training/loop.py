@@ -38,6 +38,7 @@ from bignas_jax.step.members.registry import members_class
 from bignas_jax.step.recipe import Recipe
 from bignas_jax.step.state import TrainState
 from bignas_jax.step.train_step import TrainStep
+from bignas_jax.text import shown
 from bignas_jax.training import origin as child_training
 from bignas_jax.training.origin import Origin
 from bignas_jax.training.plan import Plan, Watch
@@ -153,14 +154,15 @@ class Run:
         if newest is None and self.origin is not None:
             params = self.origin.weights(params, session.space.biggest, session.mesh)
             if self.first:
-                print(f"starting from {self.origin}")
+                print(shown(f"starting from {self.origin}"))
         state = self.step.init(params)
         if newest is not None:
             state = self.checkpoints.restore(state, session.mesh)
             if self.first and self.checkpoints.is_imported(newest):
-                print(f"starting from the weights that were imported into {self.workdir}, with a fresh optimizer")
+                workdir = shown(str(self.workdir))
+                print(f"starting from the weights that were imported into {workdir}, with a fresh optimizer")
             elif self.first:
-                print(f"going on from step {newest} of {self.plan.stop} in {self.workdir}")
+                print(shown(f"going on from step {newest} of {self.plan.stop} in {self.workdir}"))
         step = int(state.step)
         if step < self.plan.stop:
             # Its workers need seconds until their first batch: meanwhile programs are compiled.

@@ -80,7 +80,8 @@ def test_a_variable_that_cannot_be_ends_in_one_line(monkeypatch, capsys):
     with pytest.raises(SystemExit, match="2"):
         flags.parse(["train.py"], "")
     assert capsys.readouterr().err == (
-        "train.py: BIGNAS_NUM_PROCESSES: found 'many', expected an integer >= 1, for config.distributed.num_processes\n"
+        "train.py: BIGNAS_NUM_PROCESSES: found 'many', expected an integer >= 1 and < 2**31, "
+        "for config.distributed.num_processes\n"
     )
 
 

@@ -131,9 +131,9 @@ def test_groups_are_values():
     [
         (lambda: Optimizer(name="adam"), "config.optimizer.name: found 'adam', expected one of sgd, rmsprop"),
         (lambda: Optimizer(schedule="step"), "config.optimizer.schedule: found 'step', expected one of exponential, c"),
-        (lambda: Sandwich(num_random=-1), "config.sandwich.num_random: found -1, expected an integer >= 0"),
+        (lambda: Sandwich(num_random=-1), "config.sandwich.num_random: found -1, expected an integer >= 0 and < 1000"),
         (lambda: Search(cost="flops"), "config.search.cost: found 'flops', expected one of macs, params, latency_ms"),
-        (lambda: Model(num_classes=True), "config.model.num_classes: found True, expected an integer >= 2"),
+        (lambda: Model(num_classes=True), "config.model.num_classes: found True, expected an integer >= 2 and < 2**31"),
         (
             lambda: dataclasses.replace(Augment.of(digits.get_config().data.augment), policy="auto"),
             "config.data.augment.policy: found 'auto', expected one of none, imagenet, cifar10, svhn, rand",

@@ -1,6 +1,7 @@
 """Programs kept from run to run: found without a trace, never where anything that determines them has changed."""
 
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -341,3 +342,30 @@ def test_an_edit_in_any_room_is_another_package(tmp_path, monkeypatch):
         (tmp_path / "copy" / path).open("a").write("\n")
         assert digest() != before, path
         before = digest()
+
+
+class _Bomb:
+    """What a pickle can do: it runs a command when it is read."""
+
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.target}",)
+
+
+@pytest.mark.parametrize("which", ["file", "folder", "above"])
+def test_what_another_user_could_have_written_is_not_read(kept, which, tmp_path, capsys):
+    """A program is a pickle. One that anybody may write is compiled again, and its file is not opened."""
+    run(Traced(), "a")
+    for path in kept.glob("*.program"):
+        path.write_bytes(pickle.dumps(_Bomb(tmp_path / "hacked")))
+    programs._refused.clear()
+    opened = {"file": next(kept.glob("*.program")), "folder": kept, "above": kept.parent}[which]
+    opened.chmod(0o777)
+    np.testing.assert_array_equal(run(Traced(), "a"), [0, 2, 4, 6])
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and f"no compilation cache: {opened} can be written by everybody" in said
+    assert not (tmp_path / "hacked").exists()
+    if which != "file":
+        assert programs.use_compilation_cache() is None

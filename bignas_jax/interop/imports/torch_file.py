@@ -3,7 +3,6 @@
 import collections
 import dataclasses
 import pathlib
-import pickle
 import re
 import warnings
 import zipfile
@@ -15,7 +14,8 @@ import safetensors
 import safetensors.torch
 import torch
 
-from bignas_jax.errors import WeightsError
+from bignas_jax.errors import FileError, WeightsError
+from bignas_jax.files import check_regular
 from bignas_jax.interop.imports.bignas_names import released_name
 
 # The names that a file may use for its weights and for their moving average. Entries may be nested.
@@ -52,6 +52,10 @@ def read_checkpoint(path: str | pathlib.Path, weights: str = "") -> StateDict:
       WeightsError: the file cannot be read, it holds code, or it has no weights; one line.
     """
     path = pathlib.Path(path)
+    try:
+        check_regular(path)
+    except FileError as error:
+        raise WeightsError(f"{path}: {error} of weights") from error
     content = _safetensors(path) if path.suffix == ".safetensors" else _pickled(path)
     entry, mapping = _choose(path, content, weights)
     tensors, ignored = _released(path, mapping)
@@ -61,8 +65,9 @@ def read_checkpoint(path: str | pathlib.Path, weights: str = "") -> StateDict:
 
 def _safetensors(path: pathlib.Path) -> Mapping[str, torch.Tensor]:
     try:
-        return safetensors.torch.load_file(path)
-    except safetensors.SafetensorError as error:
+        with open(path, "rb"):  # an error of the system, which the library tells in its own words
+            return safetensors.torch.load_file(path)
+    except (safetensors.SafetensorError, ValueError, KeyError, OverflowError, RuntimeError) as error:
         raise WeightsError(
             f"{path}: not a whole safetensors file ({error}), expected a PyTorch checkpoint; copy or download it again"
         ) from error
@@ -106,8 +111,7 @@ def _pickled(path: pathlib.Path) -> Any:
     try:
         with torch.serialization.safe_globals(_STAND_INS), warnings.catch_warnings(action="ignore"):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError, TypeError, AttributeError,
-            IndexError, AssertionError) as error:  # fmt: skip
+    except Exception as error:  # noqa: BLE001 - of damaged files, its reader raises struct.error and any other
         raise WeightsError(f"{path}: {_reason(str(error), start, is_zip)}") from error
 
 

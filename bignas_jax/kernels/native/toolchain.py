@@ -14,6 +14,8 @@ import tempfile
 import jax.ffi
 import jaxlib
 
+from bignas_jax.trust import why_not_trusted
+
 FOLDER = pathlib.Path(__file__).parent
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-w")
 
@@ -49,16 +51,23 @@ def build() -> pathlib.Path:
     """
     command = compiler()
     library = cache_folder() / f"kernels-{_identity(command)}.so"
-    if library.exists():
-        return library
     try:
-        library.parent.mkdir(parents=True, exist_ok=True)
+        if library.exists():
+            _check_trusted(library)
+            return library
+        library.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _check_trusted(library.parent)
         with tempfile.TemporaryDirectory(dir=library.parent) as folder:
             # The file is renamed into place when it is whole: other processes may look for it, or build the same one.
             _compile(command, pathlib.Path(folder)).replace(library)
     except OSError as error:
         raise BuildError(f"cannot write {library.parent}: {error.strerror}") from error
     return library
+
+
+def _check_trusted(path: pathlib.Path) -> None:
+    if reason := why_not_trusted(path):
+        raise BuildError(f"{reason}, who could let this program run code; chmod go-w, or remove it")
 
 
 def _identity(command: tuple[str, ...]) -> str:
