@@ -70,19 +70,22 @@ class Toll:
       killed: how many kills there were at each place.
       lost: kills of runs that did not end as the undisturbed one.
       ended: runs.
-      differences: in them.
+      whole: runs that ended as the undisturbed one.
+      differences: in the others.
     """
 
     killed: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     lost: int = 0
     ended: int = 0
+    whole: int = 0
     differences: int = 0
 
     def add(self, killed: collections.Counter, differences: int) -> None:
         """Counts a run that ended."""
         self.killed += killed
         self.lost += killed.total() if differences else 0
-        self.ended, self.differences = self.ended + 1, self.differences + differences
+        self.ended, self.whole = self.ended + 1, self.whole + (not differences)
+        self.differences += differences
 
     def fault(self, what: str) -> Fault:
         """The row of the README's table."""
@@ -90,8 +93,8 @@ class Toll:
         places = ", ".join(f"{n} {place}" for place in Place if (n := self.killed[place]) and place != Place.ELSEWHERE)
         told = f", {places}," if places else ""
         return Fault(
-            f"SIGKILL at a random moment of {names[what]}{told} and the same command again: {self.ended} runs ended "
-            "with the bits of the undisturbed one",
+            f"SIGKILL at a random moment of {names[what]}{told} and the same command again: {self.whole} of "
+            f"{self.ended} runs ended with the bits of the undisturbed one",
             self.killed.total(),
             self.lost,
         )
@@ -136,7 +139,10 @@ def batter(run: Run, whole: Run, kills: int, rng: random.Random) -> Iterator[Tol
         if hung:
             process.kill()
         code, run.seconds = process.end(), time.monotonic() - begun  # it may be faster than before
-        wrong = [f"exit code {code}: {process.said()}"] if code else differences(run.workdir, whole.workdir)
+        if code:
+            wrong = [f"no end after {PATIENCE:.0f} s" if hung else f"exit code {code}: {process.said()}"]
+        else:
+            wrong = differences(run.workdir, whole.workdir)
         for line in wrong:
             print(f"{run.what}: {line}", flush=True)
         toll.add(killed, len(wrong))

@@ -41,7 +41,7 @@ def get_config():
 # LLVM at level 0 halves the time of a compile; the programs run for milliseconds, whatever their code.
 ENVIRONMENT = {"XLA_FLAGS": "--xla_backend_optimization_level=0"} | os.environ
 ENVIRONMENT |= {"JAX_ENABLE_COMPILATION_CACHE": "true"}
-PATIENCE = 900.0  # seconds that one process may take: more is a hang
+PATIENCE = 3600.0  # seconds that one process may take: more is a hang, also where other work takes the processors
 GLANCE = 0.003  # seconds between looks at a process
 
 

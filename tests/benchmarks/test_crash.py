@@ -1,5 +1,6 @@
 """The crash test in its short form, and that it finds what it looks for."""
 
+import collections
 import json
 import pathlib
 import shutil
@@ -10,6 +11,7 @@ import numpy as np
 from paths import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
+import crash  # noqa: E402
 import same_run  # noqa: E402
 
 
@@ -65,3 +67,16 @@ def test_an_empty_folder_beside_the_steps_is_seen(tmp_path):
     (tmp_path / "found" / "checkpoints" / "5.orbax-checkpoint-tmp").mkdir()
     found = same_run.differences(tmp_path / "found", tmp_path / "expected")
     assert found == ["left behind: checkpoints/5.orbax-checkpoint-tmp"]
+
+
+def test_the_kills_of_a_run_that_differs_are_lost():
+    toll = crash.Toll()
+    toll.add(collections.Counter({crash.Place.SAVE: 2, crash.Place.ELSEWHERE: 1}), differences=0)
+    toll.add(collections.Counter({crash.Place.SAVE: 4}), differences=7)
+    fault = toll.fault("child")
+    assert (fault.tried, fault.lost) == (7, 4) and "6 in a save" in fault.fault and "1 of 2 runs" in fault.fault
+    values = {result.name: result.value for result in toll.results("child")}
+    assert values["child: kills survived"] == 3 and values["child: differences"] == 7
+    assert [r.name for r in toll.results("child") if not r.reached] == [
+        "child: kills survived", "child: kills lost", "child: differences",
+    ]  # fmt: skip
