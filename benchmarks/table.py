@@ -60,7 +60,9 @@ def table(files: list[dict]) -> str:
 
 
 def faults(files: list[dict]) -> str:
-    """The table of all files' faults, in Markdown."""
+    """The table of all files' faults, in Markdown; a line where there are none."""
+    if not files:
+        return "No results yet."
     parts = []
     for about in files:
         where = about.get("processor", about["device"])

@@ -6,7 +6,7 @@ import sys
 
 from paths import ROOT
 
-NO_FAULTS = "<!-- reliability: begin -->\n<!-- reliability: end -->\n"
+NO_FAULTS = "<!-- reliability: begin -->\nNo results yet.\n<!-- reliability: end -->\n"
 
 
 def run(*arguments):
