@@ -3,22 +3,22 @@
     python benchmarks/crash.py [--kills 50] [--what train,child,search] [--seed 0] [--workdir FOLDER] [--json FILE]
 
 Each is killed with SIGKILL at random moments and started again with the same command, until it has been killed as
-often as asked. One that ends before that is begun anew. A third of the kills wait for a checkpoint that is being saved,
-a third for an evaluation, the others for a random time. The first kill comes while programs compile, with nothing kept
-from earlier runs. Afterwards every array of the last and the best checkpoint, every metric, the final evaluation and
-the search's result must be those of the undisturbed run, to the bit, and the folder must hold nothing but whole steps.
-Exit code 1 where anything differs.
+often as asked. One that ends before that is begun anew. Some kills wait until a checkpoint is being saved, some for an
+evaluation, some for the final scoring, and some come at any time. Every tenth, and the first, comes while programs
+compile, with nothing kept from earlier runs. A process is halted before it is killed, so that the place that is counted
+is the one where it was.
+
+Afterwards every array of every checkpoint that is kept, the last and the best among them, every metric, the
+evaluations, the search's journal, winners and report must be those of the undisturbed run, to the bit, and the folder
+must hold nothing else. What differs is printed as it is found, and the exit code is 1 then.
 """
 
 import argparse
-import json
-import logging
-import os
+import collections
+import dataclasses
 import pathlib
 import random
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,207 +27,171 @@ from collections.abc import Callable, Iterator
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-import numpy as np  # noqa: E402
-from report import Result, write  # noqa: E402
+from lab import GLANCE, PATIENCE, RECIPE, Place, Process, Run, give_kernels  # noqa: E402
+from report import Fault, Result, write  # noqa: E402
+from same_run import differences  # noqa: E402
 
-# Two stages at one resolution on digits: seconds a run once its programs are compiled.
-RECIPE = """
-from ml_collections import ConfigDict
-from configs import digits
-
-def get_config():
-    config = digits.get_config()
-    stage = dict(depth=(1, 2), kernel_size=(3,), expand_ratio=(2,), se=False)
-    config.space = ConfigDict(dict(
-        resolution=(8,), stem_width=(8,), stem_stride=1, head_width=(16,), v3_head=False, activation="swish",
-        stages=dict(mb1=dict(stage, width=(8, 16), stride=2), mb2=dict(stage, width=(16,), stride=2, se=True)),
-    ))
-    config.data.image_size = config.data.eval_resize = 8
-    config.data.holdout, config.batch_size, config.epochs = 200, 48, 6
-    config.model.dropout, config.sandwich.num_random, config.optimizer.ema_decay = 0.2, 1, 0.9
-    config.calibration.num_images, config.calibration.batch_size = 96, 48
-    config.checkpoint.every_steps, config.checkpoint.keep, config.log.every_steps = 5, 2, 1
-    config.evaluation.every_epochs = 0.5
-    config.search.num_evaluations = 8
-    return config
-"""
-NOISE = ("images_per_second", "seconds", "images_per_minute")  # what no two runs have alike
-PATIENCE = 120.0  # seconds that one process may take
+COLD_EVERY = 10  # kills
+TARGETS = {
+    "train": (Place.SAVE, Place.EVALUATION, Place.ELSEWHERE, Place.RESULT),
+    "child": (Place.SAVE, Place.EVALUATION, Place.ELSEWHERE, Place.RESULT),
+    "search": (Place.EVALUATION, Place.RESULT, Place.ELSEWHERE),
+}
 
 
-class Lab:
-    """The commands, and a folder for all that they write."""
+def moment(run: Run, target: Place, rng: random.Random) -> Callable[[Process], bool]:
+    """A function that says of a process whether it is time to kill it."""
+    if target == Place.ELSEWHERE:
+        until = time.monotonic() + rng.uniform(0.2, 0.95 * run.seconds)
+        return lambda process: time.monotonic() > until
+    if target == Place.COMPILE:
+        kept = rng.randrange(1, max(run.programs, 2))
+        return lambda process: process.kept() >= kept
+    visits = max(run.visits[target], 1)
+    passing, delay = rng.randrange(max(visits // 3, 1)), rng.uniform(0, 0.8 * run.spent[target] / visits)
+    since = None
 
-    def __init__(self, folder: pathlib.Path):
-        self.folder, self.recipe = folder, folder / "tiny.py"
-        folder.mkdir(parents=True, exist_ok=True)
-        self.recipe.write_text(RECIPE)
-
-    def command(self, what: str, workdir: pathlib.Path) -> list[str]:
-        script = "search.py" if what == "search" else "train.py"
-        words = [sys.executable, str(ROOT / script), "--config", str(self.recipe), "--workdir", str(workdir)]
-        if what == "child":
-            words += ["--config.arch=min", f"--config.init_from={self.folder / 'train'}"]
-        return words
-
-    def begin(self, what: str, workdir: pathlib.Path) -> None:
-        """What has to be there before the command."""
-        shutil.rmtree(workdir, ignore_errors=True)
-        if what == "search":
-            shutil.copytree(self.folder / "train", workdir)
-
-    def start(self, what: str, workdir: pathlib.Path, cache: str = "cache") -> subprocess.Popen:
-        kept = {"XDG_CACHE_HOME": str(self.folder / cache)}
-        return subprocess.Popen(
-            self.command(what, workdir), cwd=self.folder, env=os.environ | kept,
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-
-    def run(self, what: str, workdir: pathlib.Path) -> float:
-        """One undisturbed run, and its seconds."""
-        self.begin(what, workdir)
-        start = time.monotonic()
-        process = self.start(what, workdir)
-        _, err = process.communicate(timeout=10 * PATIENCE)
-        if process.returncode:
-            sys.exit(f"crash.py: {what} ended with {process.returncode}: {err[-2000:]}")
-        return time.monotonic() - start
-
-
-def moments(rng: random.Random, workdir: pathlib.Path, seconds: float) -> Iterator[Callable[[], bool]]:
-    """Conditions to kill at, one after the other: a function that says whether it is time."""
-    while True:
-        yield _after(rng.uniform(0.2, 1.05 * seconds))
-        yield lambda: any((workdir / "checkpoints").glob("*tmp*"))  # orbax writes beside the step's place
-        yield _evaluating(workdir, rng.randrange(1, 12))
-
-
-def _after(delay: float) -> Callable[[], bool]:
-    until = time.monotonic() + delay
-    return lambda: time.monotonic() > until
-
-
-def _evaluating(workdir: pathlib.Path, evaluation: int) -> Callable[[], bool]:
-    """Whether a step has been logged whose evaluation is not there yet."""
-
-    def now() -> bool:
-        path = workdir / "metrics.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        steps = [json.loads(line)["step"] for line in lines if line.endswith("}")]
-        return bool(steps) and steps[-1] >= 8 * evaluation and steps[-1] % 8 == 0
+    def now(process: Process) -> bool:
+        nonlocal passing, since
+        if run.place(process) != target:
+            passing, since = passing - (since is not None), None
+            return False
+        since = since or time.monotonic()
+        return passing <= 0 and time.monotonic() - since >= delay
 
     return now
 
 
-def batter(lab: Lab, what: str, kills: int, seconds: float, rng: random.Random) -> tuple[int, list[str]]:
-    """Kills runs until it has killed `kills` times.
+@dataclasses.dataclass
+class Toll:
+    """What came of the kills of runs that ended and were compared.
 
-    Returns:
-      The runs that came to their end, and what differed in them.
+    Attributes:
+      killed: how many kills there were at each place.
+      lost: kills of runs that did not end as the undisturbed one.
+      ended: runs.
+      whole: runs that ended as the undisturbed one.
+      differences: in the others.
     """
-    workdir, killed, ended, found = lab.folder / f"{what}-killed", 0, 0, []
-    lab.begin(what, workdir)
-    conditions = moments(rng, workdir, seconds)
-    while True:
-        cold = killed == 0
-        process = lab.start(what, workdir, f"cold-{what}" if cold else "cache")
-        time_is_up = _after(rng.uniform(2.0, seconds)) if cold else next(conditions)
-        if killed == kills:
-            time_is_up = lambda: False  # noqa: E731
-        deadline = time.monotonic() + PATIENCE
-        while process.poll() is None and not time_is_up() and time.monotonic() < deadline:
-            time.sleep(0.002)
-        if process.poll() is None and killed < kills:
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
-            killed += 1
+
+    killed: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+    lost: int = 0
+    ended: int = 0
+    whole: int = 0
+    differences: int = 0
+
+    def add(self, killed: collections.Counter, differences: int) -> None:
+        """Counts a run that ended."""
+        self.killed += killed
+        self.lost += killed.total() if differences else 0
+        self.ended, self.whole = self.ended + 1, self.whole + (not differences)
+        self.differences += differences
+
+    def fault(self, what: str) -> Fault:
+        """The row of the README's table."""
+        names = {"train": "a training", "child": "a child's training", "search": "a search"}
+        places = ", ".join(f"{n} {place}" for place in Place if (n := self.killed[place]) and place != Place.ELSEWHERE)
+        told = f", {places}," if places else ""
+        return Fault(
+            f"SIGKILL at a random moment of {names[what]}{told} and the same command again: {self.whole} of "
+            f"{self.ended} runs ended with the bits of the undisturbed one",
+            self.killed.total(),
+            self.lost,
+        )
+
+    def results(self, what: str) -> list[Result]:
+        """The figures of `what`."""
+        total = self.killed.total()
+        return [
+            Result(f"{what}: kills survived", total - self.lost, f"of {total}", total),
+            Result(f"{what}: kills lost", self.lost, "", 0, better="lower"),
+            *(Result(f"{what}: kills {place}", self.killed[place], "") for place in Place),
+            Result(f"{what}: runs that ended and were compared", self.ended, ""),
+            Result(f"{what}: differences", self.differences, "", 0, better="lower"),
+        ]
+
+
+def batter(run: Run, whole: Run, kills: int, rng: random.Random) -> Iterator[Toll]:
+    """Kills runs until it has killed `kills` times, and gives the toll so far after each run that ended.
+
+    What differs from the whole run is printed as it is found.
+    """
+    toll, number, killed, missed, cache = Toll(), 0, collections.Counter(), False, "cache"
+    run.begin()
+    while number < kills or killed:
+        turn = number % COLD_EVERY
+        target = Place.COMPILE if turn == 0 else TARGETS[run.what][number % len(TARGETS[run.what])]
+        if turn == 0 and not missed:
+            cache = _cold(run, number)
+        elif turn > 1:  # the start after the kill in a compile meets what that one left
+            cache = "cache"
+        process, begun = run.start(cache), time.monotonic()
+        time_is_up = moment(run, Place.ELSEWHERE if missed else target, rng) if number < kills else lambda _: False
+        deadline = begun + PATIENCE
+        while process.runs() and time.monotonic() < deadline and not time_is_up(process):
+            time.sleep(GLANCE)
+        hung = time.monotonic() >= deadline
+        if number < kills and not hung and process.halt():
+            killed[run.place(process)] += 1
+            process.kill()
+            number, missed = number + 1, False
             continue
-        _, err = process.communicate(timeout=PATIENCE)
-        if process.returncode:
-            return ended, [*found, f"{what}: exit code {process.returncode}: {err[-500:]}"]
-        ended += 1
-        found += [f"{what}, run {ended}: {line}" for line in differences(what, workdir, lab.folder / what)]
-        print(f"{what}: killed {killed} times, run {ended} compared", flush=True)
-        if killed == kills:
-            return ended, found
-        lab.begin(what, workdir)
+        if hung:
+            process.kill()
+        code, run.seconds = process.end(), time.monotonic() - begun  # it may be faster than before
+        if code:
+            wrong = [f"no end after {PATIENCE:.0f} s" if hung else f"exit code {code}: {process.said()}"]
+        else:
+            wrong = differences(run.workdir, whole.workdir)
+        for line in wrong:
+            print(f"{run.what}: {line}", flush=True)
+        toll.add(killed, len(wrong))
+        print(f"{run.what}: run {toll.ended} compared after {killed.total()} kills, {number} in all", flush=True)
+        yield toll
+        missed, killed = True, collections.Counter()
+        run.begin()
 
 
-def differences(what: str, found: pathlib.Path, expected: pathlib.Path) -> list[str]:
-    """What the two folders do not have alike, a line each."""
-    lines = []
-    for name in ("metrics.jsonl", "evaluation_val.json", "search/result.json", "search/evaluations.jsonl"):
-        if (expected / name).exists() and _values(found / name) != _values(expected / name):
-            lines.append(f"{name} differs")
-    steps = [sorted(path.name for path in (folder / "checkpoints").iterdir()) for folder in (found, expected)]
-    if steps[0] != steps[1]:
-        lines.append(f"checkpoints: found {steps[0]}, expected {steps[1]}")
-    for step in set(steps[0]) & set(steps[1]):
-        ours, theirs = (arrays(folder / "checkpoints" / step) for folder in (found, expected))
-        lines += [f"step {step}: {name}" for name in theirs if name not in ours or ours[name] != theirs[name]]
-    left = [path.name for path in found.rglob("*tmp*")] + [path.name for path in found.glob("damaged")]
-    return lines + [f"left behind: {name}" for name in left]
-
-
-def _values(path: pathlib.Path) -> object:
-    """What a file of JSON, or of lines of it, holds, but for what no two runs have alike."""
-    if not path.exists():
-        return None
-    text = path.read_text()
-    return _quiet([json.loads(line) for line in text.splitlines()] if path.suffix == ".jsonl" else json.loads(text))
-
-
-def _quiet(value: object) -> object:
-    if isinstance(value, dict):
-        return {key: _quiet(v) for key, v in value.items() if key not in (*NOISE, "workdir", "run")}
-    return [_quiet(v) for v in value] if isinstance(value, list) else value
-
-
-def arrays(step: pathlib.Path) -> dict[str, bytes]:
-    """Every array of a checkpoint, read by orbax alone, as bytes."""
-    import jax
-    import orbax.checkpoint as ocp
-
-    logging.getLogger("absl").setLevel(logging.ERROR)
-    found = {}
-    for item in ("params", "ema", "training"):
-        if (step / item).is_dir():
-            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-                form = reader.metadata(step / item).item_metadata.tree
-                as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), form)
-                tree = reader.restore(step / item, ocp.args.PyTreeRestore(restore_args=as_numpy))
-            leaves = jax.tree_util.tree_leaves_with_path(tree)
-            found |= {f"{item}{jax.tree_util.keystr(path)}": np.asarray(leaf).tobytes() for path, leaf in leaves}
-    return found
+def _cold(run: Run, number: int) -> str:
+    """A folder without kept programs. Only the first start of a long test builds the native kernels, too."""
+    cache = f"cold-{run.what}-{number}"
+    if number:
+        give_kernels(run.lab, cache)
+    return cache
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50, help="of each kind")
     parser.add_argument("--what", default="train,child,search", help="train, child and search, by commas")
+    parser.add_argument("--quick", action="store_true", help="2 kills of train, one of them in the first compile")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--workdir", help="where to run; a temporary folder by default")
     parser.add_argument("--json", help="file to write the results to")
     arguments = parser.parse_args()
-    folder = pathlib.Path(arguments.workdir or tempfile.mkdtemp(prefix="crash-")).absolute()
-    lab, rng, lost, results = Lab(folder), random.Random(arguments.seed), [], []
-    lab.run("train", lab.folder / "train")  # the others start from it
-    for what in arguments.what.split(","):
-        if what != "train":
-            lab.run(what, lab.folder / what)
-        seconds = lab.run(what, lab.folder / what)  # with kept programs
-        ended, found = batter(lab, what, arguments.kills, seconds, rng)
-        lost += found
-        print(*found, sep="\n", end="\n" if found else "")
-        results += [
-            Result(f"crash: kills of {what}", arguments.kills, "kills"),
-            Result(f"crash: runs of {what} that ended", ended, "runs"),
-            Result(f"crash: differences of {what}", len(found), "", 0, better="lower"),
-        ]
-    write("crash", results, False, arguments.json)
+    if arguments.quick:
+        arguments.kills, arguments.what = 2, "train"
+    kinds = arguments.what.split(",")
+    if unknown := [what for what in kinds if what not in TARGETS]:
+        parser.error(f"--what: found {unknown[0]}, expected some of {', '.join(TARGETS)}, by commas")
+    lab = pathlib.Path(arguments.workdir or tempfile.mkdtemp(prefix="crash-")).absolute()
+    lab.mkdir(parents=True, exist_ok=True)
+    (lab / "tiny.py").write_text(RECIPE)
+    for cache in ("cache", *(["cold-train-0"] if arguments.quick else [])):
+        give_kernels(lab, cache)
+    results, faults = [], []
+    for what in dict.fromkeys(["train", *kinds]):  # the others start from the undisturbed training
+        whole = Run(what, lab, what)
+        whole.undisturbed(arguments.quick)
+        done = results, faults
+        rng = random.Random(f"{arguments.seed} {what}")
+        for toll in batter(whole.beside(), whole, arguments.kills, rng) if what in kinds else ():
+            results, faults = done[0] + toll.results(what), [*done[1], toll.fault(what)]
+            write("crash", results, arguments.quick, arguments.json, True, faults)  # a long run may be cut off
+    write("crash", results, arguments.quick, arguments.json, faults=faults)
     if not arguments.workdir:
-        shutil.rmtree(folder)
-    return 1 if lost else 0
+        shutil.rmtree(lab)
+    return 0 if all(result.reached for result in results) else 1
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """The results of a benchmark: printed beside their targets, and written as JSON.
 
-    python benchmarks/report.py FOLDER [--results benchmarks/results]
+    python benchmarks/report.py FOLDER [--results benchmarks/results] [--add]
 
-This merges the files that benchmarks/gpu.sh wrote to FOLDER into one file of results, named by device and date. Each
-run wrote NAME.run, a line of exit status, seconds and command, and NAME.json, by `write`. A run without NAME.json
-counts as failed.
+This merges the files that benchmarks/gpu.sh (or reliability.sh) wrote to FOLDER into one file of results, named by
+device and date. Each run wrote NAME.run, a line of exit status, seconds and command, and NAME.json, by `write`. A run
+without NAME.json counts as failed. With --add, other runs that the file holds already are kept.
 """
 
 import argparse
@@ -15,6 +15,8 @@ import json
 import pathlib
 import re
 import subprocess
+import sys
+from collections.abc import Sequence
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "torch", "numpy")
@@ -60,19 +62,44 @@ class Result:
         return text if self.target is None else f"{text} ({self.bound}: {'PASS' if self.reached else 'SHORT'})"
 
 
-def write(benchmark: str, results: list[Result], quick: bool, path: str | None, silent: bool = False) -> None:
-    """Prints the results, unless `silent`, and writes them as one JSON object if a path is given."""
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    """A fault that was tried again and again.
+
+    Attributes:
+      fault: what was done, in words, as the README's table shows it.
+      tried: how often.
+      lost: how often what came after was not as it should be.
+    """
+
+    fault: str
+    tried: int
+    lost: int
+
+
+def write(
+    benchmark: str,
+    results: list[Result],
+    quick: bool,
+    path: str | None,
+    silent: bool = False,
+    faults: Sequence[Fault] = (),
+) -> None:
+    """Prints the results, unless `silent`, and writes them, with the faults, as one JSON object if a path is given."""
     for result in () if silent else results:
         print(result)
     if path:
-        rows = [dataclasses.asdict(result) for result in results]
-        text = json.dumps({"benchmark": benchmark, "quick": quick, "results": rows}, indent=1)
-        pathlib.Path(path).write_text(text + "\n")
+        found = {"benchmark": benchmark, "quick": quick, "results": [dataclasses.asdict(r) for r in results]}
+        found |= {"faults": [dataclasses.asdict(fault) for fault in faults]} if faults else {}
+        pathlib.Path(path).write_text(json.dumps(found, indent=1) + "\n")
 
 
 def machine() -> dict[str, object]:
-    """The environment of this run: device, number of devices, versions, commit, date."""
+    """The environment of this run: device, number of devices, processor, versions, commit, date."""
+    sys.path.insert(0, str(ROOT))
     import jax
+
+    from bignas_jax.search.timing import device_name
 
     versions = {name: importlib.metadata.version(name) for name in _LIBRARIES}
     git = ["git", "-C", str(ROOT)]
@@ -84,6 +111,7 @@ def machine() -> dict[str, object]:
     return {
         "device": jax.devices()[0].device_kind,
         "devices": jax.device_count(),
+        "processor": device_name(jax.devices()[0]),
         "date": datetime.date.today().isoformat(),
         "commit": commit + (" with changes" if changed else ""),
         "versions": versions,
@@ -121,6 +149,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=pathlib.Path, help="what benchmarks/gpu.sh left")
     parser.add_argument("--results", type=pathlib.Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--add", action="store_true", help="keep what a file of this device and date holds already")
     args = parser.parse_args()
     runs = merge(args.folder)
     if not runs:
@@ -128,6 +157,9 @@ def main() -> None:
     about = machine()
     path = args.results / file_name(about)
     path.parent.mkdir(parents=True, exist_ok=True)
+    if args.add and path.exists():
+        names = {run["name"] for run in runs}
+        runs = [run for run in json.loads(path.read_text())["runs"] if run["name"] not in names] + runs
     path.write_text(json.dumps(about | {"runs": runs}, indent=1) + "\n")
     for run in runs:
         short = [row["name"] for row in run.get("results", ()) if not Result(**row).reached]

@@ -1,6 +1,8 @@
-"""Makes the README's table of speed from the files in benchmarks/results/, the newest of each device.
+"""Makes the README's tables from the files in benchmarks/results/, the newest of each device.
 
-    python benchmarks/table.py            # writes it into README.md, between its two markers
+The table of speed comes from the files themselves, that of reliability from those in the folder reliability/.
+
+    python benchmarks/table.py            # writes both into README.md, each between its two markers
     python benchmarks/table.py --check    # fails if README.md says something else
 """
 
@@ -9,10 +11,10 @@ import json
 import pathlib
 import sys
 
-from report import Result
+from report import Fault, Result
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-BEGIN, END = "<!-- performance: begin -->", "<!-- performance: end -->"
+PERFORMANCE, RELIABILITY = "performance", "reliability"
 
 
 def newest(folder: pathlib.Path) -> list[dict]:
@@ -57,16 +59,39 @@ def table(files: list[dict]) -> str:
     return "\n".join(parts).strip()
 
 
-def insert(readme: str, text: str) -> str:
-    """The README with `text` between the markers.
+def faults(files: list[dict]) -> str:
+    """The table of all files' faults, in Markdown; a line where there are none."""
+    if not files:
+        return "No results yet."
+    parts = []
+    for about in files:
+        where = about.get("processor", about["device"])
+        versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items() if "jax" in name)
+        parts.append(f"{where}, {about['date']}, {versions}, {commit(about)}:\n")
+        parts += ["| fault | tried | survived | lost | command |", "|---|---|---|---|---|"]
+        for run in about["runs"]:
+            command = f"`{run['command']}`"
+            for fault in [Fault(**row) for row in run.get("faults", ())]:
+                numbers = " | ".join(f"{n:,}" for n in (fault.tried, fault.tried - fault.lost, fault.lost))
+                parts.append(f"| {fault.fault} | {numbers} | {command} |")
+                command = ""
+            if not run.get("faults"):
+                parts.append(f"| {run['name']}: {run['status']} | | | | {command} |")
+        parts.append("")
+    return "\n".join(parts).strip()
+
+
+def insert(readme: str, text: str, name: str) -> str:
+    """The README with `text` between the markers of a table.
 
     Raises:
       SystemExit: the markers are not there once each, in order.
     """
-    if readme.count(BEGIN) != 1 or readme.count(END) != 1 or readme.index(BEGIN) > readme.index(END):
-        raise SystemExit(f"README.md: expected {BEGIN} and then {END}, once each")
-    before, rest = readme.split(BEGIN)
-    return f"{before}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}"
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    if readme.count(begin) != 1 or readme.count(end) != 1 or readme.index(begin) > readme.index(end):
+        raise SystemExit(f"README.md: expected {begin} and then {end}, once each")
+    before, rest = readme.split(begin)
+    return f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}"
 
 
 def main() -> int:
@@ -76,9 +101,10 @@ def main() -> int:
     parser.add_argument("--readme", type=pathlib.Path, default=ROOT / "README.md")
     args = parser.parse_args()
     old = args.readme.read_text()
-    new = insert(old, table(newest(args.results)))
+    new = insert(old, table(newest(args.results)), PERFORMANCE)
+    new = insert(new, faults(newest(args.results / RELIABILITY)), RELIABILITY)
     if args.check and new != old:
-        print("README.md: found another table than benchmarks/results/ gives: run python benchmarks/table.py")
+        print("README.md: found other tables than benchmarks/results/ gives: run python benchmarks/table.py")
         return 1
     if not args.check:
         args.readme.write_text(new)

@@ -1,10 +1,12 @@
-"""The README's table is the one that the committed results give."""
+"""The README's tables are the ones that the committed results give."""
 
 import json
 import subprocess
 import sys
 
 from paths import ROOT
+
+NO_FAULTS = "<!-- reliability: begin -->\nNo results yet.\n<!-- reliability: end -->\n"
 
 
 def run(*arguments):
@@ -29,13 +31,30 @@ def test_the_newest_file_of_a_device_is_shown_with_what_falls_short(tmp_path):
     file("2026-01-01", 5.0)
     file("2026-02-01", 1.2)
     readme = tmp_path / "README.md"
-    readme.write_text("a\n<!-- performance: begin -->\nold\n<!-- performance: end -->\nb\n")
+    readme.write_text(f"a\n<!-- performance: begin -->\nold\n<!-- performance: end -->\nb\n{NO_FAULTS}")
     arguments = ("--results", tmp_path, "--readme", readme)
     assert run("--check", *arguments).returncode == 1
     assert run(*arguments).returncode == 0 and run("--check", *arguments).returncode == 0
     text = readme.read_text()
     assert "1.2 x (short) | at least 1.3 | `python step.py`" in text and "timed out" in text
     assert "card, 2026-02-01, jax 1, commit 0123456789ab with changes:" in text
-    assert "5 x" not in text and text.startswith("a\n") and text.endswith("\nb\n") and "old" not in text
+    assert "5 x" not in text and text.startswith("a\n") and "\nb\n" in text and "old" not in text
     readme.write_text("no markers")
     assert "once each" in run(*arguments).stderr
+
+
+def test_faults_are_shown_with_what_was_lost(tmp_path):
+    faults = [{"fault": "a kill", "tried": 1050, "lost": 2}, {"fault": "a cut", "tried": 7, "lost": 0}]
+    runs = [{"name": "crash", "command": "python crash.py", "status": "done", "seconds": 9, "faults": faults},
+            {"name": "soak", "command": "python soak.py", "status": "failed", "seconds": 9}]  # fmt: skip
+    about = {"device": "cpu", "processor": "cpu X x 2", "date": "2026-02-01", "commit": "0123456789abcdef"}
+    about |= {"runs": runs, "versions": {"jax": "1", "torch": "2"}}
+    (tmp_path / "reliability").mkdir()
+    (tmp_path / "reliability" / "cpu.json").write_text(json.dumps(about))
+    readme = tmp_path / "README.md"
+    readme.write_text(f"<!-- performance: begin -->\n<!-- performance: end -->\n{NO_FAULTS}end\n")
+    assert run("--results", tmp_path, "--readme", readme).returncode == 0
+    text = readme.read_text()
+    assert "cpu X x 2, 2026-02-01, jax 1, commit 0123456789ab:" in text and text.endswith("end\n")
+    assert "| a kill | 1,050 | 1,048 | 2 | `python crash.py` |\n| a cut | 7 | 7 | 0 |  |\n" in text
+    assert "| soak: failed | | | | `python soak.py` |" in text
