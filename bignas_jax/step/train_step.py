@@ -29,6 +29,7 @@ from bignas_jax.programs.compile import compile_ahead
 from bignas_jax.programs.devices import AXIS, REPLICATED, SPLIT, batch_sharding, over_devices, replicate, shapes
 from bignas_jax.spaces.architecture import Architecture
 from bignas_jax.spaces.space import Space
+from bignas_jax.step.conflicts import combined
 from bignas_jax.step.losses import loss_class
 from bignas_jax.step.members.protocol import Member, Part, Target
 from bignas_jax.step.members.registry import make_members
@@ -110,7 +111,10 @@ class TrainStep:
             buckets = [shared(self.space, resolution) for resolution in self.space.resolutions]
             jobs |= {("score", bucket): partial(lower_score, bucket) for bucket in buckets}
         members = [metrics] * len(self.members.names)
-        jobs["update"] = lambda: self._update().lower(shapes(state, whole), total, members)
+        grads = (total, total) if self._resolves else (total,)
+        jobs["update"] = lambda: self._update().lower(shapes(state, whole), grads, members)
+        if self._resolves:
+            jobs["zeros"] = lambda: self._zeros(total).lower()
         self.executables = compile_ahead(jobs, "compile sandwich", progress, self.identity)
 
     def __call__(self, state: TrainState, batch: dict[str, jax.Array], step: int) -> tuple[TrainState, Any]:
@@ -125,13 +129,26 @@ class TrainStep:
           the scalars in `Loss.metrics` are [members] each. `gradient_norm` (before clipping), `learning_rate`, `finite`
           (whether the update was made), and the counters `skipped` and `skipped_in_row` are scalars.
         """
-        grads = teacher = None
+        grads = biggest = teacher = None
         all_metrics = []
         for number, member in enumerate(self.members.choose(step, partial(self.score, state.params, batch))):
             grads, metrics, predicted = self.learn(state.params, batch, member, step, teacher, grads, number)
-            teacher = predicted if member.part.first else teacher
+            if member.part.first:
+                teacher = predicted
+                if self._resolves:  # its gradient is kept apart from the others'
+                    biggest, grads = grads, self.executables["zeros"]()
             all_metrics.append(metrics)
-        return self.executables["update"](state, grads, all_metrics)
+        return self.executables["update"](state, (biggest, grads) if self._resolves else (grads,), all_metrics)
+
+    @property
+    def _resolves(self) -> bool:
+        """Whether the first member's gradient can conflict with those of others, and gives way to them if it does."""
+        return self.recipe.resolve_conflicts_from is not None and len(self.members.names) > 1
+
+    def _zeros(self, total: Any):
+        """The program of the sum of no gradients."""
+        shardings = jax.tree.map(lambda a: a.sharding, total)
+        return jax.jit(lambda: jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), total), out_shardings=shardings)
 
     def learn(
         self,
@@ -249,7 +266,9 @@ class TrainStep:
 
         def update(state, grads, metrics):
             grads, metrics = _mean_over_devices((grads, jnp.stack(metrics)), self.mesh.size)
-            grads = jax.tree.map(lambda g: g[0], grads)
+            *biggest, grads = jax.tree.map(lambda g: g[0], grads)
+            if biggest:
+                grads = combined(*biggest, grads, state.step >= recipe.resolve_conflicts_from)
             norm, loss = optax.tree.norm(grads), metrics[:, 0, 0]
             finite = jnp.isfinite(norm) & jnp.all(jnp.isfinite(loss))
 
