@@ -76,6 +76,8 @@ class Strategies(enum.StrEnum):
     EVOLUTION = "evolution"
     PARETO = "pareto"
     RANDOM = "random"
+    AGEING_EVOLUTION = "ageing_evolution"
+    ASNG = "asng"
 
 
 class MemberSamplers(enum.StrEnum):
@@ -333,6 +335,8 @@ class Sandwich(Group, part="sandwich"):
     label_smoothing: float = _rate(0.0)
     members: str = _plugged(*MemberSamplers, default=MemberSamplers.SANDWICH.value)
     loss: str = _plugged(*Losses, default=Losses.SOFT_CROSS_ENTROPY.value)
+    resolve_conflicts: bool = _switch(False)
+    resolve_conflicts_after: float = _not_negative(0.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,8 @@ class Recipe:
       seed: the seed of everything that is random.
       members: name of the sampler, or `package.module:Class`.
       loss: name of the loss, or `package.module:Class`.
+      resolve_conflicts_from: the step from which the biggest member's gradient gives way to the others'; None means
+        never.
     """
 
     num_random: int = 2
@@ -36,15 +38,24 @@ class Recipe:
     seed: int = 0
     members: str = "sandwich"
     loss: str = "soft_cross_entropy"
+    resolve_conflicts_from: int | None = None
 
     @classmethod
-    def of(cls, options: Options) -> "Recipe":
-        """The recipe of a run's options."""
+    def of(cls, options: Options, steps_per_epoch: int = 1) -> "Recipe":
+        """The recipe of a run's options.
+
+        Args:
+          options: the options.
+          steps_per_epoch: steps of one epoch.
+        """
+        sandwich = options.sandwich
+        conflicts_from = round(sandwich.resolve_conflicts_after * steps_per_epoch)
         return cls(
-            members=options.sandwich.members,
-            loss=options.sandwich.loss,
-            num_random=options.sandwich.num_random,
-            label_smoothing=options.sandwich.label_smoothing,
+            members=sandwich.members,
+            loss=sandwich.loss,
+            resolve_conflicts_from=conflicts_from if sandwich.resolve_conflicts else None,
+            num_random=sandwich.num_random,
+            label_smoothing=sandwich.label_smoothing,
             dropout=options.model.dropout,
             drop_connect=options.model.drop_connect,
             sync_batch_norm=options.model.sync_batch_norm,

@@ -120,7 +120,10 @@ class TrainStep:
             buckets = [shared(self.space, resolution) for resolution in self.space.resolutions]
             jobs |= {("score", bucket): partial(score, bucket) for bucket in buckets}
         members = [metrics] * len(self.members.names)
-        jobs["update"] = lambda: self._update().trace(shapes(state, whole), total, members)
+        grads = (total, total) if self._resolves else (total,)
+        jobs["update"] = lambda: self._update().trace(shapes(state, whole), grads, members)
+        if self._resolves:
+            jobs["zeros"] = lambda: self._zeros(total).trace()
         return jobs
 
     def __call__(self, state: TrainState, batch: dict[str, jax.Array], step: int) -> tuple[TrainState, Any]:
@@ -135,13 +138,26 @@ class TrainStep:
           the scalars in `Loss.metrics` are [members] each. `gradient_norm` (before clipping), `learning_rate`, `finite`
           (whether the update was made), and the counters `skipped` and `skipped_in_row` are scalars.
         """
-        grads = teacher = None
+        grads = biggest = teacher = None
         all_metrics = []
         for number, member in enumerate(self.members.choose(step, partial(self.score, state.params, batch))):
             grads, metrics, predicted = self.learn(state.params, batch, member, step, teacher, grads, number)
-            teacher = predicted if member.part.first else teacher
+            if member.part.first:
+                teacher = predicted
+                if self._resolves:  # its gradient is kept apart from the others'
+                    biggest, grads = grads, self.executables["zeros"]()
             all_metrics.append(metrics)
-        return self.executables["update"](state, grads, all_metrics)
+        return self.executables["update"](state, (biggest, grads) if self._resolves else (grads,), all_metrics)
+
+    @property
+    def _resolves(self) -> bool:
+        """Whether the first member's gradient can conflict with those of others, and gives way to them if it does."""
+        return self.recipe.resolve_conflicts_from is not None and len(self.members.names) > 1
+
+    def _zeros(self, total: Any):
+        """The program of the sum of no gradients."""
+        shardings = jax.tree.map(lambda a: a.sharding, total)
+        return jax.jit(lambda: jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), total), out_shardings=shardings)
 
     def learn(
         self,
@@ -255,9 +271,11 @@ class TrainStep:
 
     def _update(self):
         """The last program of a step: the mean over the devices, the clip and the update."""
+        recipe = self.recipe
         update = partial(
-            make_update, self.optimizer, self.schedule, self.recipe.ema_decay, self.loss.metrics, self.mesh.size
-        )
+            make_update, self.optimizer, self.schedule, recipe.ema_decay, recipe.resolve_conflicts_from,
+            self.loss.metrics, self.mesh.size,
+        )  # fmt: skip
         specs = (REPLICATED, SPLIT, SPLIT)
         return over_devices(self.mesh, update, specs, (REPLICATED, REPLICATED), donate_argnums=(0,))
 

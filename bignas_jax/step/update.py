@@ -12,6 +12,7 @@ from jax.flatten_util import ravel_pytree
 from bignas_jax.kernels.reduce import mean_over
 from bignas_jax.kernels.target import current
 from bignas_jax.programs.devices import AXIS
+from bignas_jax.step.conflicts import combined
 from bignas_jax.step.flat import Flat
 from bignas_jax.step.optimizer import KeptTrace
 from bignas_jax.step.state import TrainState
@@ -21,10 +22,11 @@ def make_update(
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     ema_decay: float,
+    resolve_from: int,
     names: Sequence[str],
     devices: int,
     state: TrainState,
-    grads: Any,
+    grads: tuple[Any, ...],
     metrics: Sequence[jax.Array],
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """The new state, and the metrics of the step.
@@ -35,15 +37,21 @@ def make_update(
       optimizer: optax transformation of the summed gradient.
       schedule: the learning rate by update; it is only reported.
       ema_decay: decay of the average of the weights; 0 if there is none.
+      resolve_from: the step from which conflicts between gradients are resolved, where `grads` holds two trees.
       names: names of the further scalars that the loss gives.
       devices: devices of the mesh.
       state: the train state.
-      grads: this device's sum of gradients, in the form of the weights with a leading axis of 1.
+      grads: this device's sum of gradients, in the form of the weights with a leading axis of 1; or the biggest's
+        gradient and the sum of the others', if conflicts between them are resolved.
       metrics: [1, 2 + names] of each member: loss, accuracy, and the further scalars.
     """
     flat = Flat.of(state.params) if current().platform == "gpu" else None
     mean = _mean if flat is None else partial(_mean_of_vectors, flat)
-    grads, metrics = mean(grads, jnp.stack(metrics), devices)
+    *biggest, grads, metrics = mean((*grads, jnp.stack(metrics)), devices)
+    if biggest:
+        trees = (*biggest, grads) if flat is None else [flat.split(vectors) for vectors in (*biggest, grads)]
+        grads = combined(*trees, state.step >= resolve_from)
+        grads = grads if flat is None else flat.join(grads)
     norm, loss = optax.tree.norm(grads), metrics[:, 0, 0]
     finite = jnp.isfinite(norm) & jnp.all(jnp.isfinite(loss))
 
@@ -74,23 +82,28 @@ def make_update(
     }
 
 
-def _mean(grads: Any, metrics: jax.Array, devices: int) -> tuple[Any, jax.Array]:
-    """The means over AXIS, of gradients without their leading axis. They are joined: there is one all-reduce."""
-    grads = jax.tree.map(lambda g: g[0], grads)
+def _mean(trees: tuple[Any, ...], devices: int) -> tuple[Any, ...]:
+    """The means over AXIS of gradients, without their leading axis, and of the metrics. They need one all-reduce."""
+    *grads, metrics = trees
+    trees = *jax.tree.map(lambda g: g[0], grads), metrics
     if devices == 1:
-        return grads, metrics  # saves two copies of all gradients, to the vector and back: 40 of 95 ms on CPUs
-    vector, unravel = ravel_pytree((grads, metrics))
+        return trees  # saves two copies of all gradients, to the vector and back: 40 of 95 ms on CPUs
+    vector, unravel = ravel_pytree(trees)
     return unravel(mean_over(vector, AXIS))
 
 
-def _mean_of_vectors(flat: Flat, grads: Any, metrics: jax.Array, devices: int) -> tuple[Any, jax.Array]:
+def _mean_of_vectors(flat: Flat, trees: tuple[Any, ...], devices: int) -> tuple[Any, ...]:
     """The same, of gradients as the vectors of `flat`."""
-    grads = flat.join(grads)
+    *grads, metrics = trees
+    joined = [flat.join(tree) for tree in grads]
     if devices == 1:
-        return grads, metrics
-    vector = jnp.concatenate([grads["kernel"], grads["rest"], metrics.reshape(-1)])
-    grads, rest = flat.divide(mean_over(vector, AXIS))
-    return grads, rest.reshape(metrics.shape)
+        return *joined, metrics
+    parts = [vector for vectors in joined for vector in (vectors["kernel"], vectors["rest"])]
+    rest, means = mean_over(jnp.concatenate([*parts, metrics.reshape(-1)]), AXIS), []
+    for _ in grads:
+        mean, rest = flat.divide(rest)
+        means.append(mean)
+    return *means, rest.reshape(metrics.shape)
 
 
 def _keep(finite: jax.Array, new: Any, old: Any) -> Any:

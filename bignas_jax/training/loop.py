@@ -121,7 +121,7 @@ class Run:
         self.progress = progress and self.first
         self.plan = Plan.of(options, loader.steps_per_epoch)
         schedule = optimizers.schedule(options.optimizer, loader.steps_per_epoch, options.epochs)
-        recipe = Recipe.of(options)
+        recipe = Recipe.of(options, loader.steps_per_epoch)
         plugged = members_class(session.space, recipe.members), loss_class(recipe.loss)
         sizes = loader.steps_per_epoch, options.epochs, options.batch_size, options.data.image_size
         self.step = TrainStep(

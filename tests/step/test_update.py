@@ -32,25 +32,27 @@ def tree(seed, lead=()):
     return {"stem": {"kernel": normal(3, 3, 3, 4)}, "blocks": {0: block}, "classifier": {"bias": normal(2)}}
 
 
-def updated(monkeypatch, platform, values, ema, finite):
+def updated(monkeypatch, platform, values, ema, finite, resolves=False):
     monkeypatch.setattr(module, "current", lambda: namedtuple("Target", "platform")(platform))
     transformation = optimizer(dataclasses.replace(Optimizer(), **values), lambda step: 0.1)
     params, zero = tree(0), jnp.int32(0)
     state = TrainState(params, transformation.init(params), tree(1) if ema else None, zero, zero, zero)
     for step in range(3):
-        grads = tree(step + 2, (1,))
+        grads = (tree(step + 20, (1,)), tree(step + 2, (1,))) if resolves else (tree(step + 2, (1,)),)
         if not finite and step == 1:
-            grads["classifier"]["bias"] = grads["classifier"]["bias"].at[0, 0].set(jnp.nan)
+            grads[0]["classifier"]["bias"] = grads[0]["classifier"]["bias"].at[0, 0].set(jnp.nan)
         metrics = [jnp.array([[2.0, 0.5]])] * 4
-        state, named = make_update(transformation, lambda step: 0.1, 0.9 if ema else 0.0, (), 1, state, grads, metrics)
+        state, named = make_update(
+            transformation, lambda step: 0.1, 0.9 if ema else 0.0, 1, (), 1, state, grads, metrics
+        )
     return state, named
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("finite", [True, False])
 def test_vectors_are_updated_as_arrays_are(monkeypatch, name, finite):
-    expected = updated(monkeypatch, "cpu", OPTIMIZERS[name], name == "momentum", finite)
-    found = updated(monkeypatch, "gpu", OPTIMIZERS[name], name == "momentum", finite)
+    rest = OPTIMIZERS[name], name == "momentum", finite, name == "plain"
+    expected, found = (updated(monkeypatch, platform, *rest) for platform in ("cpu", "gpu"))
     assert jax.tree.structure(found) == jax.tree.structure(expected)
     assert int(found[0].skipped) == (0 if finite else 1)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from bignas_jax.config.options import Search, Strategies
 from bignas_jax.plugins import find
 from bignas_jax.search.problem import Problem
+from bignas_jax.search.strategies.ageing_evolution import AgeingEvolution
+from bignas_jax.search.strategies.asng import ASNG
 from bignas_jax.search.strategies.coarse_to_fine import CoarseToFine
 from bignas_jax.search.strategies.evolution import Evolution
 from bignas_jax.search.strategies.pareto import Pareto
@@ -21,6 +23,10 @@ STRATEGIES: dict[str, Maker] = {
     Strategies.EVOLUTION: lambda problem, o: Evolution(problem, o.seed, o.population, o.mutation_probability),
     Strategies.PARETO: lambda problem, o: Pareto(problem, o.seed, round_size(o), o.mutation_probability),
     Strategies.RANDOM: lambda problem, o: RandomSearch(problem, o.seed),
+    Strategies.AGEING_EVOLUTION: lambda problem, o: AgeingEvolution(
+        problem, o.seed, o.population, o.mutation_probability
+    ),
+    Strategies.ASNG: lambda problem, o: ASNG(problem, o.seed),
 }
 
 

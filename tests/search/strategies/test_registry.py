@@ -5,13 +5,16 @@ from landscape import problem
 
 from bignas_jax.config.options import Search, Strategies
 from bignas_jax.errors import ConfigError
+from bignas_jax.search.strategies.ageing_evolution import AgeingEvolution
+from bignas_jax.search.strategies.asng import ASNG
 from bignas_jax.search.strategies.coarse_to_fine import CoarseToFine
 from bignas_jax.search.strategies.evolution import Evolution
 from bignas_jax.search.strategies.pareto import Pareto
 from bignas_jax.search.strategies.random_search import RandomSearch
 from bignas_jax.search.strategies.registry import make_strategy, round_size
 
-CLASSES = {"coarse_to_fine": CoarseToFine, "evolution": Evolution, "pareto": Pareto, "random": RandomSearch}
+CLASSES = {"coarse_to_fine": CoarseToFine, "evolution": Evolution, "pareto": Pareto, "random": RandomSearch,
+           "ageing_evolution": AgeingEvolution, "asng": ASNG}
 
 
 @pytest.mark.parametrize("name", Strategies)

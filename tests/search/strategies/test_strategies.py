@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from landscape import SPACE, accuracy, problem
 
+from bignas_jax.search.strategies.ageing_evolution import AgeingEvolution
+from bignas_jax.search.strategies.asng import ASNG, Distribution
 from bignas_jax.search.strategies.coarse_to_fine import CoarseToFine, skeletons
 from bignas_jax.search.strategies.evolution import Evolution
 from bignas_jax.search.strategies.pareto import Pareto
@@ -17,6 +19,8 @@ MAKERS = {
     "coarse_to_fine": lambda problem, seed: CoarseToFine(problem, seed, EVALUATIONS),
     "evolution": lambda problem, seed: Evolution(problem, seed, 32, 0.15),
     "pareto": lambda problem, seed: Pareto(problem, seed, 14, 0.15),
+    "ageing_evolution": lambda problem, seed: AgeingEvolution(problem, seed, 32, 0.15),
+    "asng": lambda problem, seed: ASNG(problem, seed),
 }
 
 
@@ -138,3 +142,44 @@ def test_mutations_of_coarse_to_fine_go_part_by_part():
         strategy.tell({p.arch: accuracy(p.arch) for p in asked})
     parts = [phase.split(",")[0] for phase in phases if phase != "grid"]
     assert phases[0] == "grid" and parts[:4] == ["resolution", "mb1", "mb2", "mb3"]
+
+
+def test_the_oldest_die_and_not_the_worst():
+    searched = problem(0.7)
+    strategy = AgeingEvolution(searched, 0, 8, 0.0)
+    within = [arch for arch in SPACE.enumerate() if searched.fits(arch, searched.budgets[0])][:40]
+    best, young = within[0], within[1:9]
+    strategy.tell({best: 1.0})
+    strategy.tell(dict.fromkeys(young, 0.5))  # as many as the population has places
+
+    def near(arch, others):
+        genes = SPACE.indices(arch)
+        return min(sum(a != b for a, b in zip(genes, SPACE.indices(o), strict=True)) for o in others)
+
+    searched.grow = lambda arch, *_, **__: arch
+    children = [proposal.arch for proposal in strategy.ask(6)]
+    assert all(near(child, young) == 1 for child in children)
+    strategy.tell(dict.fromkeys(young[:1], 1.0))  # told again: no birth
+    assert best not in strategy._alive[searched.budgets[0]] and len(strategy._alive[searched.budgets[0]]) == 8
+
+
+def test_the_natural_gradient_finds_what_is_good_and_grows_its_steps_on_the_way():
+    rng, found = np.random.default_rng(0), Distribution([2, 3, 1, 4])
+    start = found.step
+    for _ in range(60):
+        draws = [found.sample(rng) for _ in range(6)]
+        scores = np.array([2.0 * d[0] + d[1] - d[3] for d in draws])
+        found.learn(draws, scores - scores.mean())
+    p = found.probabilities
+    assert p[0][1] > 0.7 and p[1][2] > 0.45 and p[3][0] > 0.5 and p[2][0] == 1  # no value gets less than its floor
+    assert all(np.isclose(q.sum(), 1) and q.min() > 0 for q in p)
+    noisy = Distribution([2, 3, 1, 4])
+    for _ in range(60):
+        noisy.learn([noisy.sample(rng) for _ in range(6)], rng.permutation([1, 1, 0, 0, -1, -1]))
+    assert found.step > noisy.step and start > noisy.step
+
+
+def test_a_choice_that_does_not_matter_is_not_learned():
+    found = Distribution([2, 2])
+    found.learn([[0, None], [1, None]], np.array([1.0, -1.0]))
+    assert found.probabilities[0][0] > 0.5 and found.probabilities[1].tolist() == [0.5, 0.5]
