@@ -14,10 +14,11 @@ from paths import ROOT
 from run_lab import CONFIG, environment
 
 from bignas_jax.config.files import differences
+from bignas_jax.config.options import Options
 from bignas_jax.config.recipes import load_recipe
 from bignas_jax.errors import ConfigError
 from bignas_jax.files import locked
-from bignas_jax.runs.identity import BINDINGS, Use, broken, check_data
+from bignas_jax.runs.identity import BINDINGS, Use, broken, check_data, claim
 
 FIELDS = {
     "space.": ("config.space.activation: 'swish' -> 'relu'", Use.EXPORT),
@@ -52,6 +53,13 @@ def test_what_binds_nothing_and_what_only_changes_size():
     changed = load_recipe().copy_and_resolve_references().unlock()
     changed.data.train_split = "more"
     assert len(broken(differences(load_recipe(), changed), Use.GOING_ON)) == 1
+
+
+def test_checkpoints_without_their_config_are_not_gone_on_with(tmp_path):
+    (tmp_path / "checkpoints" / "3").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="holds checkpoints, but no config.json"):
+        claim(tmp_path, Options.of(load_recipe()), 5)
+    assert not (tmp_path / "config.json").exists()
 
 
 THEN = {"classes": ["ant", "bee"], "train": {"images": 30, "digest": "a"}, "val": {"images": 6, "digest": "b"}}
