@@ -123,6 +123,11 @@ def claim(workdir: pathlib.Path, options: Options, stop: int) -> int | None:
             print(one_line(f"{verb} {'; '.join(changes)}"))
         if finished:
             return last if changes else None
+    elif steps(workdir):
+        raise ConfigError(
+            f"{workdir} holds checkpoints, but no config.json that says what they are of: put it back, or give another "
+            "--workdir"
+        )
     if first:
         try:
             workdir.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from bignas_jax.errors import ConfigError, FileError
 from bignas_jax.files import add_line, open_lines, whole_lines, write_text
 
 
@@ -154,8 +155,12 @@ def _is_evaluation(record: Mapping[str, float], step: int) -> bool:
 
 def _records(path: pathlib.Path) -> Iterator[tuple[str, dict]]:
     """The lines of a file of records, and what they hold; lines that a kill or a crash spoiled are left out."""
-    for line in whole_lines(path):
-        with contextlib.suppress(ValueError):
+    try:
+        lines = whole_lines(path)
+    except FileError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    for line in lines:
+        with contextlib.suppress(ValueError, RecursionError):
             record = json.loads(line)
-            if isinstance(record, dict) and "step" in record:
+            if isinstance(record, dict) and type(record.get("step")) is int:
                 yield line.decode(), record

@@ -10,7 +10,6 @@ from run_states import MESH, PARAMS, state
 from bignas_jax.config.options import Optimizer
 from bignas_jax.errors import CheckpointError
 from bignas_jax.runs.checkpoint import Checkpoints
-from bignas_jax.step.optimizer import optimizer
 
 
 def assert_is(found, step):

@@ -56,6 +56,13 @@ def test_what_binds_nothing_and_what_only_changes_size():
     assert len(broken(differences(load_recipe(), changed), Use.GOING_ON)) == 1
 
 
+def test_checkpoints_without_their_config_are_not_gone_on_with(tmp_path):
+    (tmp_path / "checkpoints" / "3").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="holds checkpoints, but no config.json"):
+        claim(tmp_path, Options.of(load_recipe()), 5)
+    assert not (tmp_path / "config.json").exists()
+
+
 THEN = {"classes": ["ant", "bee"], "train": {"images": 30, "digest": "a"}, "val": {"images": 6, "digest": "b"}}
 
 

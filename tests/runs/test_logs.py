@@ -112,6 +112,7 @@ def test_a_line_that_a_kill_cut_short_is_dropped_and_the_next_is_whole(tmp_path)
 
 
 @pytest.mark.parametrize("spoiled", [b"\0\0\0\0\0\0\0\0", b'{"step": 2, "los{"step": 3}', b"\xff\xfe\x80", b"[1]", b"7",
+                                     b'{"step": "3"}', b'{"step": null}', b'{"step": {}}', b"[" * 100_000,
                                      b'{"loss": 1.0}', b""])  # fmt: skip
 def test_a_spoiled_line_between_others_is_left_out_alone(spoiled, tmp_path):
     good = [b'{"step": 1, "loss": 2.0}', b'{"step": 2, "loss": null}']
