@@ -92,6 +92,8 @@ def row(space: str, dtype: str, remat: bool, batches: list[int]) -> dict:
 
 def table(rows: list[dict]) -> str:
     """The rows in Markdown."""
+    if not rows:
+        return "Not compiled yet."
     lines = ["| space | dtype | `config.remat` | 80 images | an image | " + " | ".join(MEMORY) + " |",
              "|---|---|---|---|---|" + "---|" * len(MEMORY)]  # fmt: skip
     for r in rows:

@@ -1,22 +1,17 @@
 """The bytes that kernels of our own state, from the tables beside their code."""
 
 import importlib
+import pkgutil
 from collections.abc import Callable
 
+import bignas_jax.kernels
 from benchmarks.gpu.traffic import OwnKernel
-
-MODULES = ("bignas_jax.kernels.norm.pallas", "bignas_jax.kernels.depthwise.pallas", "bignas_jax.kernels.split")
 
 
 def moved() -> dict[str, Callable[[OwnKernel], float]]:
-    """By kernel's name, a function from a call of it to the bytes that it moves: each module's `MOVED`."""
+    """By kernel's name, a function from a call of it to the bytes that it moves: `MOVED` of each module of kernels."""
     found = {}
-    for name in MODULES:
-        try:
-            module = importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name != name:
-                raise
-            continue
-        found |= getattr(module, "MOVED", {})
+    for module in pkgutil.walk_packages(bignas_jax.kernels.__path__, "bignas_jax.kernels."):
+        if not module.name.endswith("__main__"):
+            found |= getattr(importlib.import_module(module.name), "MOVED", {})
     return found

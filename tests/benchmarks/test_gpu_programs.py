@@ -159,3 +159,33 @@ def test_a_peers_file_for_something_else_is_refused(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", probe, str(path)], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and "found ['bignas', 8," in done.stderr and "expected ['bignas', 80," in done.stderr
+
+
+FAULTS = """
+import dataclasses, types
+from benchmarks import gpu_programs as g
+from benchmarks.gpu.measure import Measured
+good = Measured("step", 9e9, 9e9, 9e9, 9.0, 10**9, [], 3, {}, set(), {})
+def told(size, **programs):
+    setting = types.SimpleNamespace(mesh=types.SimpleNamespace(size=size))
+    return g.faults({n: dataclasses.replace(good, **change) for n, change in programs.items()}, setting, 80 * 10**9)
+reduce, gather = ("all-reduce", 8), ("all-gather", 8)
+assert told(1, biggest={}, update={}) == []
+assert told(8, biggest={}, update={"collectives": [reduce]}) == []
+evaluation = {"group": "evaluation", "collectives": [reduce] * 6}
+assert told(8, **{"calibrate-6": evaluation, "score-6": {"group": "search", "collectives": [gather]}}) == []
+wrong = [
+    told(8, biggest={"collectives": [reduce]}), told(1, update={"collectives": [reduce]}),
+    told(8, update={"collectives": [reduce] * 2}), told(8, update={}), told(8, update={"collectives": [gather]}),
+    told(8, **{"calibrate-6": evaluation | {"collectives": [reduce] * 7}}),
+    told(1, biggest={"peak": 81 * 10**9}), told(1, biggest={"unknown": {"%cond.1: %x"}}),
+]
+assert [len(lines) for lines in wrong] == [1] * 8, wrong
+assert told(1, biggest={"unknown": {"%x"}, "group": "kernels"}) == []
+assert "found 81.0 GB of peak memory, expected at most the card's 80.0 GB" in wrong[6][0]
+"""
+
+
+def test_programs_that_reduce_too_often_or_do_not_fit_are_told():
+    done = subprocess.run([sys.executable, "-c", FAULTS], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
