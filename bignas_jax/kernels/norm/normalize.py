@@ -43,7 +43,7 @@ def moments(x: jax.Array, axis_name: str | None = None, used: jax.Array | None =
     return mean, variance
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(6, 7, 8))
+@partial(jax.custom_vjp, nondiff_argnums=(6, 7, 8, 9))
 def normalize(
     x: jax.Array,
     scale: jax.Array,
@@ -54,6 +54,7 @@ def normalize(
     activation: str = "identity",
     gate: Callable | None = None,
     axis_name: str | None = None,
+    epsilon: float = EPSILON,
 ):
     """activation(batch norm(x)), multiplied by a gate if there is one.
 
@@ -68,17 +69,18 @@ def normalize(
       gate: function (pooled, weights) -> [B, C], or None. pooled [B, C] is the mean of activation(batch norm(x)) over
         the positions.
       axis_name: mesh axis whose devices share the batch's statistics (synchronised batch norm), or None.
+      epsilon: a number that is added to the variance.
     Returns:
       y [B, H, W, C] in the dtype of x, mean [C] and biased variance [C]. The moments carry no gradient.
     """
-    return _forward(x, scale, bias, used, statistics, weights, activation, gate, axis_name)[0]
+    return _forward(x, scale, bias, used, statistics, weights, activation, gate, axis_name, epsilon)[0]
 
 
-def _forward(x, scale, bias, used, statistics, weights, activation, gate, axis_name):
+def _forward(x, scale, bias, used, statistics, weights, activation, gate, axis_name, epsilon):
     passes = _passes(x.dtype)
     used = jnp.int32(x.shape[-1]) if used is None else used
     mean, variance = moments(x, axis_name, used) if statistics is None else statistics
-    affine = Affine(mean, jax.lax.rsqrt(variance + EPSILON), scale, bias)
+    affine = Affine(mean, jax.lax.rsqrt(variance + epsilon), scale, bias)
     pooled = gates = None
     if gate is not None:
         pooled = passes.pooled(x, affine, used, activation)
@@ -87,7 +89,7 @@ def _forward(x, scale, bias, used, statistics, weights, activation, gate, axis_n
     return (y, mean, variance), (x, affine, used, statistics is None, pooled, weights)
 
 
-def _backward(activation, gate, axis_name, residuals, cotangents):
+def _backward(activation, gate, axis_name, epsilon, residuals, cotangents):
     x, affine, used, own_moments, pooled, weights = residuals
     g, passes = cotangents[0], _passes(x.dtype)
     gates = extra = None
