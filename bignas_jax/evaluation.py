@@ -61,6 +61,7 @@ class Evaluator:
       mean: three numbers, one a channel, of images scaled to 0..1.
       std: three numbers, one a channel, of images scaled to 0..1.
       identity: a text that determines these arguments and the shapes of the weights; see `compile.compile_ahead`.
+      biased: whether calibration averages the biased variances of the batches, as Once-for-All does.
     Attributes:
       executables: the compiled programs by key.
     """
@@ -73,9 +74,10 @@ class Evaluator:
         mean: Sequence,
         std: Sequence,
         identity: str | None = None,
+        biased: bool = False,
     ):
         self.space, self.graphdef, self.mesh = space, graphdef, mesh
-        self.mean, self.std, self.identity = tuple(mean), tuple(std), identity
+        self.mean, self.std, self.identity, self.biased = tuple(mean), tuple(std), identity, biased
         self.executables: dict[Any, Any] = {}
         self._zeros: dict[Bucket, Any] = {}
 
@@ -252,10 +254,23 @@ class Evaluator:
         def calibrate(params, image, sampled, total, weight):
             mode = Mode(collect=True, axis_name=AXIS)
             _, statistics = self._forward(params, image, bucket, sampled, mode)
+            if self.biased:
+                statistics = self._biased(statistics, bucket, len(image) * self.mesh.size)
             return jax.tree.map(lambda t, s: t + weight * s, total, statistics)
 
         specs = (REPLICATED, SPLIT, REPLICATED, REPLICATED, REPLICATED)
         return over_devices(self.mesh, calibrate, specs, REPLICATED)
+
+    def _biased(self, statistics: Any, bucket: Bucket, images: int) -> Any:
+        """Statistics of a batch with the biased variance in place of the unbiased one."""
+        found = {}
+        for layer in self.space.layout(bucket.arch):
+            for conv in layer.convs:
+                if conv.norm:
+                    name, count = layer.statistics_name(conv), images * conv.side**2
+                    mean, variance = statistics[name]
+                    found[name] = (mean, variance * (max(count - 1, 1) / count))
+        return found
 
     def _score(self, bucket: Bucket):
         def score(params, statistics, image, label, weight, sampled):

@@ -1,6 +1,10 @@
 """AttentiveNAS's search space on ImageNet (Wang et al., 2021), by the sandwich rule with uniform sampling.
 
     python train.py --config configs/attentive_nas.py
+    python train.py --config configs/attentive_nas.py --config.sandwich.loss=alpha_divergence \\
+        --config.optimizer.clip_norm=0 --config.optimizer.clip_value=1        # with AlphaNet's loss and its clip
+    python train.py --config configs/attentive_nas.py --config.sandwich.resolve_conflicts=True \\
+        --config.sandwich.resolve_conflicts_after=100                         # with NASViT's rule, after 100 epochs
 
 For 8 GPUs, 80 images on each; ImageNet as data/imagenet/{train,val}/<class>/*. The space and the cosine decay
 are the paper's; batch size, learning rate, epochs and regularisation are our choice, those of bignas.py.

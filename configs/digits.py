@@ -44,7 +44,7 @@ def get_config() -> ConfigDict:
     config.optimizer.weight_decay = 1e-4
     config.optimizer.clip_norm = 5.0
 
-    config.calibration = ConfigDict(dict(num_images=1024, batch_size=128))
+    config.calibration.update(dict(num_images=1024, batch_size=128))
     config.evaluation = ConfigDict(dict(batch_size=120, every_epochs=5.0))
     config.search.num_evaluations = 150
     config.checkpoint.every_steps = 200

@@ -88,6 +88,19 @@ def test_calibration_is_pytorchs_cumulative_average(kind, runs, tiny, arch, chil
             assert relative_error(ours[: len(theirs)], theirs) < 1e-4, name
 
 
+def test_biased_variances_are_those_of_whole_batches(runs, tiny, arch):
+    (_, archs), (unbiased,) = runs[8, True], calibrated(runs[8, True], tiny).values()
+    evaluator = Evaluator(tiny.space, tiny.graphdef, make_mesh(8, {}), MEAN, STD, biased=True)
+    evaluator.compile(tiny.params, archs.values(), SIDE, CALIBRATION, 0, progress=False)
+    (biased,) = calibrated((evaluator, archs), tiny).values()
+    own = {name: conv for layer in tiny.space.layout(arch) for conv in layer.convs if conv.norm
+           for name in [layer.statistics_name(conv)]}  # fmt: skip
+    for name, conv in own.items():
+        count = CALIBRATION * conv.side**2
+        for ours, theirs, factor in zip(biased[name], unbiased[name], (1, (count - 1) / count), strict=True):
+            np.testing.assert_allclose(ours, np.asarray(theirs) * np.float32(factor), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_scores_equal_a_count_in_numpy(kind, runs, tiny, child):
     inputs = batches(4, BATCH, seed=5)

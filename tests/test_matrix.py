@@ -99,10 +99,16 @@ def tiny_mobilenet():
     return space_of(config)
 
 
+def tiny_ofa():
+    config = tiny_mobilenet().to_dict() | {"family": "ofa", "epsilon": 1e-3, "kernel_transforms": True}
+    stage = dict(config["stages"]["mb1"], kernel_size=[[3, 5], [3, 5]], activation="relu6", width=[8])
+    return space_of(config | {"stages": {"mb1": stage}})
+
+
 SAMPLERS = [*MEMBERS, f"{__name__}:Hardest"]
 KINDS_OF_LOSS = [*LOSSES, f"{__name__}:HalfAndHalf"]
 EACH_STRATEGY = [*STRATEGIES, f"{__name__}:Cheapest"]
-SPACES = {"mobilenet": tiny_mobilenet, "own": lambda: OWN_SPACE}
+SPACES = {"mobilenet": tiny_mobilenet, "ofa": tiny_ofa, "own": lambda: OWN_SPACE}
 
 
 def batch_on(mesh):

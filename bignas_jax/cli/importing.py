@@ -1,7 +1,8 @@
-"""Import a supernet that PyTorch-BigNAS, AttentiveNAS or AlphaNet trained, as a run's folder.
+"""Import a supernet that PyTorch-BigNAS, AttentiveNAS, AlphaNet or Once-for-All trained, as a run's folder.
 
     python -m bignas_jax import CHECKPOINT --config configs/bignas.py --workdir exp/imported
     python -m bignas_jax import FILE.pth.tar --config configs/attentive_nas.py --weights ema
+    python -m bignas_jax import ofa_mbv3_d234_e346_k357_w1.0 --config configs/ofa_mbv3.py
 
 CHECKPOINT is a .pth, .pt, .tar or .safetensors file with the state dict of the whole supernet; nothing that a file
 holds beside it is run. The config's space and number of classes must be the ones it was trained with; its data need

@@ -367,6 +367,7 @@ class Calibration(Group, part="calibration"):
 
     num_images: int = _integer(1, 4096)
     batch_size: int = _integer(1, 256)
+    biased_variance: bool = _switch(False)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

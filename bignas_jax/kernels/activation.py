@@ -1,6 +1,6 @@
 """The activations of the MobileNet family and their derivatives, which batch norm uses inside its own gradient.
 
-All three map 0 to 0, which keeps the masked channels of a bucket at zero.
+All map 0 to 0, which keeps the masked channels of a bucket at zero.
 """
 
 import jax
@@ -32,11 +32,17 @@ def relu(x: jax.Array) -> jax.Array:
     return jnp.maximum(x, 0)
 
 
-FUNCTIONS = {"identity": identity, "swish": swish, "h_swish": h_swish, "relu": relu}
+def relu6(x: jax.Array) -> jax.Array:
+    """max(x, 0), at most 6."""
+    return jnp.clip(x, 0, 6)
+
+
+FUNCTIONS = {"identity": identity, "swish": swish, "h_swish": h_swish, "relu": relu, "relu6": relu6}
 
 DERIVATIVES = {
     "identity": jnp.ones_like,
     "swish": lambda x: _sigmoid_parts(x)[1],
     "h_swish": lambda x: jnp.where(x <= -3, 0.0, jnp.where(x >= 3, 1.0, (2 * x + 3) / 6)),
     "relu": lambda x: (x > 0).astype(x.dtype),
+    "relu6": lambda x: ((x > 0) & (x < 6)).astype(x.dtype),
 }

@@ -10,7 +10,6 @@ import numpy as np
 from flax import nnx
 
 from bignas_jax.kernels.activation import FUNCTIONS
-from bignas_jax.kernels.norm.normalize import EPSILON
 from bignas_jax.nets.mode import Mode
 from bignas_jax.nets.slicing import at, num_classes_of, put, single, slice_params, slice_statistics
 from bignas_jax.nets.supernet import Supernet
@@ -75,16 +74,18 @@ def take(space: Space, params: Any, statistics: Mapping[str, Any], arch: Archite
 
 @dataclasses.dataclass(frozen=True)
 class _Normed:
-    """A convolution and the norm behind it: their paths in the parameters, and the name of the norm's statistics."""
+    """A convolution and the norm behind it: paths in the parameters, the name of the statistics, the epsilon."""
 
     conv: Path
     norm: Path
     statistics: str
+    epsilon: float
 
 
 def _normed(child: Child) -> list[_Normed]:
     return [
-        _Normed((*layer.path, conv.name), (*layer.path, f"{conv.name}_norm"), layer.statistics_name(conv))
+        _Normed((*layer.path, conv.name), (*layer.path, f"{conv.name}_norm"), layer.statistics_name(conv),
+                conv.epsilon)  # fmt: skip
         for layer in child.layout
         for conv in layer.convs
         if conv.norm
@@ -103,7 +104,7 @@ def fold(child: Child) -> Child:
     for part in _normed(child):
         mean, variance = (a.astype(np.float64) for a in child.statistics[part.statistics])
         norm = at(params, part.norm)
-        gain = norm["scale"] / np.sqrt(variance + EPSILON)
+        gain = norm["scale"] / np.sqrt(variance + part.epsilon)
         put(params, (*part.conv, "kernel"), (at(params, part.conv)["kernel"] * gain).astype(np.float32))
         put(params, part.norm, {"bias": (norm["bias"] - mean * gain).astype(np.float32)})
     return dataclasses.replace(child, params=params, statistics=None)

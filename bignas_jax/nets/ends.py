@@ -18,7 +18,7 @@ class Stem(nnx.Module):
     def __init__(self, layer: Layer, *, rngs: nnx.Rngs):
         (conv,) = layer.convs
         self.conv = ops.StemConv(conv.in_width, conv.out_width, conv.stride, rngs=rngs)
-        self.conv_norm = ops.BatchNorm(conv.out_width)
+        self.conv_norm = ops.BatchNorm(conv.out_width, epsilon=conv.epsilon)
 
     def __call__(self, x, layer: Layer, size: dict[str, Size], mode: Mode, drop_rate: float = 0.0, rng=None):
         """[B, R, R, 3] -> [B, ceil(R / stride), ceil(R / stride), out]. See `nets.kinds`."""
@@ -33,7 +33,7 @@ class Head(nnx.Module):
     def __init__(self, layer: Layer, *, rngs: nnx.Rngs):
         (conv,) = layer.convs
         self.conv = ops.PointwiseConv(conv.in_width, conv.out_width, rngs=rngs)
-        self.conv_norm = ops.BatchNorm(conv.out_width)
+        self.conv_norm = ops.BatchNorm(conv.out_width, epsilon=conv.epsilon)
 
     def __call__(self, x, layer: Layer, size: dict[str, Size], mode: Mode, drop_rate: float = 0.0, rng=None):
         """[B, H, W, in] -> [B, 1, 1, out]. See `nets.kinds`."""

@@ -26,12 +26,15 @@ class MBConv(nnx.Module):
         depthwise, project, shortcut = convs["depthwise"], convs["project"], layer.shortcut
         mid = depthwise.out_width
         self.expand = ops.PointwiseConv(layer.in_width, mid, rngs=rngs) if "expand" in convs else None
-        self.expand_norm = ops.BatchNorm(mid) if "expand" in convs else None
-        self.depthwise = ops.DepthwiseConv(mid, depthwise.kernel_size, depthwise.stride, rngs=rngs)
-        self.depthwise_norm = ops.BatchNorm(mid)
+        epsilon = project.epsilon
+        self.expand_norm = ops.BatchNorm(mid, epsilon=epsilon) if "expand" in convs else None
+        self.depthwise = ops.DepthwiseConv(
+            mid, depthwise.kernel_size, depthwise.stride, depthwise.transforms, rngs=rngs
+        )
+        self.depthwise_norm = ops.BatchNorm(mid, epsilon=epsilon)
         self.squeeze_excite = ops.SqueezeExcite(mid, depthwise.squeeze, rngs=rngs) if depthwise.squeeze else None
         self.project = ops.PointwiseConv(mid, project.out_width, rngs=rngs)
-        self.project_norm = ops.BatchNorm(project.out_width, zero_scale=True)
+        self.project_norm = ops.BatchNorm(project.out_width, zero_scale=project.zero_scale, epsilon=epsilon)
         elastic = shortcut is not None and shortcut.elastic
         widths = (shortcut.in_width, shortcut.out_width, shortcut.stride) if elastic else ()
         self.shortcut = ops.Shortcut(*widths, rngs=rngs) if elastic else None

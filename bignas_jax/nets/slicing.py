@@ -10,8 +10,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from bignas_jax.kernels.transform import matrix_name, transformed
 from bignas_jax.spaces.architecture import Architecture
-from bignas_jax.spaces.layers import Path, weights
+from bignas_jax.spaces.layers import Layer, Path, weight_name, weights
 from bignas_jax.spaces.space import Space
 
 
@@ -47,8 +48,8 @@ def put(params: dict, path: Path, value: Any) -> None:
 def slice_params(space: Space, params: Any, arch: Architecture) -> dict:
     """The weights of `arch`, as the supernet of `single(space, arch)` takes them.
 
-    They are the first channels, the centre of each depthwise kernel and the first blocks of each stage. The logits are
-    the same, bit by bit or nearly.
+    They are the first channels, the centre of each depthwise kernel (or what its trained transforms make of it) and the
+    first blocks of each stage. The logits are the same, bit by bit or nearly.
 
     Args:
       space: the supernet's space.
@@ -62,12 +63,31 @@ def slice_params(space: Space, params: Any, arch: Architecture) -> dict:
     child, found = single(space, arch), {}
     try:
         classes = num_classes_of(params)
-        pairs = zip(weights(child.layout(arch, classes)), weights(space.layout(arch, classes)), strict=True)
-        for own, wide in pairs:
-            put(found, own.path, _cut(wide.name, own.shape, at(params, wide.path)))
+        for own, wide in zip(child.layout(arch, classes), space.layout(arch, classes), strict=True):
+            theirs = _transformed(wide, at(params, wide.path))
+            for weight in own.weights():
+                inner = weight.path[len(own.path) :]
+                name = weight_name((*wide.path, *inner))
+                put(found, weight.path, _cut(name, weight.shape, at(theirs, inner)))
     except (KeyError, ValueError) as error:
         raise ValueError(f"params: not those of this search space ({error})") from error
     return found
+
+
+def _transformed(layer: Layer, params: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A layer's parameters, with depthwise kernels that are made by a trained transform in place of the largest ones.
+
+    Args:
+      layer: the layer in the architecture that is sliced to.
+      params: its parameters in the supernet.
+    """
+    own = dict(params)
+    for conv in layer.convs:
+        if conv.transforms:
+            held = params[conv.name]
+            matrices = {side: held[matrix_name(side)] for side in conv.transforms}
+            own[conv.name] = held | {"kernel": transformed(held["kernel"], matrices, conv.kernel_size)}
+    return own
 
 
 def param_shapes(space: Space, num_classes: int) -> dict:

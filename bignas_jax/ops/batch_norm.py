@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from bignas_jax.kernels.norm.normalize import normalize
+from bignas_jax.kernels.norm.normalize import EPSILON, normalize
 from bignas_jax.ops.size import Size
 
 
@@ -17,11 +17,13 @@ class BatchNorm(nnx.Module):
     Args:
       features: channels of the widest architecture.
       zero_scale: whether the scale starts at 0 (Goyal et al., 2017, section 5.1) and not at 1.
+      epsilon: a number that is added to the variance.
     """
 
-    def __init__(self, features: int, *, zero_scale: bool = False):
+    def __init__(self, features: int, *, zero_scale: bool = False, epsilon: float = EPSILON):
         self.scale = nnx.Param(jnp.zeros(features) if zero_scale else jnp.ones(features))
         self.bias = nnx.Param(jnp.zeros(features))
+        self.epsilon = epsilon
 
     def __call__(
         self, x, size: Size, *, activation="identity", statistics=None, axis_name=None, gate=None, weights=(),
@@ -48,7 +50,8 @@ class BatchNorm(nnx.Module):
         if statistics is not None:
             statistics = tuple(jnp.asarray(s[: size.computed]) for s in statistics)
         y, mean, variance = normalize(
-            x, scale, bias, size.sampled, statistics, weights, keep, residual, activation, gate, axis_name
+            x, scale, bias, size.sampled, statistics, weights, keep, residual, activation, gate, axis_name,
+            self.epsilon,
         )
         if statistics is not None:
             return y, statistics

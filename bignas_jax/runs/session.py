@@ -88,7 +88,9 @@ class Session:
         graphdef, state = nnx.split(nnx.eval_shape(make))
         network = network_identity(space, options, mesh)
         mean, std = options.data.mean, options.data.std
-        evaluator = Evaluator(space, graphdef, mesh, mean, std, identity_of(network, mean, std))
+        biased = options.calibration.biased_variance
+        identity = identity_of(network, mean, std, biased)
+        evaluator = Evaluator(space, graphdef, mesh, mean, std, identity, biased)
         return cls(options, space, dataset, mesh, graphdef, nnx.to_pure_dict(state), evaluator, network)
 
     def note_class_names(self, workdir: str | pathlib.Path) -> None:

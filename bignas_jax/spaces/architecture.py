@@ -130,9 +130,17 @@ class Architecture:
         Raises:
           ValueError: the text is not JSON, or does not describe an architecture.
         """
-        try:
-            values = parse_json(text)
-        except FileError as error:
-            raise ValueError(f"architecture: {error}, expected an object such as"
-                             ' {"resolution": 224, "width": [...], ...}') from error
-        return cls.from_dict(values)
+        return cls.from_dict(json_value(text))
+
+
+def json_value(text: str) -> Any:
+    """The value that a text of JSON describes.
+
+    Raises:
+      ValueError: the text is not JSON.
+    """
+    try:
+        return parse_json(text)
+    except FileError as error:
+        raise ValueError(f"architecture: {error}, expected an object such as"
+                         ' {"resolution": 224, "width": [...], ...}') from error

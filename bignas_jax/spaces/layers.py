@@ -8,9 +8,12 @@ import dataclasses
 import math
 from collections.abc import Iterable
 
+from bignas_jax.kernels.transform import matrix_name
+
 Path = tuple[str | int, ...]
 # Forms of a kernel, in order: [k, k, in, out]; [k, k, channels]; [in, out] at every position; [in, out] on the means.
 FORMS = ("dense", "depthwise", "pointwise", "linear")
+EPSILON = 1e-5  # of batch norm, unless a family has another one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +54,10 @@ class Conv:
       squeeze: squeezed channels of the squeeze-and-excitation behind the activation; 0 means that there is none.
       into: name of the layer's dimension that is its input channels; '' if they are fixed.
       out: name of the layer's dimension that is its output channels; '' if they are fixed.
+      epsilon: a number that the norm adds to the variance.
+      zero_scale: whether the norm's scale starts at 0 and not at 1.
+      transforms: smaller sides of a depthwise kernel that are made from the next larger one by a trained matrix,
+        descending. () means that a smaller kernel is the centre of the largest.
     """
 
     name: str
@@ -66,6 +73,9 @@ class Conv:
     squeeze: int = 0
     into: str = ""
     out: str = ""
+    epsilon: float = EPSILON
+    zero_scale: bool = False
+    transforms: tuple[int, ...] = ()
 
     @property
     def depthwise(self) -> bool:
@@ -206,6 +216,7 @@ class Layer:
 
 def _conv_weights(path: Path, conv: Conv) -> list[Weight]:
     found = [Weight((*path, "kernel"), conv.kernel_shape)]
+    found += [Weight((*path, matrix_name(side)), (side**2, side**2)) for side in conv.transforms]
     if conv.bias:
         found.append(Weight((*path, "bias"), (conv.out_width,)))
     if conv.norm:

@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar, Self
 
 from bignas_jax.spaces.architecture import Architecture
 from bignas_jax.spaces.layers import Conv, Dim, Layer, Shortcut, after_stride
@@ -21,7 +21,7 @@ from bignas_jax.spaces.space import (
     plain_mapping,
 )
 
-ACTIVATIONS = ("swish", "h_swish", "relu")
+ACTIVATIONS = ("swish", "h_swish", "relu", "relu6")
 LARGEST = 100_000  # channels, pixels or what else a choice counts: what comes after is counted up to it
 DEEPEST = 1000  # blocks of a stage
 
@@ -165,7 +165,7 @@ class SearchSpace(Space):
       head_width: channels of the classifier's input to choose from, ascending.
       v3_head: whether the head expands before the pooling and projects after it (Howard et al., 2019,
         MobileNetV3, section 5.1).
-      activation: 'swish', 'h_swish' or 'relu'.
+      activation: 'swish', 'h_swish', 'relu' or 'relu6'.
 
     Raises:
       ValueError: a choice is malformed; the message begins with its field.
@@ -178,6 +178,8 @@ class SearchSpace(Space):
     head_width: tuple[int, ...]
     v3_head: bool
     activation: str
+
+    stage_type: ClassVar[type[Stage]] = Stage
 
     def __post_init__(self):
         _check_stride("space.stem_stride", self.stem_stride)
@@ -194,7 +196,7 @@ class SearchSpace(Space):
                              f" expected one of {', '.join(ACTIVATIONS)}")
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> "SearchSpace":
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
         """The space of a config's `space` part, or of `to_dict()`.
 
         Args:
@@ -205,7 +207,8 @@ class SearchSpace(Space):
         values = fields_of(cls, "space", plain_mapping(config))
         if not isinstance(values["stages"], Mapping):
             raise ValueError(f"space.stages: found {values['stages']!r}, expected a mapping of name to stage")
-        stages = [Stage(name=name, **fields_of(Stage, f"space.stages.{name}", stage, without="name"))
+        kind = cls.stage_type
+        stages = [kind(name=name, **fields_of(kind, f"space.stages.{name}", stage, without="name"))
                   for name, stage in sorted(values["stages"].items(), key=lambda item: _natural_key(item[0]))]
         return cls(**{**values, "stages": tuple(stages)})
 
@@ -316,7 +319,7 @@ class SearchSpace(Space):
         convs = (
             Conv("depthwise", mid, mid, out_side, block.kernel_size, block.stride, "depthwise",
                  activation=self.activation, squeeze=block.se_width, into="mid", out="mid"),
-            Conv("project", mid, out, out_side, into="mid", out="out"),
+            Conv("project", mid, out, out_side, into="mid", out="out", zero_scale=True),
         )  # fmt: skip
         if block.expand_ratio != 1:
             convs = (Conv("expand", into, mid, side, activation=self.activation, into="in", out="mid"), *convs)

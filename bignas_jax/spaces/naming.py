@@ -5,7 +5,7 @@ from collections.abc import Container, Sequence
 
 from bignas_jax.errors import ConfigError
 from bignas_jax.files import read_text
-from bignas_jax.spaces.architecture import Architecture
+from bignas_jax.spaces.architecture import Architecture, json_value
 from bignas_jax.spaces.space import Space
 
 
@@ -46,7 +46,7 @@ def read_architectures(space: Space, names: Sequence[str], flag: str = "--arch")
                 text = read_text(path)
             else:
                 label = f"given{sum(key.startswith('given') for key in found) + 1}"
-            arch = Architecture.from_json(text)
+            arch = space.read(json_value(text))
             space.check(arch)
         except OSError as error:
             raise ConfigError(

@@ -105,6 +105,16 @@ class Space(abc.ABC):
         """A dictionary that JSON can hold and `registry.space_of` reads: the family and the fields."""
         return self.family() | {field.name: listed(getattr(self, field.name)) for field in dataclasses.fields(self)}
 
+    def read(self, values: Any) -> Architecture:
+        """The architecture that a JSON value describes. A family can also read the form of another system.
+
+        It is not checked whether it is in the space.
+
+        Raises:
+          ValueError: the value describes no architecture.
+        """
+        return Architecture.from_dict(values)
+
     @classmethod
     def family(cls) -> dict[str, str]:
         """The entry of a config's `space` part that names this class."""

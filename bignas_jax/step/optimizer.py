@@ -65,8 +65,11 @@ def _named(makers: Mapping[str, Callable], name: str, field: str) -> Callable:
 
 
 def decayed(params: dict) -> dict:
-    """A mask of the parameters that weight decay acts on: kernels, but neither batch norm's scales nor any biases."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key.endswith("kernel"), params)
+    """A mask of the parameters that weight decay acts on: kernels and the matrices that transform them.
+
+    Neither batch norm's scales nor any biases are among them.
+    """
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key.endswith(("kernel", "matrix")), params)
 
 
 def clip(max_norm: float) -> optax.GradientTransformation:

@@ -8,7 +8,7 @@ import sys
 import pytest
 from paths import ROOT
 
-from bignas_jax.config.recipes import load_recipe
+from bignas_jax.config.recipes import RECIPES, load_recipe
 from bignas_jax.errors import ConfigError
 
 MINE = "from bignas_jax.config import base\nfrom configs import digits\n\nbase, get_config = base, digits.get_config\n"
@@ -65,3 +65,9 @@ def test_a_recipe_that_is_older_than_a_field_gets_its_default(tmp_path):
     recipe.write_text(recipe.read_text().replace("del config.data.max_pixels", "del config.data\n    config.data = 3"))
     with pytest.raises(ConfigError, match="^config.data: "):
         load_recipe(recipe)
+
+
+@pytest.mark.parametrize("name", sorted(file.name for file in RECIPES.glob("ofa*.py")))
+def test_once_for_alls_recipes_are_checked(name):
+    config = load_recipe(f"configs/{name}")
+    assert config.space.family == "ofa" and config.is_locked

@@ -8,12 +8,12 @@ import torch.nn.functional as F
 
 from bignas_jax.kernels.activation import DERIVATIVES, FUNCTIONS
 
-TORCH = {"identity": lambda x: x, "swish": F.silu, "h_swish": F.hardswish, "relu": F.relu}
+TORCH = {"identity": lambda x: x, "swish": F.silu, "h_swish": F.hardswish, "relu": F.relu, "relu6": F.relu6}
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_function_and_derivative(name):
-    x = np.linspace(-6, 6, 241, dtype=np.float32) + np.float32(1e-3)  # beside the kinks
+    x = np.linspace(-8, 8, 321, dtype=np.float32) + np.float32(1e-3)  # beside the kinks
     leaf = torch.tensor(x, requires_grad=True)
     y = TORCH[name](leaf)
     y.sum().backward()

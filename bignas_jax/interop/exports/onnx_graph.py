@@ -14,10 +14,9 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from bignas_jax.errors import ExportError
-from bignas_jax.kernels.norm.normalize import EPSILON
 from bignas_jax.nets.child import Child
 from bignas_jax.nets.kinds import module_of
-from bignas_jax.spaces.layers import Layer
+from bignas_jax.spaces.layers import EPSILON, Layer
 
 INPUT, OUTPUT = "images", "logits"
 OPSET, IR_VERSION = 18, 8  # both of ONNX 1.13, which runtimes since early 2023 can read
@@ -48,16 +47,21 @@ class Graph:
         return self.add("Conv", x, *weights, name=layer, kernel_shape=[size] * 2, strides=[stride] * 2,
                         pads=[size // 2] * 4, group=groups)  # fmt: skip
 
-    def conv_norm(self, x: str, layer: str, stride: int = 1, groups: int = 1) -> str:
+    def conv_norm(self, x: str, layer: str, stride: int = 1, groups: int = 1, epsilon: float = EPSILON) -> str:
         """The layer's convolution, then its batch norm if that is not folded."""
         x = self.conv(x, f"{layer}.conv", stride, groups)
         if f"{layer}.norm.weight" not in self.tensors:
             return x
         norm = self.weights(*(f"{layer}.norm.{part}" for part in ("weight", "bias", "running_mean", "running_var")))
-        return self.add("BatchNormalization", x, *norm, name=f"{layer}.norm", epsilon=EPSILON)
+        return self.add("BatchNormalization", x, *norm, name=f"{layer}.norm", epsilon=epsilon)
 
     def activate(self, x: str, activation: str) -> str:
-        """The activation of `x`: swish, h_swish or relu."""
+        """The activation of `x`: swish, h_swish, relu or relu6."""
+        if activation == "relu6":
+            ends = [f"{x}.least", f"{x}.most"]
+            for name, value in zip(ends, (0.0, 6.0), strict=True):
+                self.initializers[name] = numpy_helper.from_array(np.float32(value), name)
+            return self.add("Clip", x, *ends, name=f"{x}.relu6")
         if activation == "swish":
             return self.add("Mul", x, self.add("Sigmoid", x, name=f"{x}.sigmoid"), name=f"{x}.swish")
         return self.add({"h_swish": "HardSwish", "relu": "Relu"}[activation], x, name=f"{x}.{activation}")
@@ -80,14 +84,14 @@ class Graph:
 
 def _stem(graph: Graph, x: str, layer: Layer) -> str:
     (conv,) = layer.convs
-    return graph.activate(graph.conv_norm(x, layer.label, conv.stride), conv.activation)
+    return graph.activate(graph.conv_norm(x, layer.label, conv.stride, epsilon=conv.epsilon), conv.activation)
 
 
 def _mbconv(graph: Graph, x: str, layer: Layer) -> str:
     y = x
     for conv in layer.convs:
         groups = conv.out_width if conv.depthwise else 1
-        y = graph.conv_norm(y, layer.conv_label(conv), conv.stride, groups)
+        y = graph.conv_norm(y, layer.conv_label(conv), conv.stride, groups, conv.epsilon)
         if conv.activation != "identity":
             y = graph.activate(y, conv.activation)
         if conv.squeeze:
@@ -96,7 +100,8 @@ def _mbconv(graph: Graph, x: str, layer: Layer) -> str:
 
 
 def _head(graph: Graph, x: str, layer: Layer) -> str:
-    x = graph.activate(graph.conv_norm(x, layer.label), layer.convs[0].activation)
+    (conv,) = layer.convs
+    x = graph.activate(graph.conv_norm(x, layer.label, epsilon=conv.epsilon), conv.activation)
     return graph.add("GlobalAveragePool", x, name=f"{layer.label}.mean")
 
 

@@ -16,7 +16,7 @@ def describe(child: Child) -> dict[str, Any]:
       A dictionary with resolution, folded, num_classes and layers. Each layer has `kind`, `label`, `side`, `pools`,
       `convs` and `shortcut` (None if there is none), as in `spaces.layers`.
     """
-    elastic = ("into", "out")
+    elastic = ("into", "out", "zero_scale", "transforms")
     return {
         "resolution": child.arch.resolution,
         "folded": child.folded,

@@ -15,17 +15,17 @@ import torch.nn.functional as F
 from torch import nn
 
 DESCRIPTION: dict = {}
-ACTIVATIONS = {"identity": nn.Identity, "swish": nn.SiLU, "h_swish": nn.Hardswish, "relu": nn.ReLU}
+ACTIVATIONS = {"identity": nn.Identity, "swish": nn.SiLU, "h_swish": nn.Hardswish, "relu": nn.ReLU, "relu6": nn.ReLU6}
 
 
 class ConvNorm(nn.Module):
     """A convolution. It has a bias if batch norm is folded into it. Otherwise batch norm follows."""
 
-    def __init__(self, in_width, out_width, kernel_size=1, stride=1, groups=1, folded=True):
+    def __init__(self, in_width, out_width, kernel_size=1, stride=1, groups=1, folded=True, epsilon=1e-5):
         super().__init__()
         padding = kernel_size // 2
         self.conv = nn.Conv2d(in_width, out_width, kernel_size, stride, padding, groups=groups, bias=folded)
-        self.norm = nn.Identity() if folded else nn.BatchNorm2d(out_width, eps=1e-5)
+        self.norm = nn.Identity() if folded else nn.BatchNorm2d(out_width, eps=epsilon)
 
     def forward(self, x):
         return self.norm(self.conv(x))
@@ -49,7 +49,8 @@ class Stem(ConvNorm):
 
     def __init__(self, layer, folded):
         (conv,) = layer["convs"]
-        super().__init__(conv["in_width"], conv["out_width"], conv["kernel_size"], conv["stride"], folded=folded)
+        sizes = conv["in_width"], conv["out_width"], conv["kernel_size"], conv["stride"]
+        super().__init__(*sizes, folded=folded, epsilon=conv["epsilon"])
         self.activation = ACTIVATIONS[conv["activation"]]()
 
     def forward(self, x):
@@ -65,7 +66,7 @@ class MBConv(nn.Module):
         for conv in layer["convs"]:
             groups = conv["out_width"] if conv["form"] == "depthwise" else 1
             sizes = conv["in_width"], conv["out_width"], conv["kernel_size"], conv["stride"], groups
-            setattr(self, conv["name"], ConvNorm(*sizes, folded=folded))
+            setattr(self, conv["name"], ConvNorm(*sizes, folded=folded, epsilon=conv["epsilon"]))
             self.parts.append((conv["name"], ACTIVATIONS[conv["activation"]](), conv["squeeze"]))
             if conv["squeeze"]:
                 self.squeeze_excite = SqueezeExcite(conv["out_width"], conv["squeeze"])

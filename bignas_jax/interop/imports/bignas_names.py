@@ -1,13 +1,21 @@
-"""Reads PyTorch-BigNAS and AttentiveNAS checkpoints, by their tensor names, into the supernet's parameters."""
+"""Reads checkpoints of PyTorch-BigNAS, AttentiveNAS and Once-for-All, by their tensor names, into parameters.
+
+All three name the parts of a block alike. Once-for-All has names of its own for the head, and it writes the name of a
+convolution or norm once or twice (`conv.weight`, `conv.conv.weight`): once in static layers and twice in elastic ones.
+Here its names are compared after each repetition is taken out.
+"""
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from bignas_jax.errors import ConfigError
+from bignas_jax.kernels.transform import matrix_name
 from bignas_jax.spaces.layers import Conv, Layer, Path
+from bignas_jax.spaces.ofa import OfaSpace
 from bignas_jax.spaces.space import Space
 
 Shape = tuple[int, ...]
@@ -73,16 +81,25 @@ def _pointwise(torch_name: str, in_width: int, out_width: int, path: Path) -> Pa
 # The released code's names of the convolutions of a block, and of the head with one part or two.
 _PARTS = {"expand": "inverted_bottleneck", "depthwise": "depth_conv", "project": "point_linear"}
 _HEAD, _FIRST, _SECOND = "last_conv", "last_conv.final_expand_layer", "last_conv.feature_mix_layer"
+_OFA_HEAD, _OFA_FIRST, _OFA_SECOND = "feature_mix_layer", "final_expand_layer", "feature_mix_layer"
 
 
-def _names(layout: Sequence[Layer]) -> dict[tuple[Path, str], str]:
+def _spelled(space: Space, name: str) -> str:
+    """A name as this module compares it: without repetitions if the space is Once-for-All's."""
+    return re.sub(r"\b(conv|bn|linear)\.\1\b", r"\1", name) if isinstance(space, OfaSpace) else name
+
+
+def _names(space: Space, layout: Sequence[Layer]) -> dict[tuple[Path, str], str]:
     """The released code's name of each convolution, by the layer's path and the convolution's name.
 
     Raises:
       ConfigError: a layer has a kind that the released systems do not have.
     """
     two_parts = any(layer.kind == "mix" for layer in layout)
-    ends = {"stem": "first_conv", "head": _FIRST if two_parts else _HEAD, "mix": _SECOND, "classifier": "classifier"}
+    one, first, second = _HEAD, _FIRST, _SECOND
+    if isinstance(space, OfaSpace):
+        one, first, second = _OFA_HEAD, _OFA_FIRST, _OFA_SECOND
+    ends = {"stem": "first_conv", "head": first if two_parts else one, "mix": second, "classifier": "classifier"}
     found = {}
     for layer in layout:
         if layer.kind not in (*ends, "mbconv"):
@@ -94,8 +111,14 @@ def _names(layout: Sequence[Layer]) -> dict[tuple[Path, str], str]:
 
 
 def _parameters(space: Space, num_classes: int) -> Iterator[Parameter]:
+    for parameter in _twice_named(space, num_classes):
+        yield dataclasses.replace(parameter, name=_spelled(space, parameter.name))
+
+
+def _twice_named(space: Space, num_classes: int) -> Iterator[Parameter]:
+    """The parameters, with each repetition in their names."""
     layout = space.layout(space.biggest, num_classes)
-    names = _names(layout)
+    names = _names(space, layout)
     for layer in layout:
         for conv in layer.convs:
             name, path = names[layer.path, conv.name], (*layer.path, conv.name)
@@ -113,6 +136,9 @@ def _conv(name: str, path: Path, conv: Conv) -> Iterator[Parameter]:
     sides = (conv.kernel_size, conv.kernel_size)
     if conv.depthwise:
         yield Parameter(f"{name}.conv.conv.weight", (conv.out_width, 1, *sides), kernel, _depthwise)
+        for larger, side in itertools.pairwise((conv.kernel_size, *conv.transforms)):
+            shape = (side**2, side**2)
+            yield Parameter(f"{name}.conv.{larger}to{side}_matrix", shape, (*path, matrix_name(side)), _same)
     elif conv.form == "dense":
         yield Parameter(f"{name}.conv.conv.weight", (conv.out_width, conv.in_width, *sides), kernel, _dense)
     elif conv.form == "linear":
@@ -137,11 +163,16 @@ def _shortcut(layer: Layer) -> Parameter:
 def _norms(space: Space) -> Iterator[tuple[str, str]]:
     """Pairs for each batch norm: PyTorch's name of the layer, and our name of its statistics."""
     layout = space.layout(space.biggest)
-    names = _names(layout)
+    names = _names(space, layout)
     for layer in layout:
         for conv in layer.convs:
             if conv.norm:
                 yield names[layer.path, conv.name], layer.statistics_name(conv)
+
+
+def _moment(space: Space, name: str, kind: str) -> str:
+    """The name of a stored 'mean' or 'var' of the batch norm of this name."""
+    return _spelled(space, f"{name}.bn.bn.running_{kind}")
 
 
 def released_name(name: str) -> str:
@@ -154,7 +185,7 @@ def expected_shapes(space: Space, num_classes: int) -> dict[str, Shape]:
     shapes = {parameter.name: parameter.shape for parameter in _parameters(space, num_classes)}
     for name, _ in _norms(space):
         for kind in ("mean", "var"):
-            shapes[f"{name}.bn.bn.running_{kind}"] = shapes[f"{name}.bn.bn.weight"]
+            shapes[_moment(space, name, kind)] = shapes[_spelled(space, f"{name}.bn.bn.weight")]
     return shapes
 
 
@@ -166,7 +197,7 @@ def account(space: Space, num_classes: int, found: Mapping[str, Shape]) -> Accou
       num_classes: classes of the classifier.
       found: the tensors' shapes, by the names that `released_name` gives.
     """
-    needed = expected_shapes(space, num_classes)
+    needed, found = expected_shapes(space, num_classes), {_spelled(space, name): s for name, s in found.items()}
     inside = [layer for layer in space.layout(space.biggest) if layer.shortcut and not layer.shortcut.elastic]
     idle = {parameter.name: parameter.shape for parameter in map(_shortcut, inside)}
     known = needed | idle
@@ -192,8 +223,8 @@ def read_state_dict(space: Space, tensors: Mapping[str, np.ndarray]) -> tuple[di
       ValueError: tensors are missing; the message lists the first ones.
     """
     # Shapes are not checked here (see `account`), so that the number of classes does not matter.
-    wanted = list(_parameters(space, num_classes=0))
-    stored = [(f"{theirs}.bn.bn.running_{kind}", ours) for theirs, ours in _norms(space) for kind in ("mean", "var")]
+    wanted, tensors = list(_parameters(space, num_classes=0)), {_spelled(space, n): a for n, a in tensors.items()}
+    stored = [(_moment(space, theirs, kind), ours) for theirs, ours in _norms(space) for kind in ("mean", "var")]
     missing = [name for name in [p.name for p in wanted] + [name for name, _ in stored] if name not in tensors]
     if missing:
         raise ValueError(

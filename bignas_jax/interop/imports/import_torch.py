@@ -1,4 +1,4 @@
-"""Imports a supernet that PyTorch-BigNAS, AttentiveNAS or AlphaNet trained, as a run's folder."""
+"""Imports a supernet that PyTorch-BigNAS, AttentiveNAS, AlphaNet or Once-for-All trained, as a run's folder."""
 
 import contextlib
 import dataclasses
@@ -197,7 +197,10 @@ def _hint(options: Options, shapes: Mapping[str, Shape], held: Account) -> str:
             wanted = "" if recipe.model.num_classes == classes else f" {flag}"
             return f"the tensors are those of --config configs/{path.name}{wanted}"
     if len(held.missing) == len(account(space_of(options.space), classes, {}).missing):
-        return "none of its names is known: expected a whole supernet of PyTorch-BigNAS, AttentiveNAS or AlphaNet"
+        return (
+            "none of its names is known: expected a whole supernet of PyTorch-BigNAS, AttentiveNAS, AlphaNet or "
+            "Once-for-All"
+        )
     return "set config.space to the choices that it was trained with"
 
 

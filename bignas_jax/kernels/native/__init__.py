@@ -17,7 +17,7 @@ from bignas_jax.kernels.native.toolchain import BuildError, build
 from bignas_jax.kernels.target import current
 
 SWITCH = "BIGNAS_JAX_NATIVE"  # environment variable: 0 switches the kernels off
-ACTIVATIONS = ("identity", "swish", "h_swish", "relu")  # by their number in common.h
+ACTIVATIONS = ("identity", "swish", "h_swish", "relu", "relu6")  # by their number in common.h
 TARGETS = (
     "depthwise_forward",
     "depthwise_input_gradient",

@@ -156,6 +156,18 @@ struct Relu {
   template <int w> static Both<w> both(typename Lanes<w>::Vec z) { return {value<w>(z), slope<w>(z)}; }
 };
 
+struct Relu6 {
+  template <int w> static auto value(typename Lanes<w>::Vec z) {
+    z = z < 0.0f ? Lanes<w>::all(0.0f) : z;
+    return z > 6.0f ? Lanes<w>::all(6.0f) : z;
+  }
+  template <int w> static auto slope(typename Lanes<w>::Vec z) {
+    typename Lanes<w>::Vec s = z > 0.0f ? Lanes<w>::all(1.0f) : Lanes<w>::all(0.0f);
+    return z < 6.0f ? s : Lanes<w>::all(0.0f);
+  }
+  template <int w> static Both<w> both(typename Lanes<w>::Vec z) { return {value<w>(z), slope<w>(z)}; }
+};
+
 template <typename F>
 ffi::Error with_activation(int64_t number, F&& f) {
   switch (number) {
@@ -163,6 +175,7 @@ ffi::Error with_activation(int64_t number, F&& f) {
     case 1: f(Swish{}); break;
     case 2: f(HSwish{}); break;
     case 3: f(Relu{}); break;
+    case 4: f(Relu6{}); break;
     default: return ffi::Error::InvalidArgument("unknown activation");
   }
   return ffi::Error::Success();

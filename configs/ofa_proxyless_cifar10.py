@@ -1,0 +1,33 @@
+"""Once-for-All's ProxylessNAS family at the size of CIFAR-10, by the sandwich rule. The images are those of cifar10.py.
+
+    python train.py --config configs/ofa_proxyless_cifar10.py --config.data.root=data/cifar10
+    python search.py --config configs/ofa_proxyless_cifar10.py
+
+Result: not run to the end yet.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import cifar10
+
+
+def get_config() -> ConfigDict:
+    config = cifar10.get_config()
+
+    # Strides of 1 in the stem and the first elastic stage keep a map of 4x4 at the end of the biggest network.
+    fixed = dict(depth=(1,), stride=1, se=False, activation="relu6")
+    elastic = dict(depth=(1, 2, 3), kernel_size=((3, 5, 7),) * 3, expand_ratio=((3, 4, 6),) * 3, se=False,
+                   activation="relu6")  # fmt: skip
+    stages = dict(
+        mb0=dict(fixed, width=(16,), kernel_size=(3,), expand_ratio=(1,)),
+        mb1=dict(elastic, width=(24,), stride=1),
+        mb2=dict(elastic, width=(32,), stride=2),
+        mb3=dict(elastic, width=(48,), stride=2),
+        mb4=dict(elastic, width=(64,), stride=2),
+        mb5=dict(fixed, width=(96,), kernel_size=((3, 5, 7),), expand_ratio=((3, 4, 6),)),
+    )
+    config.space = ConfigDict(dict(
+        family="ofa", resolution=(24, 28, 32), stem_width=(16,), stem_stride=1, head_width=(256,), v3_head=False,
+        activation="relu6", epsilon=1e-3, kernel_transforms=True, stages=stages,
+    ))  # fmt: skip
+    return config
