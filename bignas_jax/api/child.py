@@ -34,6 +34,7 @@ from bignas_jax.runs.identity import Use, check_data, check_run
 from bignas_jax.runs.session import network_identity
 from bignas_jax.spaces.architecture import Architecture
 from bignas_jax.spaces.cost import count
+from bignas_jax.spaces.layers import feature_layers
 from bignas_jax.spaces.space import Space
 
 if TYPE_CHECKING:
@@ -61,7 +62,8 @@ class Child:
         self.weights, self.statistics = weights, statistics
         cost = count(space, self.arch, run.num_classes)
         self.macs, self.params = cost.macs, cost.params
-        graphdef = nnx.graphdef(nnx.eval_shape(lambda: Supernet(space, run.num_classes, rngs=nnx.Rngs(0))))
+        net = nnx.eval_shape(lambda: Supernet(space, run.num_classes, rngs=nnx.Rngs(0)))
+        graphdef = self._graphdef = nnx.graphdef(net)
         mean, std = run.options.data.mean, run.options.data.std
 
         def logits(weights, statistics, images):
@@ -104,18 +106,41 @@ class Child:
         Raises:
           ValueError: the images have another shape or type.
         """
-        side = self.resolution
-        if not hasattr(images, "shape") or not hasattr(images, "dtype"):
-            images = np.asarray(images)
-        if images.ndim != 4 or images.shape[1:] != (side, side, 3) or not jnp.issubdtype(images.dtype, jnp.floating):
-            advice = "; child.predict takes images as they are" if images.dtype == np.uint8 else ""
-            raise ValueError(
-                f"images: found {images.dtype} {list(images.shape)}, expected normalised float32 [B, {side}, {side}, 3]"
-                + advice
-            )
+        images = self._checked(images)
         if isinstance(images, jax.core.Tracer):
             return self._logits(self.weights, self.statistics, images.astype(jnp.float32))
         return self._run(np.asarray(images, np.float32))
+
+    def features(self, images: Any) -> dict[str, Any]:
+        """Feature maps of normalised images, as the backbone of a detector or of a segmenter gives them.
+
+        They are the outputs of the last block at each stride from 4 up. It is a function of JAX: wrap it in `jax.jit`.
+
+        Args:
+          images: float32 [B, R, R, 3], as the child itself takes them.
+        Returns:
+          By name, from the finest: {'stride4': [B, R / 4, R / 4, C], 'stride8': ..., ...}.
+        Raises:
+          ConfigError: the child has no stride of 4.
+          ValueError: the images have another shape or type.
+        """
+        images = self._checked(images)
+        maps = {layer.path: name for name, layer in self._feature_layers().items()}
+        net = nnx.merge(self._graphdef, self.weights)
+        x, found = jnp.asarray(images, jnp.float32), {}
+        for layer in self._space.layout(self.arch, self.run.num_classes):
+            x, _ = net.run(layer, x, None, Mode(statistics=self.statistics))
+            if layer.path in maps:
+                found[maps.pop(layer.path)] = x
+                if not maps:
+                    break
+        return found
+
+    def _feature_layers(self) -> dict[str, Any]:
+        layers = feature_layers(self._space.layout(self.arch, self.run.num_classes))
+        if not layers:
+            raise ConfigError("features: found a network without a stride of 4, expected one with feature maps to give")
+        return layers
 
     def predict(self, images: Any, top: int = 5) -> list[Prediction]:
         """The likeliest classes of images, which go through the run's own preprocessing.
@@ -182,6 +207,7 @@ class Child:
         fold: bool = True,
         batch: int = 0,
         images: int = 128,
+        features_only: bool = False,
     ) -> dict[str, pathlib.Path]:
         """Writes files that do not need this package, and runs each: its logits must be those of the child.
 
@@ -191,17 +217,37 @@ class Child:
           fold: whether batch norm is folded into the convolutions.
           batch: images of a call; 0 allows any number.
           images: held-out images to compare on; 0 compares on noise, and opens no data set.
+          features_only: writes features.onnx, whose outputs are the feature maps of `features` ([batch, C, H, W]), in
+            place of logits. For ONNX alone; `features` of an exported PyTorch child gives the same.
         Returns:
           The file of each format.
         Raises:
           ConfigError: a format is unknown, the folder holds another child, or its statistics are those of each batch.
           ExportError: a file computes other logits; do not use it.
         """
-        from bignas_jax.api.writing import write
+        from bignas_jax.api.writing import write, write_features
 
         self._check_statistics("export")
         formats = formats.split(",") if isinstance(formats, str) else list(formats)
+        if features_only:
+            if formats != ["onnx"]:
+                raise ConfigError(f"export: found {','.join(formats)} with features_only, expected onnx alone; a child "
+                                  "in PyTorch has them by its method features")  # fmt: skip
+            self._feature_layers()
+            return {"onnx": write_features(self, pathlib.Path(folder), fold=fold, batch=batch)}
         return write(self, formats, pathlib.Path(folder), fold=fold, batch=batch, images=images)
+
+    def _checked(self, images: Any) -> Any:
+        side = self.resolution
+        if not hasattr(images, "shape") or not hasattr(images, "dtype"):
+            images = np.asarray(images)
+        if images.ndim != 4 or images.shape[1:] != (side, side, 3) or not jnp.issubdtype(images.dtype, jnp.floating):
+            advice = "; child.predict takes images as they are" if images.dtype == np.uint8 else ""
+            raise ValueError(
+                f"images: found {images.dtype} {list(images.shape)}, expected normalised float32 [B, {side}, {side}, 3]"
+                + advice
+            )
+        return images
 
     def net(self) -> nets.Child:
         """The child as the exports take it."""

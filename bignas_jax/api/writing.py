@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bignas_jax.errors import ConfigError
-from bignas_jax.files import write_json
+from bignas_jax.errors import ConfigError, ExportError
+from bignas_jax.files import write_bytes, write_json
 from bignas_jax.interop.exports import export
 from bignas_jax.interop.exports.preprocess import preprocess
+from bignas_jax.interop.exports.tensors import tensors
+from bignas_jax.nets import child as nets
 
 if TYPE_CHECKING:
     from bignas_jax.api.child import Child
@@ -47,6 +49,35 @@ def write(
     write_json(folder / "export.json", row, indent=2)
     export.check([row])
     return {file["format"]: folder / file["file"] for file in files}
+
+
+def write_features(child: Child, folder: pathlib.Path, *, fold: bool, batch: int) -> pathlib.Path:
+    """Writes features.onnx, and holds its outputs against the child's own feature maps on noise."""
+    export.Form(["onnx"], fold, batch)  # checks them
+    import onnxruntime
+
+    from bignas_jax.interop.exports.onnx_graph import onnx_model
+
+    export.check_folder(folder, child.arch)
+    folder.mkdir(parents=True, exist_ok=True)
+    net = nets.fold(child.net()) if fold else child.net()
+    about = {"architecture": child.arch.to_json(), "step": str(child.run.step)}
+    path = folder / "features.onnx"
+    write_bytes(path, onnx_model(net, tensors(net), batch, about, features_only=True).SerializeToString())
+    noise = np.random.default_rng(0).standard_normal((batch or 4, child.resolution, child.resolution, 3))
+    noise = noise.astype(np.float32)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    found = session.run(None, {"images": np.moveaxis(noise, -1, 1)})
+    for output, ours, name in zip(found, child.features(noise).values(), [o.name for o in session.get_outputs()],
+                                  strict=True):  # fmt: skip
+        expected = np.moveaxis(np.asarray(ours), -1, 1)
+        difference = export.compare(output, expected)["difference"] if output.shape == expected.shape else np.inf
+        if not difference <= export.LIMIT:
+            raise ExportError(
+                f"{path}: {name} differs from the child's by {difference:.1e} of its largest value, expected at most "
+                f"{export.LIMIT:g}; do not use this file"
+            )
+    return path
 
 
 def _inputs(child: Child, specification: dict[str, Any], number: int) -> tuple[np.ndarray, dict[str, Any]]:

@@ -250,6 +250,21 @@ def after_stride(side: int, stride: int) -> int:
     return -(-side // stride)
 
 
+def feature_layers(layout: Iterable[Layer]) -> dict[str, Layer]:
+    """The layers whose outputs are the feature maps of a network, by name: 'stride4', 'stride8', ...
+
+    They are the last layer of each stride from 4 up, before the head.
+    """
+    found, stride = {}, 1
+    for layer in layout:
+        if layer.stage is None and layer.path != ("stem",):
+            break
+        stride *= layer.stride
+        if stride >= 4:
+            found[f"stride{stride}"] = layer
+    return found
+
+
 def weights(layout: Iterable[Layer]) -> tuple[Weight, ...]:
     """The tensors of all layers."""
     return tuple(weight for layer in layout for weight in layer.weights())

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from bignas_jax.errors import ExportError
 from bignas_jax.nets.child import Child
 from bignas_jax.nets.kinds import module_of
-from bignas_jax.spaces.layers import EPSILON, Layer
+from bignas_jax.spaces.layers import EPSILON, Layer, feature_layers
 
 INPUT, OUTPUT = "images", "logits"
 OPSET, IR_VERSION = 18, 8  # both of ONNX 1.13, which runtimes since early 2023 can read
@@ -142,7 +142,11 @@ def _writer(layer: Layer) -> Writer:
 
 
 def onnx_model(
-    child: Child, tensors: Mapping[str, np.ndarray], batch: int, about: Mapping[str, str]
+    child: Child,
+    tensors: Mapping[str, np.ndarray],
+    batch: int,
+    about: Mapping[str, str],
+    features_only: bool = False,
 ) -> onnx.ModelProto:
     """The model: float32 `images` [batch, 3, R, R] to `logits` [batch, classes].
 
@@ -151,18 +155,28 @@ def onnx_model(
       tensors: the child's weights, as `tensors.tensors` gives them.
       batch: images of a call; 0 allows any number, as the axis 'batch'.
       about: properties of the model.
+      features_only: the outputs are the feature maps `stride4` [batch, C, R / 4, R / 4], `stride8` and so on in place
+        of the logits, and the layers behind the last of them are left out.
     Raises:
       ExportError: a layer of a user's own family has no ONNX form.
     """
     graph, x, resolution = Graph(tensors), INPUT, child.arch.resolution
-    for layer in child.layout:
-        x = _writer(layer)(graph, x, layer)
 
     def value(name: str, *shape: int):
         return helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch or "batch", *shape])
 
-    images, logits = value(INPUT, 3, resolution, resolution), value(OUTPUT, child.num_classes)
-    proto = helper.make_graph(graph.nodes, "child", [images], [logits], list(graph.initializers.values()))
+    maps = {layer.path: name for name, layer in feature_layers(child.layout).items()} if features_only else {}
+    outputs = []
+    for layer in child.layout:
+        x = _writer(layer)(graph, x, layer)
+        if layer.path in maps:
+            name, side = maps.pop(layer.path), layer.convs[-1].side
+            outputs.append(value(graph.add("Identity", x, name=name), layer.out_width, side, side))
+            if not maps:
+                break
+    outputs = outputs or [value(OUTPUT, child.num_classes)]
+    images = value(INPUT, 3, resolution, resolution)
+    proto = helper.make_graph(graph.nodes, "child", [images], outputs, list(graph.initializers.values()))
     model = helper.make_model(proto, producer_name="bignas_jax", ir_version=IR_VERSION,
                               opset_imports=[helper.make_opsetid("", OPSET)])  # fmt: skip
     helper.set_model_props(model, dict(about))

@@ -128,6 +128,7 @@ class Child(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList()
         self.order = []
+        self.maps = _maps(description["layers"])
         for layer in description["layers"]:
             module = KINDS[layer["kind"]](layer, description["folded"])
             name, _, number = layer["label"].partition(".")
@@ -143,6 +144,29 @@ class Child(nn.Module):
         for label in self.order:
             x = self.get_submodule(label)(x)
         return x
+
+    def features(self, x):
+        """Images [B, 3, R, R] to feature maps by name, {"stride4": [B, C, R/4, R/4], ...}: the input of a detector."""
+        found, last = {}, list(self.maps)[-1]
+        for label in self.order:
+            x = self.get_submodule(label)(x)
+            if label in self.maps:
+                found[self.maps[label]] = x
+            if label == last:
+                return found
+
+
+def _maps(layers):
+    """The name of the feature map behind a layer, by its label: the last layer of each stride from 4 up."""
+    found, stride = {}, 1
+    for layer in layers:
+        if not (layer["label"] == "stem" or layer["label"].startswith("blocks.")):
+            break
+        for conv in layer["convs"]:
+            stride *= conv["stride"]
+        if stride >= 4:
+            found[f"stride{stride}"] = layer["label"]
+    return {label: name for name, label in found.items()}
 
 
 def load(path=None):
