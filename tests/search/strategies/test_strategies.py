@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from landscape import SPACE, accuracy, problem
 
+from bignas_jax.search.problem import Budget, Problem
 from bignas_jax.search.strategies.coarse_to_fine import CoarseToFine, skeletons
 from bignas_jax.search.strategies.evolution import Evolution
 from bignas_jax.search.strategies.pareto import Pareto
@@ -138,3 +139,14 @@ def test_mutations_of_coarse_to_fine_go_part_by_part():
         strategy.tell({p.arch: accuracy(p.arch) for p in asked})
     parts = [phase.split(",")[0] for phase in phases if phase != "grid"]
     assert phases[0] == "grid" and parts[:4] == ["resolution", "mb1", "mb2", "mb3"]
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_narrow_limits_from_both_sides_are_searched(name):
+    """Between 34 and 36% of MAX: 48 of 768 architectures, and no skeleton of the grid."""
+    macs = problem().costs(SPACE.biggest)["macs"]
+    band = Problem(SPACE, 10, [Budget("band", macs=0.36 * macs, min_macs=0.34 * macs)])
+    inside = [accuracy(arch) for arch in SPACE.enumerate() if band.fits(arch, band.budgets[0])]
+    assert len(inside) == 48 and not any(band.fits(arch, band.budgets[0]) for arch in skeletons(band))
+    found = best_first(drive(MAKERS[name](band, 1), evaluations=40), band, band.budgets[0])
+    assert len(found) >= 10 and sum(accuracy(found[0]) >= other for other in inside) >= 40
