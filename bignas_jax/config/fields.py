@@ -18,7 +18,7 @@ from bignas_jax.spaces.registry import space_of
 FIELDS: dict[str, Field] = {name: field for name, field, _ in declared()}
 
 # Position n of each is the n-th budget of a search. A single value belongs to all budgets.
-BUDGETS = tuple(f"search.max_{cost}" for cost in Costs)
+BUDGETS = tuple(f"search.{end}_{cost}" for end in ("max", "min") for cost in Costs)
 
 
 def base() -> ConfigDict:

@@ -388,6 +388,9 @@ class Search(Group, part="search"):
     max_macs: tuple[float, ...] = _budgets("multiply-adds")
     max_params: tuple[float, ...] = _budgets("parameters")
     max_latency_ms: tuple[float, ...] = _budgets("milliseconds")
+    min_macs: tuple[float, ...] = _budgets("multiply-adds")
+    min_params: tuple[float, ...] = _budgets("parameters")
+    min_latency_ms: tuple[float, ...] = _budgets("milliseconds")
     max_resolution: int = _integer(0, 0)
     cost: str = _one_of(*Costs, default=Costs.MACS.value)
     population: int = _integer(2, 32, below=100_000)
@@ -404,6 +407,10 @@ class Search(Group, part="search"):
     def limits(self) -> dict[str, tuple[float, ...]]:
         """The limits by kind of cost. Position n of each is the n-th budget; a single value belongs to all budgets."""
         return {cost.value: getattr(self, f"max_{cost}") for cost in Costs}
+
+    def floors(self) -> dict[str, tuple[float, ...]]:
+        """The least that is asked for by kind of cost, in the form of `limits`."""
+        return {cost.value: getattr(self, f"min_{cost}") for cost in Costs}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

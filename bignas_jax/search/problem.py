@@ -24,16 +24,24 @@ TRIES = 50  # uniform draws before a drawn architecture is shrunk until it fits
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """Upper limits of costs; None means no limit. `name` can be the name of a folder."""
+    """Upper limits of costs, and the least of each; None means no limit. `name` can be the name of a folder."""
 
     name: str
     macs: float | None = None
     params: float | None = None
     latency_ms: float | None = None
+    min_macs: float | None = None
+    min_params: float | None = None
+    min_latency_ms: float | None = None
 
     def limits(self) -> dict[str, float]:
         """The limits that are set, by kind of cost."""
         return {kind: getattr(self, kind) for kind in COSTS if getattr(self, kind) is not None}
+
+    def floors(self) -> dict[str, float]:
+        """The least that is asked for, by kind of cost, where it is."""
+        least = {kind: getattr(self, f"min_{kind}") for kind in COSTS}
+        return {kind: value for kind, value in least.items() if value is not None}
 
 
 class Problem:
@@ -48,7 +56,7 @@ class Problem:
       bounded: True if architectures beyond every budget are of no use; False if they belong to the front.
 
     Raises:
-      ConfigError: a budget is below what the smallest architecture costs.
+      ConfigError: a budget is below what the smallest architecture costs, or asks for more than it allows.
     """
 
     def __init__(
@@ -77,17 +85,32 @@ class Problem:
 
     def fits(self, arch: Architecture, budget: Budget) -> bool:
         """Whether `arch` is in the space that is searched, and keeps every limit of the budget."""
-        if arch not in self.space:
+        return self._below(arch, budget) and self._reaches(arch, budget)
+
+    def _below(self, arch: Architecture, budget: Budget) -> bool:
+        """Whether `arch` is in the space and keeps the upper limits."""
+        return arch in self.space and self._holds(arch, budget.limits(), lambda cost, limit: cost <= limit)
+
+    def _reaches(self, arch: Architecture, budget: Budget) -> bool:
+        """Whether `arch` costs at least as much as is asked for."""
+        return self._holds(arch, budget.floors(), lambda cost, limit: cost >= limit)
+
+    def _holds(self, arch: Architecture, limits: dict[str, float], within: Callable[[float, float], bool]) -> bool:
+        if not limits:
+            return True
+        cheap = self._cheap_costs(arch)
+        if not all(within(cheap[kind], limit) for kind, limit in limits.items() if kind != "latency_ms"):
             return False
-        limits, cheap = budget.limits(), self._cheap_costs(arch)
-        if any(cheap[kind] > limit for kind, limit in limits.items() if kind != "latency_ms"):
-            return False
-        return "latency_ms" not in limits or self.costs(arch)["latency_ms"] <= limits["latency_ms"]
+        return "latency_ms" not in limits or within(self.costs(arch)["latency_ms"], limits["latency_ms"])
 
     def use(self, arch: Architecture, budget: Budget) -> float:
-        """The fraction of a budget that `arch` uses, 1 being all. The limit that it comes nearest to counts."""
+        """The fraction of a budget that `arch` uses, 1 being all. The limit that it comes nearest to counts.
+
+        A budget without upper limits is that of the biggest architecture, on the front's axis.
+        """
         costs = self.costs(arch)
-        return max(costs[kind] / limit for kind, limit in budget.limits().items())
+        limits = budget.limits() or {self.cost: self.cost_of(self.space.biggest)}
+        return max(costs[kind] / limit for kind, limit in limits.items())
 
     def _cheap_costs(self, arch: Architecture) -> dict[str, float]:
         """macs and params alone: the latency may need a measurement."""
@@ -100,44 +123,60 @@ class Problem:
         return self.costs(arch)[self.cost]
 
     def sample(self, budget: Budget, rng: np.random.Generator) -> Architecture:
-        """An architecture within the budget, drawn uniformly. If these are rare, a drawn one is shrunk to fit."""
+        """An architecture within the budget, drawn uniformly. If these are rare, a drawn one is changed to fit.
+
+        Within very narrow limits none may be found, and the last one is returned.
+        """
         for _ in range(TRIES):
             arch = self.space.sample(rng)
             if self.fits(arch, budget):
                 return arch
-        return self.shrink(arch, budget, rng)
+        for _ in range(TRIES if budget.floors() else 1):
+            arch = self.shrink(self.space.sample(rng), budget, rng)
+            if self.fits(arch, budget):
+                break
+        return arch
 
     def shrink(
         self, arch: Architecture, budget: Budget, rng: np.random.Generator, keep: Sequence[int] = ()
     ) -> Architecture:
-        """`arch`, with randomly drawn choices lowered by one value at a time until it fits the budget.
+        """`arch`, with randomly drawn choices lowered by one value at a time until it keeps the upper limits.
 
-        Choices at the positions `keep` are lowered only when no others are left.
+        Choices at the positions `keep` are lowered only when no others are left. If it costs less than the budget asks
+        for then, choices are raised again as far as the upper limits allow it.
         """
         genes = list(self.space.indices(arch))
-        while not self.fits(self.space.at(genes), budget):
+        while not self._below(self.space.at(genes), budget):
             above = [i for i, gene in enumerate(genes) if gene]
             if not above:
                 break  # at the smallest: a latency does not always fall with the choices
             free = [i for i in above if i not in keep] or above
             genes[free[rng.integers(len(free))]] -= 1
-        return self.space.at(genes)
+        found = self.space.at(genes)
+        return found if self._reaches(found, budget) else self.grow(found, budget, rng, enough=True)
 
     def grow(
-        self, arch: Architecture, budget: Budget, rng: np.random.Generator, keep: Sequence[int] = ()
+        self,
+        arch: Architecture,
+        budget: Budget,
+        rng: np.random.Generator,
+        keep: Sequence[int] = (),
+        enough: bool = False,
     ) -> Architecture:
         """`arch`, with randomly drawn choices raised by one value at a time while the budget allows it.
 
-        Choices at the positions `keep` stay as they are.
+        Choices at the positions `keep` stay as they are. `enough` stops as soon as the budget's least is reached.
         """
         genes = list(self.space.indices(arch))
         free = [i for i, choice in enumerate(self.space.choices) if len(choice) > 1 and i not in keep]
         for i in rng.permutation(free):
             while genes[i] + 1 < len(self.space.choices[i]) and self.space.active(genes)[i]:
                 genes[i] += 1
-                if not self.fits(self.space.at(genes), budget):
+                if not self._below(self.space.at(genes), budget):
                     genes[i] -= 1
                     break
+                if enough and self._reaches(self.space.at(genes), budget):
+                    return self.space.at(genes)
         return self.space.at(genes)
 
     def _check(self, budget: Budget) -> None:
@@ -149,6 +188,14 @@ class Problem:
                 raise ConfigError(
                     f"config.search.max_{kind}: found {limit:.10g}, expected at least {enough}, "
                     f"what the smallest architecture costs"
+                )
+        most = self.costs(self.space.biggest)
+        for kind, floor in budget.floors().items():
+            ceiling = min(most[kind], budget.limits().get(kind, math.inf))
+            if floor > ceiling:
+                whose = "what the biggest architecture costs" if ceiling == most[kind] else f"config.search.max_{kind}"
+                raise ConfigError(
+                    f"config.search.min_{kind}: found {floor:.10g}, expected at most {ceiling:.10g}, {whose}"
                 )
 
 
@@ -181,21 +228,34 @@ def budgets_of(options: Search, biggest: dict[str, Any], smallest: dict[str, Any
     """
     cap = f"-r{options.max_resolution}" if options.max_resolution else ""
     given = options.limits()
-    if not any(given.values()):
+    if not any((*given.values(), *options.floors().values())):
         kind = options.cost
         parts = [part for part in FRACTIONS if part * biggest[kind] >= smallest[kind]] or [1.0]
         return tuple(
             Budget(f"{_UNITS[kind][0]}-{100 * part:.0f}pct{cap}", **{kind: part * biggest[kind]}) for part in parts
         )
-    number = max(map(len, given.values()))
+    floors = options.floors()
+    number = max(len(values) for values in (*given.values(), *floors.values()))
     found: dict[str, Budget] = {}
     for n in range(number):
-        limits = {kind: values[n if len(values) > 1 else 0] for kind, values in given.items() if values}
-        name = "-".join(f"{_UNITS[kind][0]}-{_short(limit, kind)}" for kind, limit in limits.items()) + cap
+        limits, least = (
+            {kind: values[n if len(values) > 1 else 0] for kind, values in some.items() if values}
+            for some in (given, floors)
+        )
+        name = "-".join(_name(kind, least.get(kind), limits.get(kind)) for kind in COSTS if {kind} & {*limits, *least})
+        name += cap
         while name in found:
             name += "-again"
-        found[name] = Budget(name, **limits)
+        found[name] = Budget(name, **limits, **{f"min_{kind}": value for kind, value in least.items()})
     return tuple(found.values())
+
+
+def _name(kind: str, least: float | None, limit: float | None) -> str:
+    """A part of a budget's name: 'macs-300M', 'macs-200M-to-300M' or 'macs-from-200M'."""
+    parts = [f"from-{_short(least, kind)}"] if limit is None else [_short(limit, kind)]
+    if least is not None and limit is not None:
+        parts = [f"{_short(least, kind)}-to", *parts]
+    return "-".join([_UNITS[kind][0], *parts])
 
 
 _UNITS = {
@@ -204,10 +264,41 @@ _UNITS = {
     Costs.LATENCY_MS: ("latency", 1, "ms"),
 }
 
+_WORDS = {Costs.MACS: "multiply-adds", Costs.PARAMS: "parameters", Costs.LATENCY_MS: ""}
+
 
 def _short(limit: float, kind: str) -> str:
     _, scale, unit = _UNITS[kind]
     return f"{limit / scale:.4g}{unit}"
+
+
+DRAWS = 200  # uniform draws from which the share of a budget is told
+
+
+def allowed(problem: Problem, biggest: Architecture) -> list[str]:
+    """A line for each budget: what it allows, beside MAX and MIN, before the search begins.
+
+    Args:
+      problem: the space, its costs and the budgets.
+      biggest: MAX of the whole space, which a cap on the resolution may leave out.
+    """
+    rng = np.random.default_rng(0)
+    drawn = [problem.space.sample(rng) for _ in range(DRAWS)]
+    lines = []
+    for budget in problem.budgets:
+        limits, least = budget.limits(), budget.floors()
+        parts = []
+        for kind in (kind for kind in COSTS if kind in {*limits, *least}):
+            low, high = problem.costs(problem.space.smallest)[kind], problem.costs(biggest)[kind]
+            bottom, top = max(low, least.get(kind, low)), min(high, limits.get(kind, high))
+            bounds = [f"{value / _UNITS[kind][1]:,.4g}" for value in (bottom, top, low, high)]
+            unit = f"{_UNITS[kind][2]} {_WORDS[kind]}".strip()
+            parts.append("{} to {} {unit} (MIN {}, MAX {})".format(*bounds, unit=unit))
+        cheap = not {"latency_ms"} & {*limits, *least}  # a draw's latency may need a measurement
+        kept = sum(problem.fits(arch, budget) for arch in drawn) if cheap else 0
+        share = f"; {kept} of {DRAWS} uniform draws are within" if cheap else ""
+        lines.append(f"{budget.name}: {', '.join(parts)}{share}")
+    return lines
 
 
 PREPARED = 40  # random architectures whose blocks are timed before a search with a limit of latency
@@ -235,7 +326,7 @@ def make_problem(
         _time_blocks(latency, space, tick)
     costs = Problem(space, budgets=(), **arguments).costs
     budgets = budgets_of(options, costs(space.biggest), costs(space.smallest))
-    named = any(options.limits().values())
+    named = any((*options.limits().values(), *options.floors().values()))
     return Problem(space, budgets=budgets, cost=options.cost, bounded=bool(named), **arguments)
 
 

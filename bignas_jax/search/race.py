@@ -119,7 +119,7 @@ class Race:
         if self._front:
             cost = self._problem.cost_of(arch)
             found = [_best(e for e in complete if self._problem.cost_of(e.arch) <= cost)]
-            budgets = [budget for budget in budgets if set(budget.limits()) != {self._problem.cost}]
+            budgets = [budget for budget in budgets if budget.floors() or set(budget.limits()) != {self._problem.cost}]
         return found + [self.best(budget, complete) for budget in budgets if self._problem.fits(arch, budget)]
 
     def best(self, budget: Budget, among: Iterable[Scored] | None = None) -> Scored | None:

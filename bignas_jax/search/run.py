@@ -27,7 +27,7 @@ from bignas_jax.search import held_out as images
 from bignas_jax.search.held_out import HeldOut
 from bignas_jax.search.journal import Journal
 from bignas_jax.search.latency import LatencyTable
-from bignas_jax.search.problem import Problem, make_problem
+from bignas_jax.search.problem import Problem, allowed, make_problem
 from bignas_jax.search.race import Race, Scored
 from bignas_jax.search.report.result import Found, result_of, write
 from bignas_jax.search.screening import Screening
@@ -85,6 +85,7 @@ def _searched(session: Session, weights: Any, step: int, sizes: images.Sizes, fo
 
         latency = _latency_table(session, folder)
         problem = make_problem(session, latency, tick)
+        print(*allowed(problem, session.space.biggest), sep="\n", file=sys.stderr)
         team, own_identity = _team(session, weights, step, sizes, problem)
         journal = Journal(folder / "evaluations.jsonl", own_identity)
         stack.callback(journal.close)
@@ -157,7 +158,8 @@ def open_run(options: Options, workdir: pathlib.Path, checkpoint: str) -> tuple[
 def _latency_table(session: Session, folder: pathlib.Path) -> LatencyTable | None:
     """The table of latencies, or None if neither a budget nor the front needs it: to measure takes compiles."""
     options = session.options
-    if options.search.cost != Costs.LATENCY_MS and not options.search.max_latency_ms:
+    timed = options.search.max_latency_ms or options.search.min_latency_ms
+    if options.search.cost != Costs.LATENCY_MS and not timed:
         return None
     return LatencyTable(
         session.space,

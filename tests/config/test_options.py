@@ -180,7 +180,8 @@ def test_a_group_alone_is_made_from_its_part():
 def test_each_kind_of_cost_has_its_budgets():
     search = Search(max_params=(1e5,))
     assert search.limits() == {"macs": (), "params": (1e5,), "latency_ms": ()}
-    assert BUDGETS == ("search.max_macs", "search.max_params", "search.max_latency_ms")
+    assert BUDGETS[:3] == ("search.max_macs", "search.max_params", "search.max_latency_ms")
+    assert BUDGETS[3:] == ("search.min_macs", "search.min_params", "search.min_latency_ms")
 
 
 def test_options_need_no_jax():

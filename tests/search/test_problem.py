@@ -6,7 +6,7 @@ from tiny import tiny_space
 
 from bignas_jax.config.options import Costs, Search
 from bignas_jax.errors import ConfigError
-from bignas_jax.search.problem import COSTS, Budget, Problem, budgets_of, capped
+from bignas_jax.search.problem import COSTS, Budget, Problem, allowed, budgets_of, capped
 from bignas_jax.spaces.cost import count
 
 SPACE = tiny_space()
@@ -106,3 +106,51 @@ def test_every_kind_of_cost_of_the_options_is_counted_and_may_be_a_budget():
     for cost in Costs:
         (budget,) = budgets_of(Search(cost=cost.value, **{f"max_{cost}": (5e3,)}), costs, costs)
         assert budget.limits() == {cost.value: 5e3}
+
+
+@pytest.mark.parametrize("kind", ["macs", "params"])
+@pytest.mark.parametrize("part", [0.0, 0.3, 0.6, 0.8])
+def test_limits_from_both_sides(kind, part):
+    least, most = middle(kind, part), middle(kind, part + 0.1)
+    for budget in (Budget("band", **{f"min_{kind}": least, kind: most}), Budget("floor", **{f"min_{kind}": least})):
+        found, rng = problem(budget), np.random.default_rng(0)
+        for arch in [found.sample(budget, rng) for _ in range(10)]:
+            cost = getattr(count(SPACE, arch, 7), kind)
+            assert least <= cost and (budget.limits() == {} or cost <= most) and found.fits(arch, budget)
+            grown = found.grow(arch, budget, rng)
+            assert found.fits(grown, budget) and 0 < found.use(grown, budget) <= 1
+        assert not found.fits(MIN, budget) or part == 0
+        assert found.fits(MAX, budget) == (not budget.limits())
+
+
+def test_what_is_asked_for_must_be_allowed():
+    most = count(SPACE, MAX, 7).macs
+    with pytest.raises(ConfigError, match=rf"search.min_macs: found .*expected at most {most}, what the biggest arch"):
+        problem(Budget("b", min_macs=most + 1.0))
+    between = round(middle("params"))
+    with pytest.raises(ConfigError, match=rf"found {between + 9}, expected at most {between}, config.search.max_p"):
+        problem(Budget("b", min_params=between + 9.0, params=float(between)))
+    problem(Budget("b", min_macs=float(most)))
+
+
+def test_names_of_limits_from_both_sides():
+    costs = {"macs": 1e9, "params": 1e7}
+    (band,) = budgets_of(Search(min_macs=(2e8,), max_macs=(3e8,)), costs, costs)
+    assert band == Budget("macs-200M-to-300M", macs=3e8, min_macs=2e8) and band.floors() == {"macs": 2e8}
+    first, second = budgets_of(Search(min_params=(1e6, 2e6), max_macs=(3e8,)), costs, costs)
+    assert (first.name, second.name) == ("macs-300M-params-from-1M", "macs-300M-params-from-2M")
+    assert second.limits() == {"macs": 3e8} and second.floors() == {"params": 2e6}
+
+
+def test_what_a_budget_allows_is_said():
+    """With the costs of the two ends, and the share of all architectures, counted one by one."""
+    budget = Budget("band", macs=middle("macs", 0.5), min_macs=middle("macs", 0.2))
+    (line,) = allowed(problem(budget), MAX)
+    low, high = (count(SPACE, arch, 7).macs / 1e6 for arch in (MIN, MAX))
+    assert f"M multiply-adds (MIN {low:,.4g}, MAX {high:,.4g}); " in line and line.startswith("band: ")
+    said = int(line.split("; ")[1].split(" of ")[0]) / 200
+    rng = np.random.default_rng(5)
+    drawn = [count(SPACE, SPACE.sample(rng), 7).macs for _ in range(2000)]
+    assert said == pytest.approx(np.mean([budget.min_macs <= macs <= budget.macs for macs in drawn]), abs=0.12)
+    (line,) = allowed(problem(Budget("slow", latency_ms=9.0), latency=lambda arch: float(arch.resolution) / 4), MAX)
+    assert line == "slow: 5 to 6.5 ms (MIN 5, MAX 6.5)"

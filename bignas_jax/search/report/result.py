@@ -75,6 +75,7 @@ def result_of(
                 "limits": {
                     **dict.fromkeys(("macs", "params", "latency_ms")),
                     **budget.limits(),
+                    **{f"min_{kind}": least for kind, least in budget.floors().items()},
                     "resolution": options.search.max_resolution or None,
                 },
                 "winner": found.winners[budget.name].number,

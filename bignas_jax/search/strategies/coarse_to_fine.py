@@ -115,10 +115,16 @@ def skeletons(problem: Problem) -> list[Architecture]:
 
 
 def _thinned(problem: Problem, grid: list[Architecture], count: int) -> list[Architecture]:
-    """At most `count` skeletons of the grid: from each budget in turn, the most costly one that is left."""
-    queues = []
+    """At most `count` skeletons of the grid: from each budget in turn, the most costly one that is left.
+
+    Between narrow limits there may be none. Then those that small changes bring there take their place.
+    """
+    queues, rng = [], np.random.default_rng(0)
     for budget in problem.budgets:
         within = [arch for arch in grid if problem.fits(arch, budget)]
+        if not within:
+            brought = dict.fromkeys(problem.shrink(arch, budget, rng) for arch in grid)
+            within = [arch for arch in brought if problem.fits(arch, budget)]
         queues.append(sorted(within, key=lambda arch: (-problem.use(arch, budget), arch.to_json())))
     chosen: dict[Architecture, None] = {}
     for arch in itertools.chain.from_iterable(itertools.zip_longest(*queues)):
