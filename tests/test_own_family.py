@@ -231,7 +231,7 @@ def test_a_kind_without_a_form_in_a_format_is_named(monkeypatch, trained):
 
 
 @pytest.mark.parametrize("family, words", [
-    ("resnext", "config.space.family: found 'resnext', expected one of mobilenet, or a class of your own"),
+    ("resnext", "config.space.family: found 'resnext', expected one of mobilenet, ofa, or a class of your own"),
     ("no_such_module:Space", "cannot import 'no_such_module'"), (f"{__name__}:Nothing", "found no 'Nothing'"),
 ])
 def test_a_family_that_is_not_there_is_named(family, words, tmp_path):

@@ -69,6 +69,8 @@ IMPOSSIBLE = [
     ("evaluation.every_epochs", 0.0), ("search.strategy", "grid"), ("search.seed", -1), ("search.num_evaluations", 0),
     ("search.max_macs", (3e8, 0.0)), ("search.max_macs", 3e8), ("search.max_params", (-1,)),
     ("search.min_macs", (0.0,)), ("search.min_params", 1e5), ("search.min_latency_ms", (-2.0,)),
+    ("calibration.biased_variance", 2), ("optimizer.clip_value", -1.0), ("sandwich.resolve_conflicts", "yes"),
+    ("sandwich.resolve_conflicts_after", -1),
     ("search.max_latency_ms", ("fast",)), ("search.max_resolution", -1), ("search.cost", "flops"),
     ("search.population", 1), ("search.mutation_probability", 1.5), ("search.first_part", 0.0),
     ("search.confidence", -1.0), ("search.calibration_images", -1), ("search.predictor", 1),
