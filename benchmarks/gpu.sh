@@ -3,7 +3,7 @@
 #
 #     benchmarks/gpu.sh [--cpu | --quick] [NAME...]
 #
-# writes benchmarks/results/<device>-<date>.json, from which benchmarks/table.py makes the README's table; a profile of
+# writes benchmarks/results/<processor>-<date>.json, from which benchmarks/table.py makes the README's table; a profile of
 # two steps goes to profile/ (view it with xprof or Perfetto). --cpu runs it at the sizes that suit 2 cores, without a
 # limit of the whole; --quick only shows that everything runs, into benchmarks/results/tmp. NAMEs select runs below.
 #

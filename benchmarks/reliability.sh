@@ -3,7 +3,7 @@
 #
 #     benchmarks/reliability.sh [NAME...]
 #
-# adds its results to benchmarks/results/reliability/<device>-<date>.json, from which benchmarks/table.py makes the
+# adds its results to benchmarks/results/reliability/<processor>-<date>.json, from which benchmarks/table.py makes the
 # README's table. NAMEs select runs below.
 set -uo pipefail
 cd "$(dirname "$0")/.."

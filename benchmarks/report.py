@@ -3,8 +3,8 @@
     python benchmarks/report.py FOLDER [--results benchmarks/results] [--add]
 
 This merges the files that benchmarks/gpu.sh (or reliability.sh) wrote to FOLDER into one file of results, named by
-device and date. Each run wrote NAME.run, a line of exit status, seconds and command, and NAME.json, by `write`. A run
-without NAME.json counts as failed. With --add, other runs that the file holds already are kept.
+processor and date. Each run wrote NAME.run, a line of exit status, seconds and command, and NAME.json, by `write`. A
+run without NAME.json counts as failed. With --add, other runs that the file holds already are kept.
 """
 
 import argparse
@@ -141,8 +141,8 @@ def merge(folder: pathlib.Path) -> list[dict]:
 
 
 def file_name(about: dict[str, object]) -> str:
-    """<device>-<date>.json, in small letters and hyphens."""
-    return re.sub(r"[^a-z0-9]+", "-", f"{about['device']}-{about['date']}".lower()).strip("-") + ".json"
+    """<processor>-<date>.json, in small letters and hyphens."""
+    return re.sub(r"[^a-z0-9]+", "-", f"{about['processor']}-{about['date']}".lower()).strip("-") + ".json"
 
 
 def main() -> None:

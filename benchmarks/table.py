@@ -1,9 +1,11 @@
-"""Makes the README's tables from the files in benchmarks/results/, the newest of each device.
+"""Makes the tables of README.md and docs/performance.md from the files in benchmarks/results/.
 
-The table of speed comes from the files themselves, that of reliability from those in the folder reliability/.
+What was measured comes from the files themselves, the newest of each processor. README.md has the figures of the runs
+in BRIEF that have a target, docs/performance.md has all. What was counted for GPUs that were not there comes from gpu/,
+and what was tried on purpose from reliability/.
 
-    python benchmarks/table.py            # writes both into README.md, each between its two markers
-    python benchmarks/table.py --check    # fails if README.md says something else
+    python benchmarks/table.py            # writes all, each between its two markers
+    python benchmarks/table.py --check    # fails if a page says something else
 """
 
 import argparse
@@ -14,26 +16,42 @@ import sys
 from report import Fault, Result
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-PERFORMANCE, RELIABILITY = "performance", "reliability"
+MEASURED, COUNTED, RELIABILITY = "measured", "counted", "reliability"
+BRIEF = ("step", "elasticity", "startup", "loader")  # runs whose figures README.md has
+AIMS = {  # at most, by space: ratios and kernels of what is counted
+    "bignas": {"step": 0.70, "biggest": 0.70, "random": 0.80, "smallest": 0.75},
+    "attentive_nas": {"step": 0.75},
+}
+KERNELS = {"biggest": 1200, "update": 60}
+
+
+def where(about: dict) -> str:
+    """What a file was measured on."""
+    return about.get("processor", about["device"])
 
 
 def newest(folder: pathlib.Path) -> list[dict]:
-    """The files' contents, the newest of each device, by device."""
+    """The files' contents, the newest of each processor, by its name."""
     found = {}
     for path in sorted(folder.glob("*.json")):
         about = json.loads(path.read_text())
-        if about["device"] not in found or about["date"] >= found[about["device"]]["date"]:
-            found[about["device"]] = about
-    return [found[device] for device in sorted(found)]
+        if where(about) not in found or about["date"] >= found[where(about)]["date"]:
+            found[where(about)] = about
+    return [found[name] for name in sorted(found)]
 
 
-def rows(about: dict) -> list[str]:
-    """A line for each figure that has a target or is shown. A run without figures gets a line with its status."""
+def rows(about: dict, brief: bool) -> list[str]:
+    """A line for each figure that has a target or, unless `brief`, is shown.
+
+    A run without figures gets a line with its status.
+    """
     lines = []
     for run in about["runs"]:
+        if brief and run["name"] not in BRIEF:
+            continue
         command = f"`{run['command']}`"
         results = [Result(**row) for row in run.get("results", ())]
-        for result in (r for r in results if r.target is not None or r.shown):
+        for result in (r for r in results if r.target is not None or (r.shown and not brief)):
             value = f"{result.value:.3g} {result.unit}".strip()
             met = value if result.reached else f"{value} (short)"
             lines.append(f"| {result.name} | {met} | {result.bound} | {command} |")
@@ -49,13 +67,56 @@ def commit(about: dict) -> str:
     return f"commit {number[:12]} {changes}".strip()
 
 
-def table(files: list[dict]) -> str:
+def counted(folder: pathlib.Path) -> str:
+    """The table of what benchmarks/gpu_programs.py counted, in Markdown: a column for each release of JAX."""
+    files = [json.loads(path.read_text()) for path in sorted(folder.glob("counted-*.json"))]
+    if not files:
+        return "Not counted yet."
+    versions = sorted({about["jax"] for about in files}, key=lambda v: [int(n) for n in v.split(".")], reverse=True)
+    lines = [f"| figure | {' | '.join(f'JAX {version}' for version in versions)} | target | command |"]
+    lines.append("|---|" + "---|" * len(versions) + "---|---|")
+    for space in sorted({about["space"] for about in files}, key=list(AIMS).index):
+        of = {about["jax"]: about for about in files if about["space"] == space}
+        command = f"`make gpu-programs GPU_ARGS='--space {space}'`"
+        for figure, values, aim in _figures(space, of):
+            cells = [_cell(values.get(version), aim) for version in versions]
+            lines.append(f"| {figure} | {' | '.join(cells)} | {f'at most {aim:g}' if aim else ''} | {command} |")
+            command = ""
+    return "\n".join(lines)
+
+
+def _figures(space: str, of: dict[str, dict]) -> list[tuple[str, dict[str, float], float | None]]:
+    """(figure, its value by release of JAX, what it should be at most) of a space, given its counts by release."""
+    found, aims = [], AIMS[space]
+    for name in ("step", "biggest", "random", "smallest"):
+        values = {version: about["ratios"][name] for version, about in of.items() if name in about["ratios"]}
+        found.append((f"{space}, {name}: bytes over PyTorch eager's", values, aims.get(name)))
+    for name, aim in KERNELS.items():
+        programs = {version: about["programs"] for version, about in of.items() if name in about["programs"]}
+        found.append((f"{space}, {name}: kernels", {v: p[name]["kernels"] for v, p in programs.items()}, aim))
+    names = sorted({name for about in of.values() for name in about["ratios"]})
+    kinds = [name for name in names if name.endswith("mean over its own slice")]
+    for kind in kinds:
+        values = {version: about["ratios"][kind] for version, about in of.items() if kind in about["ratios"]}
+        found.append((f"{space}, {kind}: bytes", values, 1.1))
+    return [row for row in found if row[1]]
+
+
+def _cell(value: float | None, aim: float | None) -> str:
+    """A value in words, and whether it misses its aim."""
+    if value is None:
+        return ""
+    words = f"{value:,.0f}" if value >= 10 else f"{value:.2f}"
+    return f"{words} (short)" if aim is not None and value > aim else words
+
+
+def table(files: list[dict], brief: bool) -> str:
     """The table of all files' results, in Markdown."""
     parts = []
     for about in files:
         versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
-        parts.append(f"{about['device']}, {about['date']}, {versions}, {commit(about)}:\n")
-        parts += ["| figure | measured | target | command |", "|---|---|---|---|", *rows(about), ""]
+        parts.append(f"{where(about)}, {about['date']}, {versions}, {commit(about)}:\n")
+        parts += ["| figure | measured | target | command |", "|---|---|---|---|", *rows(about, brief), ""]
     return "\n".join(parts).strip()
 
 
@@ -65,9 +126,8 @@ def faults(files: list[dict]) -> str:
         return "No results yet."
     parts = []
     for about in files:
-        where = about.get("processor", about["device"])
         versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items() if "jax" in name)
-        parts.append(f"{where}, {about['date']}, {versions}, {commit(about)}:\n")
+        parts.append(f"{where(about)}, {about['date']}, {versions}, {commit(about)}:\n")
         parts += ["| fault | tried | survived | lost | command |", "|---|---|---|---|---|"]
         for run in about["runs"]:
             command = f"`{run['command']}`"
@@ -81,33 +141,46 @@ def faults(files: list[dict]) -> str:
     return "\n".join(parts).strip()
 
 
-def insert(readme: str, text: str, name: str) -> str:
-    """The README with `text` between the markers of a table.
+def insert(page: str, text: str, name: str, of: str) -> str:
+    """The page with `text` between the markers of a table.
 
     Raises:
       SystemExit: the markers are not there once each, in order.
     """
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-    if readme.count(begin) != 1 or readme.count(end) != 1 or readme.index(begin) > readme.index(end):
-        raise SystemExit(f"README.md: expected {begin} and then {end}, once each")
-    before, rest = readme.split(begin)
+    if page.count(begin) != 1 or page.count(end) != 1 or page.index(begin) > page.index(end):
+        raise SystemExit(f"{of}: expected {begin} and then {end}, once each")
+    before, rest = page.split(begin)
     return f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing; fail if README.md is out of date")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if a page is out of date")
     parser.add_argument("--results", type=pathlib.Path, default=ROOT / "benchmarks" / "results")
-    parser.add_argument("--readme", type=pathlib.Path, default=ROOT / "README.md")
+    parser.add_argument("--root", type=pathlib.Path, default=ROOT, help="folder of README.md and docs/performance.md")
     args = parser.parse_args()
-    old = args.readme.read_text()
-    new = insert(old, table(newest(args.results)), PERFORMANCE)
-    new = insert(new, faults(newest(args.results / RELIABILITY)), RELIABILITY)
-    if args.check and new != old:
-        print("README.md: found other tables than benchmarks/results/ gives: run python benchmarks/table.py")
+    measured = newest(args.results)
+    tables = {
+        "README.md": {
+            MEASURED: table(measured, brief=True),
+            COUNTED: counted(args.results / "gpu"),
+            RELIABILITY: faults(newest(args.results / RELIABILITY)),
+        },
+        "docs/performance.md": {MEASURED: table(measured, brief=False)},
+    }
+    old = {name: (args.root / name).read_text() for name in tables}
+    new = {}
+    for name, parts in tables.items():
+        new[name] = old[name]
+        for part, text in parts.items():
+            new[name] = insert(new[name], text, part, name)
+    stale = [name for name in tables if new[name] != old[name]]
+    if args.check and stale:
+        print(f"{', '.join(stale)}: found other tables than benchmarks/results/ gives: run python benchmarks/table.py")
         return 1
-    if not args.check:
-        args.readme.write_text(new)
+    for name in stale:
+        (args.root / name).write_text(new[name])
     return 0
 
 

@@ -6,7 +6,16 @@ import sys
 
 from paths import ROOT
 
-NO_FAULTS = "<!-- reliability: begin -->\nNo results yet.\n<!-- reliability: end -->\n"
+PARTS = ("measured", "counted", "reliability")
+
+
+def page(root):
+    """Pages with something old between their markers, and the README's path."""
+    text = "a\n" + "".join(f"<!-- {part}: begin -->\nold\n<!-- {part}: end -->\nb\n" for part in PARTS)
+    (root / "docs").mkdir(exist_ok=True)
+    (root / "README.md").write_text(text)
+    (root / "docs" / "performance.md").write_text("<!-- measured: begin -->\n<!-- measured: end -->\n")
+    return root / "README.md"
 
 
 def run(*arguments):
@@ -22,7 +31,9 @@ def test_the_readme_is_up_to_date():
 def test_the_newest_file_of_a_device_is_shown_with_what_falls_short(tmp_path):
     def file(date, value):
         row = {"name": "speed", "value": value, "unit": "x", "target": 1.3, "better": "higher"}
-        runs = [{"name": "step", "command": "python step.py", "status": "done", "seconds": 1, "results": [row]},
+        aside = {"name": "memory", "value": 7, "unit": "GB", "target": None, "shown": True}
+        runs = [{"name": "step", "command": "python step.py", "status": "done", "seconds": 1, "results": [row, aside]},
+                {"name": "bandwidth", "command": "python b.py", "status": "done", "seconds": 1, "results": [row]},
                 {"name": "loader", "command": "python loader.py", "status": "timed out", "seconds": 9}]
         about = {"device": "card", "date": date, "commit": "0123456789abcdef with changes", "versions": {"jax": "1"}}
         about["runs"] = runs
@@ -30,15 +41,16 @@ def test_the_newest_file_of_a_device_is_shown_with_what_falls_short(tmp_path):
 
     file("2026-01-01", 5.0)
     file("2026-02-01", 1.2)
-    readme = tmp_path / "README.md"
-    readme.write_text(f"a\n<!-- performance: begin -->\nold\n<!-- performance: end -->\nb\n{NO_FAULTS}")
-    arguments = ("--results", tmp_path, "--readme", readme)
+    readme = page(tmp_path)
+    arguments = ("--results", tmp_path, "--root", tmp_path)
     assert run("--check", *arguments).returncode == 1
     assert run(*arguments).returncode == 0 and run("--check", *arguments).returncode == 0
     text = readme.read_text()
     assert "1.2 x (short) | at least 1.3 | `python step.py`" in text and "timed out" in text
     assert "card, 2026-02-01, jax 1, commit 0123456789ab with changes:" in text
     assert "5 x" not in text and text.startswith("a\n") and "\nb\n" in text and "old" not in text
+    whole = (tmp_path / "docs" / "performance.md").read_text()
+    assert "7 GB" in whole and "python b.py" in whole and "7 GB" not in text and "python b.py" not in text
     readme.write_text("no markers")
     assert "once each" in run(*arguments).stderr
 
@@ -51,10 +63,28 @@ def test_faults_are_shown_with_what_was_lost(tmp_path):
     about |= {"runs": runs, "versions": {"jax": "1", "torch": "2"}}
     (tmp_path / "reliability").mkdir()
     (tmp_path / "reliability" / "cpu.json").write_text(json.dumps(about))
-    readme = tmp_path / "README.md"
-    readme.write_text(f"<!-- performance: begin -->\n<!-- performance: end -->\n{NO_FAULTS}end\n")
-    assert run("--results", tmp_path, "--readme", readme).returncode == 0
+    readme = page(tmp_path)
+    assert run("--results", tmp_path, "--root", tmp_path).returncode == 0
     text = readme.read_text()
-    assert "cpu X x 2, 2026-02-01, jax 1, commit 0123456789ab:" in text and text.endswith("end\n")
+    assert "cpu X x 2, 2026-02-01, jax 1, commit 0123456789ab:" in text and text.endswith("b\n")
     assert "| a kill | 1,050 | 1,048 | 2 | `python crash.py` |\n| a cut | 7 | 7 | 0 |  |\n" in text
     assert "| soak: failed | | | | `python soak.py` |" in text
+
+
+def test_what_is_counted_stands_by_release_beside_its_aim(tmp_path):
+    def file(version, step, kernels):
+        about = {"space": "bignas", "jax": version, "ratios": {"step": step}}
+        about["ratios"]["candidate, score: mean over its own slice"] = 1.0
+        about["programs"] = {"update": {"kernels": kernels}}
+        (tmp_path / "gpu" / f"counted-bignas-{version}.json").write_text(json.dumps(about))
+
+    (tmp_path / "gpu").mkdir()
+    file("0.9.1", 0.9, 1145)
+    file("0.12.0.1", 0.68, 39)
+    readme = page(tmp_path)
+    assert run("--results", tmp_path, "--root", tmp_path).returncode == 0
+    text = readme.read_text()
+    assert "| figure | JAX 0.12.0.1 | JAX 0.9.1 | target | command |" in text
+    assert "| bignas, step: bytes over PyTorch eager's | 0.68 | 0.90 (short) | at most 0.7 | `make gpu-programs" in text
+    assert "| bignas, update: kernels | 39 | 1,145 (short) | at most 60 |" in text
+    assert "| bignas, candidate, score: mean over its own slice: bytes | 1.00 | 1.00 | at most 1.1 |" in text
