@@ -118,7 +118,7 @@ class _Bias(nnx.Module):
 
     def __call__(
         self, x, size, *, activation="identity", statistics=None, axis_name=None, gate=None, weights=(), keep=None,
-        residual=None,
+        residual=None, moments=None,
     ):  # fmt: skip
         y = FUNCTIONS[activation](x + self.bias[...])
         y = y if gate is None else y * gate(jnp.mean(y, (1, 2)), weights)[:, None, None]

@@ -38,7 +38,8 @@ class Head(nnx.Module):
     def __call__(self, x, layer: Layer, size: dict[str, Size], mode: Mode, drop_rate: float = 0.0, rng=None):
         """[B, H, W, in] -> [B, 1, 1, out]. See `nets.kinds`."""
         (conv,), out, dtype = layer.convs, size["out"], x.dtype
-        x, statistics = self.conv_norm(self.conv(x, out), out, activation=conv.activation, **mode.of("conv"))
+        x, moments = self.conv.before_norm(x, out, moments=mode.moments)
+        x, statistics = self.conv_norm(x, out, activation=conv.activation, moments=moments, **mode.of("conv"))
         return jnp.mean(at_least_float32(x), (1, 2), keepdims=True).astype(dtype), {"conv": statistics}
 
 

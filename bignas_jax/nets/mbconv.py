@@ -54,8 +54,9 @@ class MBConv(nnx.Module):
         activation = layer.convs[0].activation
         y = x
         if self.expand is not None:
+            y, moments = self.expand.before_norm(y, size["mid"], size["in"], mode.moments)
             y, statistics["expand"] = self.expand_norm(
-                self.expand(y, size["mid"]), size["mid"], activation=activation, **mode.of("expand")
+                y, size["mid"], activation=activation, moments=moments, **mode.of("expand")
             )
         elif size["mid"].computed != x.shape[-1]:
             raise ValueError(f"expansion ratio 1 with {x.shape[-1]} channels in and {size['mid'].computed} inside")
@@ -70,9 +71,9 @@ class MBConv(nnx.Module):
         if layer.shortcut is not None:
             shortcut = x if self.shortcut is None else self.shortcut(x, size["in"], size["out"])
         keep = drop_images(len(x), drop_rate, rng) if drop_rate and rng is not None else None
-        y = self.project(y, size["out"], size["mid"])
+        y, moments = self.project.before_norm(y, size["out"], size["mid"], mode.moments)
         y, statistics["project"] = self.project_norm(
-            y, size["out"], keep=keep, residual=shortcut, **mode.of("project")
+            y, size["out"], keep=keep, residual=shortcut, moments=moments, **mode.of("project")
         )
         return y, statistics
 

@@ -29,6 +29,11 @@ class Mode:
     drop_connect: float = 0.0
     remat: bool = False
 
+    @property
+    def moments(self) -> bool:
+        """Whether batch norm needs the moments of its input."""
+        return self.statistics is None
+
     def of(self, name: str) -> dict[str, Any]:
         """Arguments of the batch norm behind the convolution of this name."""
         stored = None if self.statistics is None else self.statistics[name]

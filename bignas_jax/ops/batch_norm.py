@@ -27,7 +27,7 @@ class BatchNorm(nnx.Module):
 
     def __call__(
         self, x, size: Size, *, activation="identity", statistics=None, axis_name=None, gate=None, weights=(),
-        keep=None, residual=None,
+        keep=None, residual=None, moments=None,
     ):  # fmt: skip
         """Normalises x, then applies the activation, then the gate, the images' factors and the residual.
 
@@ -41,6 +41,7 @@ class BatchNorm(nnx.Module):
           weights: as for `normalize`.
           keep: as for `normalize`.
           residual: as for `normalize`.
+          moments: mean and biased variance of x, which the product before this may have given, or None.
         Returns:
           The output, of the shape and dtype of x, and (mean, unbiased variance) of this batch, each [size.computed].
           If statistics were given, they are returned instead.
@@ -50,7 +51,7 @@ class BatchNorm(nnx.Module):
         if statistics is not None:
             statistics = tuple(jnp.asarray(s[: size.computed]) for s in statistics)
         y, mean, variance = normalize(
-            x, scale, bias, size.sampled, statistics, weights, keep, residual, activation, gate, axis_name,
+            x, scale, bias, size.sampled, statistics, weights, keep, residual, moments, activation, gate, axis_name,
             self.epsilon,
         )
         if statistics is not None:

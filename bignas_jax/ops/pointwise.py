@@ -1,15 +1,18 @@
 """Elastic 1x1 convolution: a matrix product over the channels.
 
-A program that architectures share usually computes the product of its full shape. If channels have `Size.ends`, it
-computes the smallest of several products that holds the sampled channels (`product_of_corner`).
+On GPUs the product is told the sampled channels, and loads no others (`product_pallas`). Elsewhere a program that
+architectures share usually computes the product of its full shape. If channels have `Size.ends`, it computes the
+smallest of several products that holds the sampled channels (`product_of_corner`).
 """
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from bignas_jax.kernels import product_pallas
 from bignas_jax.kernels.corner import product, product_of_corner
 from bignas_jax.kernels.precision import at_least_float32
+from bignas_jax.kernels.target import current
 from bignas_jax.ops.size import Size
 
 
@@ -21,8 +24,8 @@ def fan_out_normal(rngs: nnx.Rngs, shape: tuple[int, ...], fan_out: int) -> jax.
 class PointwiseConv(nnx.Module):
     """1x1 convolution without bias. All architectures share its first input and output channels.
 
-    Unused input channels need no mask: they are zero in the input. Unused output channels hold arbitrary finite
-    numbers, which the batch norm behind it switches off.
+    Unused input channels need no mask: they are zero in the input, or not loaded. Unused output channels hold arbitrary
+    finite numbers, which the batch norm behind it switches off.
 
     Args:
       in_features: input channels of the widest architecture.
@@ -42,6 +45,8 @@ class PointwiseConv(nnx.Module):
           out: the output channels.
           into: the channels of x, or None. If they have `ends` to choose from, the `ends` of `out` are not used.
         """
+        if _told(x, out):
+            return self._product_told(x, out, into, whole=True, moments=False)[0]
         kernel, flat = self.kernel[...][: x.shape[-1], : out.computed], x.reshape(-1, x.shape[-1])
         if self.mask_out:
             kernel = out.mask(kernel)
@@ -52,6 +57,34 @@ class PointwiseConv(nnx.Module):
         else:
             y = product(flat, kernel)
         return y.reshape(*x.shape[:-1], out.computed)
+
+    def before_norm(
+        self, x: jax.Array, out: Size, into: Size | None = None, moments: bool = True
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
+        """The same where nothing but an elastic batch norm takes the result: unused channels may hold anything.
+
+        Args:
+          x: as for `__call__`.
+          out: as for `__call__`.
+          into: as for `__call__`.
+          moments: whether batch norm needs the moments.
+        Returns:
+          The result, and its moments (mean, biased variance), if the same kernel gives them; otherwise None.
+        """
+        if _told(x, out):
+            return self._product_told(x, out, into, whole=False, moments=moments)
+        return self(x, out, into), None
+
+    def _product_told(self, x: jax.Array, out: Size, into: Size | None, whole: bool, moments: bool):
+        kernel = self.kernel[...][: x.shape[-1], : out.computed]
+        used = product_pallas.Used(None if into is None else into.sampled, out.sampled)
+        y, found = product_pallas.product(x.reshape(-1, x.shape[-1]), kernel, used, whole, moments)
+        return y.reshape(*x.shape[:-1], out.computed), found
+
+
+def _told(x: jax.Array, out: Size) -> bool:
+    """Whether the product is told the sampled channels: on GPUs, as batch norm's passes are."""
+    return current().platform == "gpu" and product_pallas.supports(x.shape, out.computed, x.dtype)
 
 
 class Linear(nnx.Module):

@@ -42,12 +42,12 @@ class Shortcut(nnx.Module):
         if self.stride == 2:
             x = average_pool(x)
         if in_size.sampled is None and out.sampled is None:
-            return x if in_size.computed == out.computed else self.conv(x, out)
+            return x if in_size.computed == out.computed else self.conv(x, out, in_size)
         # Only at run time is it known whether the sampled widths agree. Unused channels are zero in both branches.
         same = (in_size.computed if in_size.sampled is None else in_size.sampled) == (
             out.computed if out.sampled is None else out.sampled
         )
-        return jnp.where(same, _resize_channels(x, out.computed), self.conv(x, out))
+        return jnp.where(same, _resize_channels(x, out.computed), self.conv(x, out, in_size))
 
 
 def _resize_channels(x: jax.Array, features: int) -> jax.Array:

@@ -45,9 +45,8 @@ def run(implementation, monkeypatch, shape, used, dtype, activation, gated, rest
     monkeypatch.setattr(norm, "_passes", lambda x: implementation)
 
     def value(x, scale, bias, weights, residual):
-        return norm.normalize(
-            x, scale, bias, jnp.int32(used), statistics, weights, keep, residual, activation, gate if gated else None
-        )
+        arguments = x, scale, bias, jnp.int32(used), statistics, weights, keep, residual
+        return norm.normalize(*arguments, None, activation, gate if gated else None)
 
     y, pull, *moments = _vjp(value, x, scale, bias, weights if gated else (), residual)
     found = {"y": y, "mean": moments[0], "variance": moments[1]}

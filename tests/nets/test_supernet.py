@@ -13,12 +13,16 @@ from flax import nnx
 from reference_torch import load_slice
 from tiny import CLASSES, assert_close, flat, graphdef, norm_statistics, relative_error, run_child, tiny_space
 
+from bignas_jax.kernels.depthwise.choice import using
+from bignas_jax.kernels.norm import normalize as norm
+from bignas_jax.kernels.norm import pallas as norm_pallas
 from bignas_jax.nets.mode import Mode
 from bignas_jax.nets.sizes import sizes
 from bignas_jax.nets.supernet import drop_connect_rate
+from bignas_jax.ops import pointwise
 from bignas_jax.ops.losses import cross_entropy
 from bignas_jax.programs.weights import build
-from bignas_jax.spaces.mobilenet import SearchSpace
+from bignas_jax.spaces.mobilenet import SearchSpace, Stage
 from configs import bignas
 
 VARIANTS = ("tiny", "tiny_v3", "tiny_relu")
@@ -103,6 +107,34 @@ def test_masked_equals_sliced(variant, resolution, request):
         assert_close(masked[3], sliced[3], rtol=1e-4, atol=1e-5)
         assert {path for path, g in flat(masked[3]).items() if not g.any()} == {
             path for path, g in flat(sliced[3]).items() if not g.any()}
+
+
+def test_the_kernels_of_gpus_compute_the_same(monkeypatch):
+    """A CPU interprets them. Memory that nothing was written to is NaN there: whoever read it would spread it."""
+    stages = (
+        Stage("mb1", (8, 16), depth=(1,), kernel_size=(3,), expand_ratio=(1,), stride=1, se=False),
+        Stage("mb2", (8, 24), depth=(1, 2), kernel_size=(3, 5), expand_ratio=(2, 3), stride=2, se=True),
+    )
+    space = SearchSpace(
+        resolution=(12,), stem_width=(8, 16), stem_stride=2, stages=stages,
+        head_width=(24, 40), v3_head=True, activation="h_swish",
+    )  # fmt: skip
+    (net, params), rng = build(space, CLASSES), np.random.default_rng(3)
+    params = jax.tree.map(lambda a: a + 0.2 * rng.standard_normal(a.shape).astype(np.float32), params)  # no zero scales
+    images, bucket = images_of(12), space.biggest
+    archs = [space.smallest, space.sample(rng)]
+    expected = [differentiate(net, arch, params, images) for arch in archs]
+    monkeypatch.setattr(pointwise, "_told", lambda x, out: True)
+    monkeypatch.setattr(norm, "_passes", lambda x: norm_pallas)
+    quickly = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    run = jax.jit(differentiate.__wrapped__, static_argnames=("net", "bucket", "remat"), compiler_options=quickly)
+    with using("pallas"):
+        for arch, sliced in zip(archs, expected, strict=True):
+            masked = run(net, bucket, params, images, jnp.asarray(sizes(space, bucket, arch)))
+            for value, exact in zip(masked[:2], sliced[:2], strict=True):
+                assert relative_error(value, exact) < 1e-4
+            assert_inside(masked[2], sliced[2])
+            assert_close(masked[3], sliced[3], rtol=2e-4, atol=1e-5)
 
 
 def test_statistics_and_calibrated_logits_equal_pytorch(tiny):

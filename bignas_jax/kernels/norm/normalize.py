@@ -31,17 +31,23 @@ def _passes(x: jax.Array) -> ModuleType:
     return norm_passes
 
 
-def moments(x: jax.Array, axis_name: str | None = None, used: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+def moments(
+    x: jax.Array,
+    axis_name: str | None = None,
+    used: jax.Array | None = None,
+    own: tuple[jax.Array, jax.Array] | None = None,
+) -> tuple[jax.Array, jax.Array]:
     """Mean and biased variance over all axes but the last, in float32.
 
     Args:
       x: [B, H, W, C] input.
       axis_name: mesh axis whose devices share the moments, or None.
       used: int32 scalar, channels of the sampled architecture; None means all.
+      own: the moments of this device's x where they are known, or None.
     Returns:
       mean [C] and variance [C].
     """
-    mean, variance = _passes(x).moments(x, used)
+    mean, variance = _passes(x).moments(x, used) if own is None else own
     if axis_name is not None:
         total = mean_over(mean, axis_name)
         variance = mean_over(variance + jnp.square(mean - total), axis_name)
@@ -49,7 +55,7 @@ def moments(x: jax.Array, axis_name: str | None = None, used: jax.Array | None =
     return mean, variance
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(8, 9, 10, 11))
+@partial(jax.custom_vjp, nondiff_argnums=(9, 10, 11, 12))
 def normalize(
     x: jax.Array,
     scale: jax.Array,
@@ -59,6 +65,7 @@ def normalize(
     weights=(),
     keep: jax.Array | None = None,
     residual: jax.Array | None = None,
+    own: tuple[jax.Array, jax.Array] | None = None,
     activation: str = "identity",
     gate: Callable | None = None,
     axis_name: str | None = None,
@@ -75,6 +82,7 @@ def normalize(
       weights: arrays that the gate takes; they get a gradient.
       keep: float32 [B], a factor for each image, which gets no gradient; None, and always None with a gate.
       residual: [B, H, W, C], zero beyond the used channels, or None.
+      own: mean and biased variance [C] of x on this device, where what made x computed them too, or None.
       activation: a name in `activation.FUNCTIONS`.
       gate: function (pooled, weights) -> [B, C], or None. pooled [B, C] is the mean of activation(batch norm(x)) over
         the positions.
@@ -83,13 +91,13 @@ def normalize(
     Returns:
       y [B, H, W, C] in the dtype of x, mean [C] and biased variance [C]. The moments carry no gradient.
     """
-    arguments = x, scale, bias, used, statistics, weights, keep, residual
+    arguments = x, scale, bias, used, statistics, weights, keep, residual, own
     return _forward(*arguments, activation, gate, axis_name, epsilon)[0]
 
 
-def _forward(x, scale, bias, used, statistics, weights, keep, residual, activation, gate, axis_name, epsilon):
+def _forward(x, scale, bias, used, statistics, weights, keep, residual, own, activation, gate, axis_name, epsilon):
     passes = _passes(x)
-    mean, variance = moments(x, axis_name, used) if statistics is None else statistics
+    mean, variance = moments(x, axis_name, used, own) if statistics is None else statistics
     affine = Affine(mean, variance, scale, bias, epsilon)
     pooled = gates = None
     if gate is not None:
@@ -118,7 +126,7 @@ def _backward(activation, gate, axis_name, epsilon, saved, cotangents):
         sums = (d_bias, d_scale) if axis_name is None else mean_over((d_bias, d_scale), axis_name)
     count = x.size // x.shape[-1]
     dx = passes.input_gradient(x, g, affine, gates, extra, sums, count, used, activation, keep)
-    return dx, d_scale, d_bias, None, None, d_weights, None, g if has_residual else None
+    return dx, d_scale, d_bias, None, None, d_weights, None, g if has_residual else None, None
 
 
 normalize.defvjp(_forward, _backward)
