@@ -40,7 +40,8 @@ def save(folder, config, steps=(7,)):
         rng = np.random.default_rng(step)
         drawn = [leaf + 0.3 * rng.standard_normal(leaf.shape).astype(np.float32) for leaf in leaves]
         weights = jax.tree.unflatten(form, drawn)
-        state = TrainState(params=weights, opt_state=(zero,), ema=None, step=zero, skipped=zero, skipped_in_row=zero)
+        counters = {"step": jnp.int32(step), "skipped": zero, "skipped_in_row": zero}
+        state = TrainState(params=weights, opt_state=(zero,), ema=None, **counters)
         checkpoints.save(state, step)
         checkpoints.wait()
     checkpoints.close()

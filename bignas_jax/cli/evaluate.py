@@ -14,7 +14,7 @@ from absl import flags as absl_flags
 
 from bignas_jax.cli import flags
 from bignas_jax.programs import memory
-from bignas_jax.text import shown
+from bignas_jax.text import one_line, shown
 
 
 def define(values: absl_flags.FlagValues) -> None:
@@ -39,7 +39,7 @@ def main() -> int:
     from bignas_jax.runs import assess as reporting
 
     def work() -> None:
-        rows, step = reporting.evaluate_run(
+        rows, step, changed = reporting.evaluate_run(
             options,
             arguments.workdir,
             arguments.arch,
@@ -50,8 +50,10 @@ def main() -> int:
         if options.distributed.process_id:
             return
         print(reporting.table(rows))
-        path = reporting.write(rows, arguments.workdir, arguments.split, step)
+        path = reporting.write(rows, arguments.workdir, arguments.split, step, changed=changed)
         where = shown(f"step {step} of {arguments.workdir} on the {arguments.split} images; written to {path}")
         print(f"\n{where}")
+        if changed:
+            print(one_line(f"not the run's own figures: {'; '.join(changed)}"))
 
     return scripts.run(sys.argv[0], work)

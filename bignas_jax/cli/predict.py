@@ -41,7 +41,8 @@ def main() -> int:
         child = run.child(arguments.arch, statistics=arguments.statistics)
         predictions = child.predict(arguments.image, arguments.top)
         print(table(arguments.image, predictions))
-        print(f"\n{child}, of {arguments.workdir}")
+        where = shown(f"{child}, of {arguments.workdir}")
+        print(f"\n{where}")
 
     return scripts.run(sys.argv[0], work)
 

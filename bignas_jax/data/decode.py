@@ -5,6 +5,7 @@ import ctypes
 import functools
 import io
 import os
+import stat
 import threading
 from collections.abc import Callable, Iterator
 
@@ -56,7 +57,9 @@ def read_reduced(
         CorruptImage: as `read_image` raises.
     """
     try:
-        with open(path, "rb", buffering=0) as file:
+        with open(path, "rb", buffering=0, opener=_at_once) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise UnreadableImage(f"{shown(path)} is no file")  # a device may have no end
             content = bytearray(file.readall())  # torch warns of buffers it could not write to
     except OSError as error:
         raise UnreadableImage(f"{shown(path)} cannot be read ({error.strerror or error})") from None
@@ -69,6 +72,11 @@ def read_reduced(
         if "cannot identify image file" in reason:
             reason = "not an image in a known format" if content else "empty file"
         raise CorruptImage(f"{shown(path)} ({shown(reason)})") from None
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Opens a path, and does not wait for the other end of a named pipe."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _decoded(

@@ -17,7 +17,7 @@ from bignas_jax.programs.kept import use_compilation_cache
 from bignas_jax.programs.processes import own_index, together
 from bignas_jax.runs.agree import check_images, check_options, check_same
 from bignas_jax.runs.checkpoint import Checkpoints
-from bignas_jax.runs.identity import Use, check_run
+from bignas_jax.runs.identity import Use, check_run, other_figures
 from bignas_jax.runs.session import Session
 from bignas_jax.spaces.architecture import Architecture
 from bignas_jax.spaces.cost import Cost, count
@@ -86,7 +86,7 @@ def evaluate_run(
     split: str,
     checkpoint: str = "newest",
     stored: bool = False,
-) -> tuple[list[dict[str, Any]], int]:
+) -> tuple[list[dict[str, Any]], int, list[str]]:
     """Evaluates architectures on a run's checkpoint, each in an executable of its own.
 
     Args:
@@ -95,7 +95,8 @@ def evaluate_run(
       stored: evaluate the biggest architecture with the batch-norm statistics that an imported checkpoint keeps for it,
         in place of calibrated ones.
     Returns:
-      The rows of `assess`, and the step of the checkpoint.
+      The rows of `assess`, the step of the checkpoint, and what makes the rows others than the run's own, as
+      `identity.other_figures` gives it.
     Raises:
       ValueError: no such checkpoint, no such images, or an architecture is not in the space; one line.
     """
@@ -107,7 +108,8 @@ def evaluate_run(
     checkpoints = Checkpoints(workdir, read_only=True, on_damage=options.checkpoint.on_damage)
     try:
         session = Session.open(options, run=workdir, use=use)
-        check_images(fingerprint(session.dataset))
+        images = fingerprint(session.dataset)
+        check_images(images)
         session.check_evaluation(split)
         found = read_architectures(session.space, names)
         weights, step = checkpoints.weights(session.shapes, session.mesh, checkpoint)
@@ -118,7 +120,8 @@ def evaluate_run(
     names = {f"{name} (stored)" if stored else name: arch for name, arch in found.items()}
     archs = {arch: Bucket(arch, masked=False) for arch in found.values()}
     session.compile_evaluation(archs.values(), progress=own_index() == 0, calibrate=not stored)
-    return assess(session, weights, archs, split, names, statistics), step
+    rows = assess(session, weights, archs, split, names, statistics)
+    return rows, step, other_figures(workdir, options, images)
 
 
 def _stored(
@@ -154,14 +157,15 @@ def _key(row: Mapping[str, Any]) -> tuple[str, str]:
     return row["name"], json.dumps(row["architecture"], sort_keys=True)
 
 
-def _rows(path: pathlib.Path, step: int) -> dict[tuple[str, str], dict[str, Any]]:
-    """The rows of a file by name and architecture, if they are of this step. Raises FileError."""
+def _rows(path: pathlib.Path, step: int, changed: Sequence[str] = ()) -> dict[tuple[str, str], dict[str, Any]]:
+    """The rows of a file by name and architecture, if they are of this step and of these changes. Raises FileError."""
     try:
         found = read_json(path)
     except FileNotFoundError:
         return {}
     check_form(found, {"step": int, "rows": [ROW]})
-    return {_key(row): row for row in found["rows"]} if found["step"] == step else {}
+    same = found["step"] == step and found.get("changed", []) == list(changed)
+    return {_key(row): row for row in found["rows"]} if same else {}
 
 
 def left(workdir: str | pathlib.Path, step: int) -> list[dict[str, Any]]:
@@ -180,7 +184,12 @@ def left(workdir: str | pathlib.Path, step: int) -> list[dict[str, Any]]:
 
 
 def write(
-    rows: Sequence[Mapping[str, Any]], workdir: str | pathlib.Path, split: str, step: int, name: str = ""
+    rows: Sequence[Mapping[str, Any]],
+    workdir: str | pathlib.Path,
+    split: str,
+    step: int,
+    name: str = "",
+    changed: Sequence[str] = (),
 ) -> pathlib.Path:
     """Writes rows to evaluation_<split>.json in the run's folder, beside those of other architectures at that step.
 
@@ -188,11 +197,13 @@ def write(
 
     Args:
       name: stands in the file's name for the split's.
+      changed: what makes them others than the run's own. They go to evaluation_<split>_changed.json then, which says
+        so, and which holds rows with the same changes alone.
     """
-    path = pathlib.Path(workdir) / f"evaluation_{name or split}.json"
+    path = pathlib.Path(workdir) / f"evaluation_{name or split}{'_changed' if changed else ''}.json"
     with in_turn(path):
         try:
-            kept = _rows(path, step)
+            kept = _rows(path, step, changed)
         except FileError as error:
             aside = path.with_suffix(".damaged.json")
             path.replace(aside)
@@ -200,7 +211,8 @@ def write(
             kept = {}
         kept |= {_key(row): dict(row) for row in rows}
         rows = [{name: _finite(value) for name, value in row.items()} for row in kept.values()]
-        write_json(path, {"step": step, "split": split, "rows": rows}, indent=2)
+        about = {"step": step, "split": split} | ({"changed": list(changed)} if changed else {})
+        write_json(path, about | {"rows": rows}, indent=2)
     return path
 
 

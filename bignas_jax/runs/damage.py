@@ -32,7 +32,7 @@ def clear_what_orbax_cannot_open(checkpoints: pathlib.Path, read_only: bool) -> 
         shutil.rmtree(path)
     for step in sorted(int(path.name) for path in checkpoints.glob("[0-9]*") if path.name.isdecimal()):
         folder = checkpoints / str(step)
-        metrics, unreadable = folder / "metrics", _stops_orbax(folder / LIST)
+        metrics, unreadable = folder / "metrics", not folder.is_dir() or _stops_orbax(folder / LIST)
         damaged = folder if unreadable else metrics
         if not unreadable and (score_of(folder) is not None or not (metrics / "metrics").exists()):
             continue

@@ -11,7 +11,8 @@ from bignas_jax.errors import ConfigError
 
 def steps(workdir: pathlib.Path) -> list[int]:
     """The steps of the checkpoints in a folder, ascending; weights that were imported are step 0."""
-    return sorted(int(path.name) for path in (workdir / "checkpoints").glob("[0-9]*") if path.name.isdecimal())
+    found = [path for path in (workdir / "checkpoints").glob("[0-9]*") if path.name.isdecimal() and path.is_dir()]
+    return sorted(int(path.name) for path in found)
 
 
 def begun(workdir: pathlib.Path) -> bool:

@@ -78,6 +78,11 @@ BINDINGS = (
     Binding("data.holdout", IMAGES),
 )
 
+# What an accuracy rests on besides the weights and the architecture: the images, how they are prepared and how a child
+# is calibrated on them. Where they lie, and how they are read, is no part of it.
+_FIGURE = ("config.seed:", "config.data.", "config.calibration.", "config.model.dtype:")
+_NO_FIGURE = ("config.data.root:", "config.data.num_workers:", "config.data.augment.")
+
 
 def broken(changes: list[str], use: Use, steps_made: bool = True) -> list[str]:
     """The lines of `differences` that this use does not allow."""
@@ -152,6 +157,24 @@ def check_run(options: Options, workdir: str | pathlib.Path, use: Use) -> None:
     fatal = broken(differences(load_run_options(path), options), use)
     if fatal:
         raise ConfigError(f"{workdir} was trained with another config ({'; '.join(fatal)}): leave these as they were")
+
+
+def other_figures(workdir: str | pathlib.Path, options: Options, found: Mapping[str, Any]) -> list[str]:
+    """What makes accuracies with these options, on these data, others than the run's own; a line for each, or nothing.
+
+    Args:
+      found: the fingerprint of the data, as `data.fingerprint` gives it.
+    """
+    folder = pathlib.Path(workdir)
+    lines = []
+    if os.path.lexists(folder / "config.json"):
+        lines = differences(load_run_options(folder / "config.json"), options)
+    lines = [line for line in lines if line.startswith(_FIGURE) and not line.startswith(_NO_FIGURE)]
+    if os.path.lexists(folder / DATA):
+        then = read_json(folder / DATA)
+        lines += [f"{split}: {_images(then[split], found[split])}" for split in ("train", "val")
+                  if then[split] != found[split]]  # fmt: skip
+    return lines
 
 
 def note_data(workdir: str | pathlib.Path, found: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 import pathlib
 from typing import Any
 
+import numpy as np
 import orbax.checkpoint as ocp
 
 from bignas_jax.errors import CheckpointError, DamagedCheckpoint, FileError
@@ -66,9 +67,14 @@ class Stored:
             check_form(found, {item: {} for item in self.items() if item != MANIFEST}, "manifest")
             for item, arrays in found.items():
                 check_form(arrays, dict.fromkeys(arrays, _ARRAY), f"manifest.{item}")
-            return found
         except (OSError, FileError) as error:
             raise DamagedCheckpoint(f"checkpoint {folder} is damaged: {reason(error)}") from error
+        counter = found.get("training", {}).get("step")
+        if counter and counter["crc32"] != manifest_of({"step": np.int32(self._step)})["step"]["crc32"]:
+            raise DamagedCheckpoint(
+                f"checkpoint {folder} holds another step than its name says, as a copy or a renamed folder does"
+            )
+        return found
 
     def read(self, items: dict[str, Any]) -> Any:
         """Items of a checkpoint in the form given, held against its manifest.
@@ -110,4 +116,5 @@ class Stored:
 def reason(error: Exception) -> str:
     """The first line of an error, cut where it grows long."""
     text = (str(error).strip() or type(error).__name__).split("\n")[0]
+    text = text.partition(" See full TensorStore details")[0]  # pages of its settings
     return text if len(text) <= 200 else f"{text[:200]} ..."

@@ -46,8 +46,7 @@ class Journal:
         path.parent.mkdir(parents=True, exist_ok=True)
         identity = json.loads(json.dumps(dict(identity)))
         lines = _read(path)
-        if lines and lines[0]["identity"] != identity:
-            there = lines[0]["identity"]
+        if lines and (there := _as_now(lines[0]["identity"], identity)) != identity:
             self.differences = tuple(k for k in {**there, **identity} if there.get(k) != identity.get(k))
             self.set_aside = _free_name(path)
             path.replace(self.set_aside)
@@ -138,12 +137,25 @@ def _foreign(path: pathlib.Path, number: int, reason: str) -> str:
     )
 
 
+def _as_now(there: Mapping[str, Any], identity: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file says that its records depend on, in the form of `identity`.
+
+    Files from earlier versions say where the images lay, which decides nothing, and not what the validation images are.
+    """
+    data, there = there.get("data"), dict(there)
+    if isinstance(data, dict):
+        there["data"] = {name: value for name, value in data.items() if name != "root"}
+    if "val" in identity:
+        there.setdefault("val", identity["val"])
+    return there
+
+
 def _with_identity(path: pathlib.Path, identity: dict) -> pathlib.Path | None:
     """A file that was set aside earlier and has exactly this identity, or None."""
     for before in sorted(path.parent.glob(f"{path.stem}-*{path.suffix}")):
         with contextlib.suppress(ConfigError):
             lines = _read(before)
-            if lines and lines[0]["identity"] == identity:
+            if lines and _as_now(lines[0]["identity"], identity) == identity:
                 return before
     return None
 

@@ -176,7 +176,7 @@ def identity(session: Session, held_out: HeldOut, weights: Any, step: int) -> di
     The number of devices is left out, because results do not depend on it.
     """
     options = session.options
-    of_no_weight = "augment", "num_workers", "max_pixels"
+    of_no_weight = "augment", "num_workers", "max_pixels", "root"
     data = {name: value for name, value in options.data.to_dict().items() if name not in of_no_weight}
     return {
         "version": 1,
@@ -188,6 +188,7 @@ def identity(session: Session, held_out: HeldOut, weights: Any, step: int) -> di
         "data": data,
         "images": {name: n for name, n in dataclasses.asdict(held_out.sizes).items() if name != "batch"},
         "pixels": held_out.checksum,
+        "val": fingerprint(session.dataset)["val"],
         "final": options.calibration.to_dict(),
     }
 

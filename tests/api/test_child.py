@@ -81,7 +81,7 @@ def test_its_files_compute_its_logits(run, tmp_path):
 def test_its_accuracy_is_that_of_the_command(run, workdir):
     options = load_run_options(workdir / "config.json")
     for split in ("val", "holdout"):
-        (row,), _ = assess.evaluate_run(options, workdir, ["max"], split)
+        (row,), *_ = assess.evaluate_run(options, workdir, ["max"], split)
         score = run.child("max").evaluate(split)
         assert (score.top1, score.top5, score.loss, score.images) == (
             row["top1"], row["top5"], row["loss"], row["images"]

@@ -602,6 +602,13 @@ def test_only_what_can_be_read_is_corrupt(tmp_path):
         assert str(tmp_path / name) in one_line(error)
 
 
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_what_is_no_file_is_not_waited_for(tmp_path, make):
+    make(tmp_path / "a.jpg")
+    with pytest.raises(UnreadableImage, match="a.jpg is no file"):
+        read_image(str(tmp_path / "a.jpg"))
+
+
 def test_memory_that_ran_out_says_nothing_about_an_image(tmp_path, monkeypatch):
     picture(1).save(tmp_path / "a.webp")
 

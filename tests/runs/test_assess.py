@@ -74,6 +74,18 @@ def test_rows_of_a_step_gather_in_one_file_and_another_step_begins_anew(tmp_path
     assert json.loads((tmp_path / "evaluation_before.json").read_text())["split"] == "val"
 
 
+def test_what_is_not_the_runs_own_goes_to_a_file_that_says_so(tmp_path):
+    own = assess.write([row("MAX")], tmp_path, "val", 7)
+    before = own.read_bytes()
+    other = assess.write([row("MAX", top1=0.5)], tmp_path, "val", 7, changed=["config.seed: 0 -> 1"])
+    assert own.read_bytes() == before and other == tmp_path / "evaluation_val_changed.json"
+    assess.write([row("MIN")], tmp_path, "val", 7, changed=["config.seed: 0 -> 1"])
+    found = json.loads(other.read_text())
+    assert found["changed"] == ["config.seed: 0 -> 1"] and [r["name"] for r in found["rows"]] == ["MAX", "MIN"]
+    assess.write([row("MIN")], tmp_path, "val", 7, changed=["config.seed: 0 -> 2"])
+    assert [r["name"] for r in json.loads(other.read_text())["rows"]] == ["MIN"]
+
+
 def test_a_name_does_not_hide_another_architecture(tmp_path):
     assess.write([row("MAX")], tmp_path, "val", 7)
     other = row("MAX", architecture={"resolution": 16})

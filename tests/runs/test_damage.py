@@ -10,6 +10,7 @@ from run_states import MESH, PARAMS, state
 from bignas_jax.config.options import Optimizer
 from bignas_jax.errors import CheckpointError
 from bignas_jax.runs.checkpoint import Checkpoints
+from bignas_jax.runs.folder import steps
 
 
 def assert_is(found, step):
@@ -30,6 +31,12 @@ def run(tmp_path_factory):
 
 def remove(path):
     shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def rename(path):
+    """The folder of another step in its place, as an interrupted copy or a hand leaves it."""
+    shutil.rmtree(path)
+    shutil.copytree(path.parent / "1", path)
 
 
 def cut(path):
@@ -57,7 +64,7 @@ def each(break_it, folder):
     (cut, "training/manifest.ocdbt", "is damaged"), (flip, "params/DATA", "is damaged"),
     (flip, "training/DATA", "is damaged"), (remove, "params/DATA", "is damaged"),
     (cut, "manifest/metadata", "is damaged"), (cut, "_CHECKPOINT_METADATA", "is damaged"),
-    (remove, "_CHECKPOINT_METADATA", "is damaged"),
+    (remove, "_CHECKPOINT_METADATA", "is damaged"), (rename, ".", "holds another step than its name says"),
 ])  # fmt: skip
 def test_the_step_before_is_taken_and_the_damaged_one_is_kept_aside(break_it, where, words, run, tmp_path, capsys):
     workdir = tmp_path / "run"
@@ -158,6 +165,22 @@ def test_a_damaged_score_is_moved_away(run, tmp_path, capsys):
     assert "metrics is damaged, and was moved" in capsys.readouterr().err
     assert checkpoints.find("best") == 1 and checkpoints.find() == 2
     assert (workdir / "damaged" / "2-metrics").is_dir()
+
+
+def test_a_file_with_the_name_of_a_step_is_no_step(run, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    shutil.copytree(run, workdir)
+    shutil.rmtree(workdir / "checkpoints" / "2")
+    (workdir / "checkpoints" / "2").write_text("")
+    assert steps(workdir) == [1]
+    with pytest.raises(CheckpointError, match="2 is damaged, and nothing may be changed here"):
+        Checkpoints(workdir, read_only=True)
+    checkpoints = Checkpoints(workdir, keep=3)
+    assert "2 is damaged, and was moved to" in capsys.readouterr().err
+    checkpoints.save(state(2), 2)
+    checkpoints.wait()
+    assert_is(checkpoints.restore(state(0), MESH), 2)
+    checkpoints.close()
 
 
 def test_what_a_killed_save_left_is_removed(run, tmp_path):

@@ -19,7 +19,7 @@ from bignas_jax.config.options import Options
 from bignas_jax.config.recipes import load_recipe
 from bignas_jax.errors import ConfigError
 from bignas_jax.files import locked
-from bignas_jax.runs.identity import BINDINGS, Use, broken, check_data, claim
+from bignas_jax.runs.identity import BINDINGS, Use, broken, check_data, claim, other_figures
 
 FIELDS = {
     "space.": ("config.space.activation: 'swish' -> 'relu'", Use.EXPORT),
@@ -86,6 +86,23 @@ def test_other_data_are_refused_where_they_matter(tmp_path, capsys, change, use,
         with pytest.raises(ConfigError, match=words) as error:
             check_data(tmp_path, THEN | change, use)
         assert "\n" not in str(error.value)
+
+
+def test_what_makes_figures_others_than_the_runs_own_is_named(tmp_path):
+    options = Options.of(load_recipe())
+    assert other_figures(tmp_path, options, THEN) == []  # nothing is known
+    (tmp_path / "config.json").write_text(to_json(options))
+    (tmp_path / "data.json").write_text(json.dumps(THEN))
+    assert other_figures(tmp_path, options, THEN) == []
+    changed = load_recipe().copy_and_resolve_references().unlock()
+    changed.data.update(root="elsewhere", num_workers=1, mean=(0.1, 0.1, 0.1))
+    changed.update(seed=3, batch_size=7, num_devices=1)
+    changed.calibration.num_images, changed.model.dtype, changed.evaluation.batch_size = 100, "bfloat16", 7
+    found = other_figures(tmp_path, Options.of(changed), THEN | {"val": {"images": 5, "digest": "c"}})
+    names = [line.partition(": ")[0] for line in found]
+    assert sorted(names) == ["config.calibration.num_images", "config.data.mean", "config.model.dtype", "config.seed",
+                             "val"]  # fmt: skip
+    assert "val: 6 images, found 5" in found
 
 
 def test_fewer_steps_than_were_made_do_not_finish_a_run(tmp_path, capsys):
@@ -171,6 +188,18 @@ def test_a_finished_run_is_not_changed_by_another_mean(lab, run):
     done = call(lab, "train.py", run, "--config.data.mean=(0.1, 0.1, 0.1)")
     assert "the run is finished and is not changed by config.data.mean" in done.stdout
     assert {path.name: path.read_bytes() for path in run.glob("*.json")} == before
+
+
+def test_an_evaluation_with_another_mean_leaves_the_runs_own(lab, run):
+    own = (run / "evaluation_val.json").read_bytes()
+    done = call(lab, "eval.py", run, "--config.data.mean=(0.1, 0.1, 0.1)")
+    assert (run / "evaluation_val.json").read_bytes() == own
+    (changed,) = json.loads((run / "evaluation_val_changed.json").read_text())["changed"]
+    assert changed.startswith("config.data.mean: ") and changed.endswith("-> (0.1, 0.1, 0.1)")
+    assert done.stdout.splitlines()[-1] == f"not the run's own figures: {changed}"
+    call(lab, "eval.py", run, "--arch=min")  # with the run's own config
+    assert not own == (run / "evaluation_val.json").read_bytes()
+    assert "changed" not in json.loads((run / "evaluation_val.json").read_text())
 
 
 def test_a_run_that_is_half_done_is_not_called_finished_by_a_larger_batch(lab, run):

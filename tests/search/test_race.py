@@ -203,6 +203,23 @@ def test_a_journal_of_something_else_is_set_aside(tmp_path):
     assert len(list(tmp_path.glob("*.jsonl"))) == 3
 
 
+def test_images_that_moved_are_the_same_and_other_validation_images_are_not(tmp_path):
+    path = tmp_path / "evaluations.jsonl"
+
+    def open_with(data, **val):
+        journal = Journal(path, {"step": 1, "data": data, **val})
+        count = len(journal)
+        if not count:
+            journal.add(ARCHS[0], "first", **RECORD)
+        journal.close()
+        return count, journal.differences
+
+    assert open_with({"root": "here", "holdout": 5}) == (0, ())  # as an earlier version wrote it
+    assert open_with({"holdout": 5}, val={"digest": "a"}) == (1, ())
+    assert open_with({"holdout": 6}, val={"digest": "a"}) == (0, ("data",))
+    assert open_with({"holdout": 6}, val={"digest": "b"}) == (0, ("val",))
+
+
 def test_a_line_cut_short_is_dropped_wherever_it_was_cut(tmp_path):
     path = tmp_path / "evaluations.jsonl"
     journal = Journal(path, {"step": 1})
