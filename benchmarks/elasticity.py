@@ -4,9 +4,9 @@
         [--quick] [--json FILE]
 
 - Multiply-adds of the forward passes of 1,000 sampled sandwich steps, as their executables run them, over the
-  multiply-adds of the architectures alone. The spaces are those of configs/bignas.py and configs/attentive_nas.py.
-  `Bucket.executed` counts XLA's own operations, and the tests compare it with the traced programs. Native kernels on a
-  CPU run fewer.
+  multiply-adds of the architectures alone. The spaces are those of configs/bignas.py, configs/attentive_nas.py and the
+  four of Once-for-All (configs/ofa_*.py). `Bucket.executed` counts XLA's own operations, and the tests compare it with
+  the traced programs. Native kernels on a CPU run fewer.
 - The number of executables that a space's step needs, and the compiles of JAX in steps of configs/digits.py after the
   first.
 - The time of a random member's forward and backward pass in the shared executable ("masked"), over its time in an
@@ -44,16 +44,21 @@ from bignas_jax.programs.kept import use_compilation_cache  # noqa: E402
 from bignas_jax.programs.weights import build  # noqa: E402
 from bignas_jax.spaces.architecture import Architecture  # noqa: E402
 from bignas_jax.spaces.cost import count  # noqa: E402
-from bignas_jax.spaces.mobilenet import SearchSpace  # noqa: E402
+from bignas_jax.spaces.registry import load_space  # noqa: E402
+from bignas_jax.spaces.space import Space  # noqa: E402
 from bignas_jax.step import train_step as sandwich  # noqa: E402
 from bignas_jax.step.members.protocol import Member, Part, Target  # noqa: E402
 from bignas_jax.step.members.registry import make_members  # noqa: E402
 from bignas_jax.step.recipe import Recipe  # noqa: E402
 from bignas_jax.step.state import TrainState  # noqa: E402
 from bignas_jax.step.train_step import TrainStep  # noqa: E402
-from configs import attentive_nas, bignas, digits  # noqa: E402
+from configs import attentive_nas, bignas, digits, ofa_mbv3, ofa_mbv3_w12, ofa_proxyless, ofa_resnet50  # noqa: E402
 
 CLASSES = 1000
+SPACES = {
+    "BigNAS": bignas, "AttentiveNAS": attentive_nas, "OFA MobileNetV3": ofa_mbv3, "OFA MobileNetV3 w1.2": ofa_mbv3_w12,
+    "OFA ProxylessNAS": ofa_proxyless, "OFA ResNet50": ofa_resnet50,
+}  # fmt: skip
 MOST_MACS, MOST_EXECUTABLES, MOST_TIME = 1.10, 12, 1.25
 
 
@@ -69,12 +74,12 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def space_of(recipe) -> SearchSpace:
+def space_of(recipe) -> Space:
     """The search space of a recipe."""
-    return SearchSpace.from_config(recipe.get_config().space)
+    return load_space(recipe.get_config())
 
 
-def macs_ratio(space: SearchSpace, steps: int) -> float:
+def macs_ratio(space: Space, steps: int) -> float:
     """Multiply-adds that the executables of `steps` steps run, over the multiply-adds of exact slicing."""
     run = exact = 0
     for step in range(steps):
@@ -86,7 +91,7 @@ def macs_ratio(space: SearchSpace, steps: int) -> float:
     return run / exact
 
 
-def num_executables(space: SearchSpace) -> int:
+def num_executables(space: Space) -> int:
     """How many programs `TrainStep.compile` asks for. None of them is traced here."""
     graphdef, state = nnx.split(nnx.eval_shape(lambda: Supernet(space, CLASSES, rngs=nnx.Rngs(0))))
     params, zero = nnx.to_pure_dict(state), np.int32(0)
@@ -108,7 +113,7 @@ def some_batch(mesh, images: int, side: int) -> dict[str, jax.Array]:
     return jax.device_put(batch, batch_sharding(mesh))
 
 
-def compiles_after_warmup(space: SearchSpace, steps: int) -> int:
+def compiles_after_warmup(space: Space, steps: int) -> int:
     """How often JAX compiles in `steps` sandwich steps after the first one. Each step has other random members."""
     mesh = make_mesh(0, {})
     graphdef, params = build(space, 10)
@@ -139,7 +144,7 @@ def compiles_after_warmup(space: SearchSpace, steps: int) -> int:
 class Timed:
     """The forward and backward pass of members on a batch, masked and sliced."""
 
-    def __init__(self, space: SearchSpace, archs: list[Architecture], batch: int, dtype: str):
+    def __init__(self, space: Space, archs: list[Architecture], batch: int, dtype: str):
         self.space = space
         resolution, mesh = archs[0].resolution, make_mesh(1, {})
         graphdef, params = build(space, CLASSES, dtype=dtype)
@@ -173,7 +178,7 @@ class Timed:
         return time.perf_counter() - start
 
 
-def time_ratios(space: SearchSpace, resolution: int, args: argparse.Namespace) -> list[float]:
+def time_ratios(space: Space, resolution: int, args: argparse.Namespace) -> list[float]:
     """The time masked over the time sliced, for each of some random members."""
     space, rng = dataclasses.replace(space, resolution=(resolution,)), np.random.default_rng(0)
     archs = [space.sample(rng) for _ in range(args.members)]
@@ -192,7 +197,7 @@ def main(argv: list[str] | None = None) -> None:
     args = arguments(argv)
     use_compilation_cache()
     results = []
-    for name, recipe in (("BigNAS", bignas), ("AttentiveNAS", attentive_nas)):
+    for name, recipe in SPACES.items():
         space = space_of(recipe)
         ratio = macs_ratio(space, 100 if args.quick else 1000)
         results.append(Result(f"multiply-adds over exact slicing, {name}", ratio, "x", MOST_MACS, "lower"))

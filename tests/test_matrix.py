@@ -31,7 +31,7 @@ from bignas_jax.step.members.registry import MEMBERS, make_members
 from bignas_jax.step.optimizer import optimizer
 from bignas_jax.step.recipe import Recipe
 from bignas_jax.step.train_step import TrainStep
-from configs import digits
+from configs import digits, ofa_resnet50
 
 CLASSES, BATCH, SIDE = 5, 16, 8
 
@@ -105,10 +105,17 @@ def tiny_ofa():
     return space_of(config | {"stages": {"mb1": stage}})
 
 
+def tiny_resnet():
+    config = ofa_resnet50.get_config().space.to_dict() | dict(resolution=(6, 8), stem_width=(8,), stem_pool=False)
+    stages = {name: dict(config["stages"][name], depth=(1, 2), width=(8, 16)) for name in ("rb0", "rb1")}
+    stages["rb1"].update(expand_ratio=((0.5, 1.0),) * 2, stride=1)
+    return space_of(config | {"stages": stages})
+
+
 SAMPLERS = [*MEMBERS, f"{__name__}:Hardest"]
 KINDS_OF_LOSS = [*LOSSES, f"{__name__}:HalfAndHalf"]
 EACH_STRATEGY = [*STRATEGIES, f"{__name__}:Cheapest"]
-SPACES = {"mobilenet": tiny_mobilenet, "ofa": tiny_ofa, "own": lambda: OWN_SPACE}
+SPACES = {"mobilenet": tiny_mobilenet, "ofa": tiny_ofa, "resnet": tiny_resnet, "own": lambda: OWN_SPACE}
 
 
 def batch_on(mesh):

@@ -1,4 +1,4 @@
-"""Matrix products of activations and a kernel, with their gradients: of a whole kernel, and of a corner of it.
+"""Matrix products and convolutions of activations and a kernel, with their gradients: of all, and of a corner of it.
 
 The gradient of the kernel is summed and written in the kernel's own dtype. Automatic differentiation would round it to
 the dtype of the activations and convert it in a pass of its own.
@@ -89,3 +89,66 @@ product_of_corner.defvjp(_corner_forward, _corner_backward)
 def _widen(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """`x`, padded at its end with zeros to this shape."""
     return jnp.pad(x, [(0, wide - side) for side, wide in zip(x.shape, shape, strict=True)])
+
+
+def dense_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """Convolution with padding k // 2, in the dtype of x.
+
+    Args:
+      x: [B, H, W, I] input.
+      kernel: [k, k, I, O].
+      stride: along both sides.
+    Returns:
+      [B, ceil(H / stride), ceil(W / stride), O].
+    """
+    pad = kernel.shape[0] // 2
+    return jax.lax.conv_general_dilated(
+        x, kernel.astype(x.dtype), (stride, stride), ((pad, pad), (pad, pad)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )  # fmt: skip
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def conv_of_corner(
+    x: jax.Array, kernel: jax.Array, chosen: jax.Array, ends: tuple[int, ...], stride: int
+) -> jax.Array:
+    """dense_conv(x, kernel, stride), computed with the first input and output channels alone.
+
+    Args:
+      x: [B, H, W, C] input.
+      kernel: [k, k, C, C].
+      chosen: int32 scalar, position in `ends`.
+      ends: counts of channels, at most C; the chosen one applies to input and output.
+      stride: along both sides.
+    Returns:
+      [B, ceil(H / stride), ceil(W / stride), C] in the dtype of x, zero beyond the chosen channels.
+    """
+    def branch(end):
+        def conv(x, kernel):
+            y = dense_conv(x[..., :end], kernel[:, :, :end, :end], stride)
+            return _widen(y, (*y.shape[:-1], kernel.shape[-1]))
+
+        return conv
+
+    return jax.lax.switch(chosen, [branch(end) for end in ends], x, kernel)
+
+
+def _conv_forward(x, kernel, chosen, ends, stride):
+    return conv_of_corner(x, kernel, chosen, ends, stride), (x, kernel, chosen)
+
+
+def _conv_backward(ends, stride, residuals, g):
+    x, kernel, chosen = residuals
+
+    def branch(end):
+        def gradients(x, kernel, g):
+            _, pull = jax.vjp(lambda x, k: dense_conv(x, k, stride), x[..., :end], kernel[:, :, :end, :end])
+            d_x, d_kernel = pull(g[..., :end])
+            return _widen(d_x, x.shape), _widen(d_kernel, kernel.shape)
+
+        return gradients
+
+    return *jax.lax.switch(chosen, [branch(end) for end in ends], x, kernel, g), None
+
+
+conv_of_corner.defvjp(_conv_forward, _conv_backward)

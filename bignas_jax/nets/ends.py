@@ -13,18 +13,27 @@ from bignas_jax.spaces.layers import Layer
 
 
 class Stem(nnx.Module):
-    """A dense 3x3 convolution on the image, batch norm and an activation."""
+    """A dense convolution, batch norm and an activation; then the identity shortcut and a max pooling, if it has them.
+    """
 
     def __init__(self, layer: Layer, *, rngs: nnx.Rngs):
         (conv,) = layer.convs
-        self.conv = ops.StemConv(conv.in_width, conv.out_width, conv.stride, rngs=rngs)
+        self.conv = ops.DenseConv(conv.in_width, conv.out_width, conv.kernel_size, conv.stride, rngs=rngs)
         self.conv_norm = ops.BatchNorm(conv.out_width, epsilon=conv.epsilon)
 
     def __call__(self, x, layer: Layer, size: dict[str, Size], mode: Mode, drop_rate: float = 0.0, rng=None):
-        """[B, R, R, 3] -> [B, ceil(R / stride), ceil(R / stride), out]. See `nets.kinds`."""
+        """[B, H, W, in] -> [B, ceil(H / stride), ceil(W / stride), out]. See `nets.kinds`."""
         (conv,), out = layer.convs, size["out"]
-        x, statistics = self.conv_norm(self.conv(x, out), out, activation=conv.activation, **mode.of("conv"))
-        return x, {"conv": statistics}
+        residual = None if layer.shortcut is None else x
+        x, statistics = self.conv_norm(
+            self.conv(x, out), out, activation=conv.activation, residual=residual, **mode.of("conv")
+        )
+        return (max_pool(x) if layer.halves else x), {"conv": statistics}
+
+
+def max_pool(x: jax.Array) -> jax.Array:
+    """3x3 max pooling of stride 2 with padding 1, [B, H, W, C] -> [B, ceil(H / 2), ceil(W / 2), C]."""
+    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0)))
 
 
 class Head(nnx.Module):
@@ -56,15 +65,15 @@ class Mix(nnx.Module):
 
 
 class Classifier(nnx.Module):
-    """Dropout and a linear layer, in float32."""
+    """Dropout and a linear layer, in float32; before them the mean over all positions, if the layer pools."""
 
     def __init__(self, layer: Layer, *, rngs: nnx.Rngs):
         (conv,) = layer.convs
         self.conv = ops.Linear(conv.in_width, conv.out_width, rngs=rngs)
 
     def __call__(self, x, layer: Layer, size: dict[str, Size], mode: Mode, drop_rate: float = 0.0, rng=None):
-        """[B, 1, 1, in] -> float32 [B, classes]. See `nets.kinds`."""
-        x = at_least_float32(x[:, 0, 0])
+        """[B, 1, 1, in], or [B, H, W, in] if it pools, -> float32 [B, classes]. See `nets.kinds`."""
+        x = jnp.mean(at_least_float32(x), (1, 2)) if layer.pools else at_least_float32(x[:, 0, 0])
         if mode.dropout and rng is not None:
             keep = jax.random.bernoulli(rng, 1 - mode.dropout, x.shape)
             x = jnp.where(keep, x / (1 - mode.dropout), 0)

@@ -14,6 +14,7 @@ of the layer name the parts of the module. It is called as `module(x, layer, siz
 
 from flax import nnx
 
+from bignas_jax.nets.bottleneck import Bottleneck
 from bignas_jax.nets.ends import Classifier, Head, Mix, Stem
 from bignas_jax.nets.mbconv import MBConv
 from bignas_jax.plugins import find
@@ -22,6 +23,7 @@ from bignas_jax.spaces.layers import Layer
 MODULES: dict[str, type[nnx.Module]] = {
     "stem": Stem,
     "mbconv": MBConv,
+    "bottleneck": Bottleneck,
     "head": Head,
     "mix": Mix,
     "classifier": Classifier,

@@ -22,6 +22,19 @@ def average_pool(x: jax.Array) -> jax.Array:
     return jnp.mean(at_least_float32(x), (2, 4)).astype(x.dtype)
 
 
+def average_pool_whole(x: jax.Array) -> jax.Array:
+    """2x2 average pool of stride 2, [B, H, W, C] -> [B, ceil(H/2), ceil(W/2), C].
+
+    The last window of an odd side holds real pixels alone, and divides by their number.
+    """
+    batch, height, width, channels = x.shape
+    rows, columns = -(-height // 2), -(-width // 2)
+    x = jnp.pad(x, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)))
+    total = jnp.sum(at_least_float32(x).reshape(batch, rows, 2, columns, 2, channels), (2, 4))
+    counts = [jnp.full(n, 2.0).at[-1].set(2 - side % 2) for n, side in ((rows, height), (columns, width))]
+    return (total / (counts[0][:, None, None] * counts[1][:, None])).astype(x.dtype)
+
+
 class Shortcut(nnx.Module):
     """The shortcut of a stage's first block, which is added to the output of the block.
 

@@ -78,7 +78,7 @@ def parts_of(space: Space, arch: Architecture, num_classes: int) -> list[Part]:
 def _described(layer: Layer) -> dict[str, Any]:
     """Everything that decides a layer's program, as JSON values. Its place in the network is left out."""
     values = dataclasses.asdict(layer)
-    return {name: values[name] for name in ("kind", "side", "pools", "convs", "shortcut")}
+    return {name: values[name] for name in ("kind", "side", "halves", "pools", "convs", "shortcut")}
 
 
 def network_of(space: Space, arch: Architecture, num_classes: int) -> Part:

@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from bignas_jax.errors import FileError
 from bignas_jax.files import parse_json
 
-PerStage = tuple[int | tuple[int, ...], ...]
+PerStage = tuple[float | tuple[float, ...], ...]
 
 
 def _is_int(value: Any) -> bool:
@@ -20,6 +21,12 @@ def _check_size(field: str, value: Any) -> None:
         raise ValueError(f"architecture: {field}: found {value!r}, expected an integer >= 1")
 
 
+def _check_ratio(field: str, value: Any) -> None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 < value < math.inf:
+        raise ValueError(f"architecture: {field}: found {value!r}, expected a number > 0")
+
+
 def _as_sizes(field: str, value: Any) -> tuple:
     if not isinstance(value, list | tuple):
         raise ValueError(f"architecture: {field}: found {value!r}, expected a list of integers")
@@ -28,20 +35,22 @@ def _as_sizes(field: str, value: Any) -> tuple:
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """One architecture, a frozen and hashable value. Sizes are plain integers.
+    """One architecture, a frozen and hashable value. Sizes are plain integers; a ratio may be a fraction.
 
     Attributes:
       resolution: side of the square input in pixels.
-      width: output channels of the stem, of each stage, and of the head; `len(depth) + 2` entries.
+      width: output channels of the stem, of each stage, and of the head if there is one; `len(depth) + 2` entries, or
+        `len(depth) + 1` without a head.
       kernel_size: side of the depthwise kernel, one entry a stage.
-      expand_ratio: expanded channels divided by input channels, one entry a stage.
+      expand_ratio: middle channels of a block divided by its input channels (of a bottleneck: by its output channels),
+        one entry a stage.
       depth: number of blocks, one entry a stage.
 
-    An entry of `kernel_size` or `expand_ratio` may be a tuple with one integer for each block of its stage. A tuple of
-    equal integers is stored as this integer, so that a network can be written in one way only.
+    An entry of `kernel_size` or `expand_ratio` may be a tuple with one number for each block of its stage. A tuple of
+    equal numbers is stored as this number, so that a network can be written in one way only.
 
     Raises:
-      ValueError: a size is not a positive integer, or the lengths disagree.
+      ValueError: a size is not a positive integer, a ratio is no positive number, or the lengths disagree.
     """
 
     resolution: int
@@ -60,9 +69,9 @@ class Architecture:
         stages = len(self.depth)
         if stages < 1:
             raise ValueError("architecture: depth: found no entry, expected one a stage")
-        if len(self.width) != stages + 2:
+        if len(self.width) not in (stages + 1, stages + 2):
             raise ValueError(f"architecture: width: found {len(self.width)} entries, expected {stages + 2}"
-                             f" (stem, {stages} stages as in depth, head)")
+                             f" (stem, {stages} stages as in depth, head), or {stages + 1} without a head")
         for name in ("kernel_size", "expand_ratio"):
             object.__setattr__(self, name, self._checked_per_stage(name))
 
@@ -71,23 +80,23 @@ class Architecture:
         if len(entries) != len(self.depth):
             raise ValueError(f"architecture: {name}: found {len(entries)} entries, expected {len(self.depth)}"
                              " (one a stage, as in depth)")
-        checked = []
+        checked, check = [], _check_ratio if name == "expand_ratio" else _check_size
         for position, (entry, depth) in enumerate(zip(entries, self.depth, strict=True)):
             field = f"{name}[{position}]"
             if not isinstance(entry, list | tuple):
-                _check_size(field, entry)
+                check(field, entry)
                 checked.append(entry)
                 continue
             if len(entry) != depth:
                 raise ValueError(f"architecture: {field}: found {len(entry)} entries,"
                                  f" expected {depth} (one a block, as in depth[{position}])")
             for block, size in enumerate(entry):
-                _check_size(f"{field}[{block}]", size)
+                check(f"{field}[{block}]", size)
             checked.append(entry[0] if len(set(entry)) == 1 else tuple(entry))
         return tuple(checked)
 
     def to_dict(self) -> dict[str, Any]:
-        """A dictionary of integers and (nested) lists, in the JSON form that is usual in the field."""
+        """A dictionary of numbers and (nested) lists, in the JSON form that is usual in the field."""
         def listed(entries):
             return [list(e) if isinstance(e, tuple) else e for e in entries]
 

@@ -145,7 +145,8 @@ class Layer:
       side: side of its square input, in pixels.
       dims: its elastic sizes, in the order in which a shared program gets them.
       shortcut: the shortcut around its convolutions, or None.
-      pools: whether it ends with the mean over all positions.
+      halves: whether a max pooling of 3x3 with stride 2 and padding 1 follows its convolutions.
+      pools: whether it takes the mean over all positions: a classifier before its product, another layer at its end.
       stage: the number of a block's stage, from 0; None for other layers.
       index: a block's position in its stage, from 0; None for other layers.
       optional: whether some architectures of the space do not have it.
@@ -158,6 +159,7 @@ class Layer:
     side: int
     dims: tuple[Dim, ...] = ()
     shortcut: Shortcut | None = None
+    halves: bool = False
     pools: bool = False
     stage: int | None = None
     index: int | None = None
@@ -182,7 +184,7 @@ class Layer:
     @property
     def stride(self) -> int:
         """Side of the input over side of the output, before any pooling to the mean."""
-        return math.prod(conv.stride for conv in self.convs)
+        return math.prod(conv.stride for conv in self.convs) * (2 if self.halves else 1)
 
     @property
     def sizes(self) -> dict[str, int]:

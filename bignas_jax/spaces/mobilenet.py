@@ -2,77 +2,25 @@
 
 import dataclasses
 import math
-import re
-from collections.abc import Mapping
 from functools import cached_property
-from typing import Any, ClassVar, Self
+from typing import ClassVar
 
 from bignas_jax.spaces.architecture import Architecture
-from bignas_jax.spaces.layers import Conv, Dim, Layer, Shortcut, after_stride
-from bignas_jax.spaces.space import (
-    HEAD,
-    KINDS,
-    RESOLUTION,
-    STEM,
-    Choice,
-    Space,
-    fields_of,
-    listed,
-    plain_mapping,
+from bignas_jax.spaces.checks import (
+    DEEPEST,
+    ByBlock,
+    check_by_block,
+    check_choices,
+    check_flag,
+    check_stride,
+    is_odd,
+    is_width,
+    make_divisible,
 )
+from bignas_jax.spaces.layers import Conv, Dim, Layer, Shortcut, after_stride
+from bignas_jax.spaces.staged import StagedSpace
 
 ACTIVATIONS = ("swish", "h_swish", "relu", "relu6")
-LARGEST = 100_000  # channels, pixels or what else a choice counts: what comes after is counted up to it
-DEEPEST = 1000  # blocks of a stage
-
-
-def make_divisible(value: float, divisor: int = 8) -> int:
-    """`value` rounded half up to a multiple of `divisor`; the result is at least `divisor` and at least 0.9 `value`.
-
-    The MobileNet family rounds channel counts in this way (Sandler et al., 2018, reference code).
-    """
-    rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
-    return rounded + divisor if rounded < 0.9 * value else rounded
-
-
-def _check_choices(field: str, choices: Any, expected: str, allowed) -> None:
-    ok = isinstance(choices, tuple) and choices and all(
-        isinstance(c, int) and not isinstance(c, bool) and allowed(c) and c <= LARGEST for c in choices)
-    if not ok or list(choices) != sorted(set(choices)):
-        raise ValueError(f"{field}: found {choices!r}, expected a tuple of {expected}, up to {LARGEST:,}, ascending, "
-                         "no repeats")
-
-
-def _check_flag(field: str, value: Any) -> None:
-    if not isinstance(value, bool):
-        raise ValueError(f"{field}: found {value!r}, expected True or False")
-
-
-def _check_stride(field: str, value: Any) -> None:
-    if isinstance(value, bool) or value not in (1, 2):
-        raise ValueError(f"{field}: found {value!r}, expected 1 or 2")
-
-
-def _is_width(value: int) -> bool:
-    return value >= 8 and value % 8 == 0
-
-
-def _is_odd(value: int) -> bool:
-    return value >= 1 and value % 2 == 1
-
-
-ByBlock = tuple[int, ...] | tuple[tuple[int, ...], ...]
-
-
-def _check_by_block(field: str, choices: Any, blocks: int, expected: str, allowed) -> None:
-    """Checks the choices of a stage, or of each of its blocks."""
-    if not (isinstance(choices, tuple) and choices and all(isinstance(c, tuple) for c in choices)):
-        _check_choices(field, choices, expected, allowed)
-        return
-    if len(choices) != blocks:
-        raise ValueError(f"{field}: found choices of {len(choices)} blocks, expected {blocks}, the largest depth")
-    for number, own in enumerate(choices):
-        _check_choices(f"{field}[{number}]", own, expected, allowed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,18 +51,18 @@ class Stage:
 
     def __post_init__(self):
         prefix = f"space.stages.{self.name}"
-        _check_choices(f"{prefix}.width", self.width, "multiples of 8", _is_width)
-        _check_choices(f"{prefix}.depth", self.depth, f"integers from 1 to {DEEPEST}", lambda c: 1 <= c <= DEEPEST)
+        check_choices(f"{prefix}.width", self.width, "multiples of 8", is_width)
+        check_choices(f"{prefix}.depth", self.depth, f"integers from 1 to {DEEPEST}", lambda c: 1 <= c <= DEEPEST)
         most = self.depth[-1]
-        _check_by_block(f"{prefix}.kernel_size", self.kernel_size, most, "odd integers >= 1", _is_odd)
-        _check_by_block(f"{prefix}.expand_ratio", self.expand_ratio, most, "integers >= 1", lambda c: c >= 1)
+        check_by_block(f"{prefix}.kernel_size", self.kernel_size, most, "odd integers >= 1", is_odd)
+        check_by_block(f"{prefix}.expand_ratio", self.expand_ratio, most, "integers >= 1", lambda c: c >= 1)
         for index in range(most):
             ratios = self.of_block("expand_ratio", index)
             if 1 in ratios and len(ratios) > 1:
                 # A block with a ratio of 1 has no expansion convolution: it is not a slice of a block that has one.
                 raise ValueError(f"{prefix}.expand_ratio: found {ratios!r}, expected 1 to stand alone")
-        _check_stride(f"{prefix}.stride", self.stride)
-        _check_flag(f"{prefix}.se", self.se)
+        check_stride(f"{prefix}.stride", self.stride)
+        check_flag(f"{prefix}.se", self.se)
 
     def by_block(self, kind: str) -> bool:
         """Whether each block has its own choice of this kind, 'kernel_size' or 'expand_ratio'."""
@@ -154,7 +102,7 @@ class Block:
 
 
 @dataclasses.dataclass(frozen=True)
-class SearchSpace(Space):
+class SearchSpace(StagedSpace):
     """The choices of a supernet (Yu et al., 2020, BigNAS; the family of MobileNetV3 and EfficientNet).
 
     Attributes:
@@ -182,111 +130,28 @@ class SearchSpace(Space):
     stage_type: ClassVar[type[Stage]] = Stage
 
     def __post_init__(self):
-        _check_stride("space.stem_stride", self.stem_stride)
+        check_stride("space.stem_stride", self.stem_stride)
         if not self.stages:
             raise ValueError("space.stages: found none, expected at least one stage")
         least = self.total_stride
-        _check_choices("space.resolution", self.resolution,
+        check_choices("space.resolution", self.resolution,
                        f"integers >= {least} (the product of all strides)", lambda c: c >= least)
-        _check_choices("space.stem_width", self.stem_width, "multiples of 8", _is_width)
-        _check_choices("space.head_width", self.head_width, "multiples of 8", _is_width)
-        _check_flag("space.v3_head", self.v3_head)
+        check_choices("space.stem_width", self.stem_width, "multiples of 8", is_width)
+        check_choices("space.head_width", self.head_width, "multiples of 8", is_width)
+        check_flag("space.v3_head", self.v3_head)
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"space.activation: found {self.activation!r},"
                              f" expected one of {', '.join(ACTIVATIONS)}")
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """The space of a config's `space` part, or of `to_dict()`.
-
-        Args:
-          config: the fields of the space. Its stages are sorted by the numbers in their names: mb10 follows mb9.
-        Raises:
-          ValueError: a field is missing, unknown or malformed.
-        """
-        values = fields_of(cls, "space", plain_mapping(config))
-        if not isinstance(values["stages"], Mapping):
-            raise ValueError(f"space.stages: found {values['stages']!r}, expected a mapping of name to stage")
-        kind = cls.stage_type
-        stages = [kind(name=name, **fields_of(kind, f"space.stages.{name}", stage, without="name"))
-                  for name, stage in sorted(values["stages"].items(), key=lambda item: _natural_key(item[0]))]
-        return cls(**{**values, "stages": tuple(stages)})
-
-    def to_dict(self) -> dict[str, Any]:
-        """A dictionary that JSON can hold and `from_config` reads."""
-        def plain(value):
-            return {field.name: listed(getattr(value, field.name)) for field in dataclasses.fields(value)}
-
-        stages = {stage.name: plain(stage) for stage in self.stages}
-        for stage in stages.values():
-            del stage["name"]
-        family = {} if type(self) is SearchSpace else self.family()
-        return {**family, **plain(self), "stages": stages}
+    def family(cls) -> dict[str, str]:
+        """See `Space.family`. A config that names no family is of this one."""
+        return {} if cls is SearchSpace else super().family()
 
     @property
     def total_stride(self) -> int:
         """Side of the input divided by the side of the last feature map."""
         return self.stem_stride * math.prod(stage.stride for stage in self.stages)
-
-    @cached_property
-    def choices(self) -> tuple[Choice, ...]:
-        """All choices, in the order of genes."""
-        found = [Choice("resolution", RESOLUTION, None, self.resolution), Choice("width", STEM, None, self.stem_width)]
-        for stage in self.stages:
-            for kind in KINDS[1:]:
-                values = getattr(stage, kind)
-                if isinstance(values[0], tuple):
-                    found += [Choice(kind, stage.name, block, own) for block, own in enumerate(values)]
-                else:
-                    found.append(Choice(kind, stage.name, None, values))
-        return (*found, Choice("width", HEAD, None, self.head_width))
-
-    def restricted(
-        self,
-        only: Architecture | None = None,
-        max_resolution: int = 0,
-        largest: Mapping[str, int] | None = None,
-    ) -> "SearchSpace":
-        """See `Space.restricted`."""
-        if only is not None:
-            return self._alone(only)
-        most = dict(largest or {})
-        if unknown := [kind for kind in most if kind not in KINDS]:
-            raise ValueError(f"largest: found {', '.join(unknown)}, expected some of {', '.join(KINDS)}")
-        if few := [kind for kind, number in most.items() if number < 1]:
-            raise ValueError(f"largest: found fewer than 1 value of {', '.join(few)}, expected at least 1")
-
-        def kept(kind: str, values: tuple) -> tuple:
-            if isinstance(values[0], tuple):
-                return tuple(kept(kind, own) for own in values)
-            return values[-most.get(kind, len(values)):]
-
-        resolutions = kept("resolution", tuple(r for r in self.resolution if not max_resolution or r <= max_resolution))
-        stages = tuple(
-            dataclasses.replace(stage, **{kind: kept(kind, getattr(stage, kind)) for kind in KINDS[1:]})
-            for stage in self.stages
-        )
-        return dataclasses.replace(
-            self, resolution=resolutions, stem_width=kept("width", self.stem_width), stages=stages,
-            head_width=kept("width", self.head_width),
-        )  # fmt: skip
-
-    def _alone(self, arch: Architecture) -> "SearchSpace":
-        """The space with the architecture `arch` alone."""
-        self.check(arch)
-
-        def fixed(entry: int | tuple[int, ...]) -> tuple:
-            return tuple((value,) for value in entry) if isinstance(entry, tuple) else (entry,)
-
-        chosen = zip(arch.width[1:-1], arch.depth, arch.kernel_size, arch.expand_ratio, strict=True)
-        stages = tuple(
-            dataclasses.replace(stage, width=(width,), depth=(depth,), kernel_size=fixed(kernel_size),
-                                expand_ratio=fixed(ratio))
-            for stage, (width, depth, kernel_size, ratio) in zip(self.stages, chosen, strict=True)
-        )  # fmt: skip
-        return dataclasses.replace(
-            self, resolution=(arch.resolution,), stem_width=arch.width[:1], stages=stages, head_width=arch.width[-1:]
-        )
 
     def layout(self, arch: Architecture, num_classes: int = 1) -> tuple[Layer, ...]:
         """The stem, the blocks, the head, its second part if it has one, and the classifier.
@@ -346,10 +211,6 @@ class SearchSpace(Space):
             second = Conv("conv", mid, head, 1, norm=False, activation=self.activation, out="out")
             found.append(Layer("mix", ("head_project",), (second,), 1, (Dim("out", head),)))
         return found
-
-
-def _natural_key(name: str) -> list:
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
 def _classifier(width: int, num_classes: int) -> Layer:

@@ -6,10 +6,11 @@ from typing import Any
 from bignas_jax.plugins import find
 from bignas_jax.spaces.mobilenet import SearchSpace
 from bignas_jax.spaces.ofa import OfaSpace
+from bignas_jax.spaces.resnet import ResNetSpace
 from bignas_jax.spaces.space import Space, plain_mapping
 
 DEFAULT = "mobilenet"
-FAMILIES: dict[str, type[Space]] = {DEFAULT: SearchSpace, "ofa": OfaSpace}
+FAMILIES: dict[str, type[Space]] = {DEFAULT: SearchSpace, "ofa": OfaSpace, "resnet": ResNetSpace}
 
 
 def space_of(config: Any) -> Space:

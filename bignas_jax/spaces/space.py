@@ -31,7 +31,7 @@ class Choice:
     kind: str
     part: str
     block: int | None
-    values: tuple[int, ...]
+    values: tuple[int | float, ...]
 
     @property
     def label(self) -> str:
@@ -57,7 +57,7 @@ class Space(abc.ABC):
     @property
     @abc.abstractmethod
     def choices(self) -> tuple[Choice, ...]:
-        """All choices: the resolution, the stem's width, the choices of each stage in order, the head's width.
+        """All choices: the resolution, the stem's width, the choices of each stage in order, the head's width if any.
 
         A stage has 'width', 'depth', 'kernel_size' and 'expand_ratio'. It has the last two once, or for each block. Its
         depth stands before the choices of its blocks.
@@ -187,7 +187,7 @@ class Space(abc.ABC):
 
         return Architecture(
             resolution=found["resolution", RESOLUTION, None],
-            width=tuple(found["width", part, None] for part in (STEM, *self._stages, HEAD)),
+            width=tuple(found["width", part, None] for part in (STEM, *self._stages, HEAD) if part in self.groups),
             kernel_size=entries("kernel_size"),
             expand_ratio=entries("expand_ratio"),
             depth=depth,
@@ -303,6 +303,10 @@ class Space(abc.ABC):
         """The reason why `arch` is not in the space, with the values found and allowed; None if it is in the space."""
         if len(arch.depth) != len(self._stages):
             return f"found {len(arch.depth)} stages, the space has {len(self._stages)}"
+        widths = sum(choice.kind == "width" for choice in self.choices)
+        if len(arch.width) != widths:
+            head = "a head" if HEAD in self.groups else "no head"
+            return f"width: found {len(arch.width)} entries, expected {widths}: the space has {head}"
         for value, choice in zip(self._unpack(arch), self.choices, strict=True):
             if value is not None and value not in choice.values:
                 once = " (one value for all blocks of the stage)" if isinstance(value, tuple) else ""

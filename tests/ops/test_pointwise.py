@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from flax import nnx
 from tiny import relative_error
 
-from bignas_jax.ops import Linear, PointwiseConv, Size, StemConv
+from bignas_jax.ops import DenseConv, Linear, PointwiseConv, Size
 
 
 def draw(*shape, seed=0):
@@ -87,7 +87,7 @@ def test_linear_equals_pytorch(dtype):
 
 @pytest.mark.parametrize("stride, side", [(1, 6), (2, 6), (2, 7)])
 def test_stem_equals_pytorch_on_a_slice(stride, side):
-    stem = StemConv(3, 8, stride, rngs=nnx.Rngs(0))
+    stem = DenseConv(3, 8, 3, stride, rngs=nnx.Rngs(0))
     out = -(-side // stride)
     x, weight = draw(2, side, side, 3), draw(2, out, out, 5)
     y, dx, grads = ours(stem, lambda m, x: m(x, Size(5)), weight, x)

@@ -44,7 +44,7 @@ def uniform(space, kernel, ratio, depth, resolution) -> Architecture:
     ])  # fmt: skip
 
 
-@pytest.mark.parametrize("name", SPACES)
+@pytest.mark.parametrize("name", UNIFORM)
 def test_costs_are_those_of_its_own_counter(name):
     space = SPACES[name]
     for (kernel, ratio, depth), (millions, params) in UNIFORM[name].items():
@@ -96,7 +96,7 @@ def test_its_matrices_belong_to_the_supernet_alone():
     assert not [name for name in names if "matrix" in name]
 
 
-@pytest.mark.parametrize("name", SPACES)
+@pytest.mark.parametrize("name", UNIFORM)
 def test_it_is_written_and_read_as_plain_values(name):
     space = SPACES[name]
     assert space_of(space.to_dict()) == space and space.to_dict()["family"] == "ofa"

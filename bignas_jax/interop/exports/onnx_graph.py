@@ -84,7 +84,12 @@ class Graph:
 
 def _stem(graph: Graph, x: str, layer: Layer) -> str:
     (conv,) = layer.convs
-    return graph.activate(graph.conv_norm(x, layer.label, conv.stride, epsilon=conv.epsilon), conv.activation)
+    y = graph.activate(graph.conv_norm(x, layer.label, conv.stride, epsilon=conv.epsilon), conv.activation)
+    if layer.shortcut is not None:
+        y = graph.add("Add", y, x, name=f"{layer.label}.sum")
+    if layer.halves:
+        y = graph.add("MaxPool", y, name=f"{layer.label}.pool", kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4)
+    return y
 
 
 def _mbconv(graph: Graph, x: str, layer: Layer) -> str:
@@ -99,6 +104,21 @@ def _mbconv(graph: Graph, x: str, layer: Layer) -> str:
     return y if layer.shortcut is None else graph.add("Add", y, graph.shortcut(x, layer), name=layer.label)
 
 
+def _bottleneck(graph: Graph, x: str, layer: Layer) -> str:
+    reduce, middle, expand, *downsample = layer.convs
+    y = x
+    for conv in (reduce, middle, expand):
+        y = graph.conv_norm(y, layer.conv_label(conv), conv.stride, epsilon=conv.epsilon)
+        y = y if conv.activation == "identity" else graph.activate(y, conv.activation)
+    for conv in downsample:
+        if middle.stride == 2:
+            # The last window of an odd side holds real pixels alone.
+            x = graph.add("AveragePool", x, name=f"{layer.label}.pool", kernel_shape=[2, 2], strides=[2, 2],
+                          pads=[0, 0, layer.side % 2, layer.side % 2], count_include_pad=0)  # fmt: skip
+        x = graph.conv_norm(x, layer.conv_label(conv), epsilon=conv.epsilon)
+    return graph.activate(graph.add("Add", y, x, name=layer.label), middle.activation)
+
+
 def _head(graph: Graph, x: str, layer: Layer) -> str:
     (conv,) = layer.convs
     x = graph.activate(graph.conv_norm(x, layer.label, epsilon=conv.epsilon), conv.activation)
@@ -110,6 +130,8 @@ def _mix(graph: Graph, x: str, layer: Layer) -> str:
 
 
 def _classifier(graph: Graph, x: str, layer: Layer) -> str:
+    if layer.pools:
+        x = graph.add("GlobalAveragePool", x, name="mean")
     x = graph.add("Flatten", x, name="features")
     weights = graph.weights(f"{layer.label}.weight", f"{layer.label}.bias")
     return graph.add("Gemm", x, *weights, name=OUTPUT, transB=1)
@@ -120,6 +142,7 @@ Writer = Callable[[Graph, str, Layer], str]
 WRITERS: dict[str, Writer] = {
     "stem": _stem,
     "mbconv": _mbconv,
+    "bottleneck": _bottleneck,
     "head": _head,
     "mix": _mix,
     "classifier": _classifier,

@@ -13,8 +13,8 @@ def describe(child: Child) -> dict[str, Any]:
     """The child's layers as plain values. They are enough to build the child without this package.
 
     Returns:
-      A dictionary with resolution, folded, num_classes and layers. Each layer has `kind`, `label`, `side`, `pools`,
-      `convs` and `shortcut` (None if there is none), as in `spaces.layers`.
+      A dictionary with resolution, folded, num_classes and layers. Each layer has `kind`, `label`, `side`, `halves`,
+      `pools`, `convs` and `shortcut` (None if there is none), as in `spaces.layers`.
     """
     elastic = ("into", "out", "zero_scale", "transforms")
     return {
@@ -26,6 +26,7 @@ def describe(child: Child) -> dict[str, Any]:
                 "kind": layer.kind,
                 "label": layer.label,
                 "side": layer.side,
+                "halves": layer.halves,
                 "pools": layer.pools,
                 "convs": [
                     {name: value for name, value in dataclasses.asdict(conv).items() if name not in elastic}

@@ -45,16 +45,19 @@ class SqueezeExcite(nn.Module):
 
 
 class Stem(ConvNorm):
-    """A convolution with an activation."""
+    """A convolution with an activation; then the identity shortcut and a max pooling, if it has them."""
 
     def __init__(self, layer, folded):
         (conv,) = layer["convs"]
         sizes = conv["in_width"], conv["out_width"], conv["kernel_size"], conv["stride"]
         super().__init__(*sizes, folded=folded, epsilon=conv["epsilon"])
         self.activation = ACTIVATIONS[conv["activation"]]()
+        self.residual, self.halves = layer["shortcut"] is not None, layer["halves"]
 
     def forward(self, x):
-        return self.activation(super().forward(x))
+        y = self.activation(super().forward(x))
+        y = y + x if self.residual else y
+        return F.max_pool2d(y, 3, 2, padding=1) if self.halves else y
 
 
 class MBConv(nn.Module):
@@ -89,6 +92,25 @@ class MBConv(nn.Module):
         return y + (x if self.shortcut is None else self.shortcut(x))
 
 
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions around which the input is added, pooled and projected at the start of a stage."""
+
+    def __init__(self, layer, folded):
+        super().__init__()
+        for conv in layer["convs"]:
+            sizes = conv["in_width"], conv["out_width"], conv["kernel_size"], conv["stride"]
+            setattr(self, conv["name"], ConvNorm(*sizes, folded=folded, epsilon=conv["epsilon"]))
+        self.activation = ACTIVATIONS[layer["convs"][0]["activation"]]()
+        self.projects = hasattr(self, "downsample")
+        self.stride = layer["convs"][1]["stride"]
+
+    def forward(self, x):
+        y = self.activation(self.middle(self.activation(self.reduce(x))))
+        if self.stride == 2:
+            x = F.avg_pool2d(x, 2, 2, ceil_mode=True)
+        return self.activation(self.expand(y) + (self.downsample(x) if self.projects else x))
+
+
 class Head(Stem):
     """A convolution with an activation, and the mean over all positions."""
 
@@ -109,16 +131,17 @@ class Mix(nn.Conv2d):
 
 
 class Classifier(nn.Linear):
-    """The linear layer that gives the logits."""
+    """The linear layer that gives the logits, from the means over positions."""
 
     def __init__(self, layer, folded):
         super().__init__(layer["convs"][0]["in_width"], layer["convs"][0]["out_width"])
+        self.pools = layer["pools"]
 
     def forward(self, x):
-        return super().forward(x.flatten(1))
+        return super().forward(x.mean((2, 3)) if self.pools else x.flatten(1))
 
 
-KINDS = {"stem": Stem, "mbconv": MBConv, "head": Head, "mix": Mix, "classifier": Classifier}
+KINDS = {"stem": Stem, "mbconv": MBConv, "bottleneck": Bottleneck, "head": Head, "mix": Mix, "classifier": Classifier}
 
 
 class Child(nn.Module):
@@ -164,6 +187,7 @@ def _maps(layers):
             break
         for conv in layer["convs"]:
             stride *= conv["stride"]
+        stride *= 2 if layer["halves"] else 1
         if stride >= 4:
             found[f"stride{stride}"] = layer["label"]
     return {label: name for name, label in found.items()}

@@ -16,6 +16,7 @@ from bignas_jax.errors import ConfigError
 from bignas_jax.kernels.transform import matrix_name
 from bignas_jax.spaces.layers import Conv, Layer, Path
 from bignas_jax.spaces.ofa import OfaSpace
+from bignas_jax.spaces.resnet import ResNetSpace
 from bignas_jax.spaces.space import Space
 
 Shape = tuple[int, ...]
@@ -86,7 +87,8 @@ _OFA_HEAD, _OFA_FIRST, _OFA_SECOND = "feature_mix_layer", "final_expand_layer", 
 
 def _spelled(space: Space, name: str) -> str:
     """A name as this module compares it: without repetitions if the space is Once-for-All's."""
-    return re.sub(r"\b(conv|bn|linear)\.\1\b", r"\1", name) if isinstance(space, OfaSpace) else name
+    ofa = isinstance(space, OfaSpace | ResNetSpace)
+    return re.sub(r"\b(conv|bn|linear)(\.\1)+\b", r"\1", name) if ofa else name
 
 
 def _names(space: Space, layout: Sequence[Layer]) -> dict[tuple[Path, str], str]:
@@ -95,6 +97,8 @@ def _names(space: Space, layout: Sequence[Layer]) -> dict[tuple[Path, str], str]
     Raises:
       ConfigError: a layer has a kind that the released systems do not have.
     """
+    if isinstance(space, ResNetSpace):
+        return _resnet_names(space, layout)
     two_parts = any(layer.kind == "mix" for layer in layout)
     one, first, second = _HEAD, _FIRST, _SECOND
     if isinstance(space, OfaSpace):
@@ -106,6 +110,25 @@ def _names(space: Space, layout: Sequence[Layer]) -> dict[tuple[Path, str], str]
             raise ConfigError(f"config.space: found layers of kind {layer.kind}, expected those of MobileNet's family")
         for conv in layer.convs:
             name = ends.get(layer.kind) or f"{layer.label}.mobile_inverted_conv.{_PARTS[conv.name]}"
+            found[layer.path, conv.name] = name
+    return found
+
+
+# Once-for-All's names of the convolutions of a bottleneck.
+_RESNET_PARTS = {"reduce": "conv1", "middle": "conv2", "expand": "conv3", "downsample": "downsample"}
+
+
+def _resnet_names(space: ResNetSpace, layout: Sequence[Layer]) -> dict[tuple[Path, str], str]:
+    """Once-for-All's names of a ResNet's convolutions. It counts blocks from the first bottleneck."""
+    found, stem = {}, space.stages[0].depth[-1]
+    for layer in layout:
+        for conv in layer.convs:
+            if layer.kind == "bottleneck":
+                name = f"blocks.{layer.path[1] - stem}.{_RESNET_PARTS[conv.name]}"
+            elif layer.stage is None:
+                name = {"stem": "input_stem.0", "classifier": "classifier"}[layer.kind]
+            else:
+                name = "input_stem.1.conv" if layer.shortcut else "input_stem.2"
             found[layer.path, conv.name] = name
     return found
 
@@ -198,7 +221,10 @@ def account(space: Space, num_classes: int, found: Mapping[str, Shape]) -> Accou
       found: the tensors' shapes, by the names that `released_name` gives.
     """
     needed, found = expected_shapes(space, num_classes), {_spelled(space, name): s for name, s in found.items()}
-    inside = [layer for layer in space.layout(space.biggest) if layer.shortcut and not layer.shortcut.elastic]
+    inside = [
+        layer for layer in space.layout(space.biggest)
+        if layer.kind == "mbconv" and layer.shortcut and not layer.shortcut.elastic
+    ]  # fmt: skip
     idle = {parameter.name: parameter.shape for parameter in map(_shortcut, inside)}
     known = needed | idle
     return Account(

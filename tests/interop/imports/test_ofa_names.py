@@ -28,21 +28,22 @@ SPELLINGS = {
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
-def test_each_spelling_gives_the_same_weights(spelling):
-    found = {released_name(SPELLINGS[spelling](name)): array for name, array in state_dict(NAME).items()}
-    assert len(found) == 411
-    space = SPACES[NAME]
+@pytest.mark.parametrize("net, count", [(NAME, 411), ("ofa_resnet50", 307)])
+def test_each_spelling_gives_the_same_weights(net, count, spelling):
+    found = {released_name(SPELLINGS[spelling](name)): array for name, array in state_dict(net).items()}
+    assert len(found) == count
+    space = SPACES[net]
     held = account(space, 1000, {name: array.shape for name, array in found.items()})
     assert held.fits and not held.idle
     params, statistics = read_state_dict(space, found)
-    expected, stored = weights(NAME)
+    expected, stored = weights(net)
     expected = flat(expected)
     for name, array in flat(params).items():
         np.testing.assert_array_equal(array, expected[name], err_msg=name)
     assert statistics.keys() == stored.keys() == {n for la in space.layout(space.biggest) for n in la.statistics()}
 
 
-@pytest.mark.parametrize("name", ["ofa_mbv3_w1.0", "ofa_proxyless_w1.3"])
+@pytest.mark.parametrize("name", ["ofa_mbv3_w1.0", "ofa_proxyless_w1.3", "ofa_resnet50"])
 def test_every_parameter_has_the_shape_of_the_supernets(name):
     params = jax.tree.map(np.shape, weights(name)[0], is_leaf=lambda a: isinstance(a, np.ndarray))
     assert params == jax.tree.map(lambda s: s.shape, param_shapes(SPACES[name], 1000))
