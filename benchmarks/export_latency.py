@@ -31,7 +31,7 @@ import numpy as np  # noqa: E402
 import onnxruntime  # noqa: E402
 import torch  # noqa: E402
 
-from bignas_jax.interop.exports import export  # noqa: E402
+from bignas_jax.interop.exports import comparing, export  # noqa: E402
 from bignas_jax.nets.child import Child, forward, take  # noqa: E402
 from bignas_jax.nets.slicing import single  # noqa: E402
 from bignas_jax.programs.weights import build  # noqa: E402
@@ -133,8 +133,8 @@ def main() -> int:
         logits = {name: run() for name, run in runs.items()}
         first = next(iter(logits.values()))
         for name, found in logits.items():
-            if not export.compare(found, first)["difference"] < export.LIMIT:
-                raise SystemExit(f"{name} computes something else than onnxruntime: {export.compare(found, first)}")
+            if not comparing.compare(found, first)["difference"] < comparing.LIMIT:
+                raise SystemExit(f"{name} computes something else than onnxruntime: {comparing.compare(found, first)}")
         found = measure(runs, rounds, calls)
     base = next(iter(found.values()))
     print(f"one image of {image.shape[-1]} pixels, {rounds} x {calls} calls, {torch.get_num_threads()} threads")

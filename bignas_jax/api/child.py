@@ -34,7 +34,6 @@ from bignas_jax.runs.identity import Use, check_data, check_run
 from bignas_jax.runs.session import network_identity
 from bignas_jax.spaces.architecture import Architecture
 from bignas_jax.spaces.cost import count
-from bignas_jax.spaces.layers import feature_layers
 from bignas_jax.spaces.space import Space
 
 if TYPE_CHECKING:
@@ -125,22 +124,12 @@ class Child:
           ValueError: the images have another shape or type.
         """
         images = self._checked(images)
-        maps = {layer.path: name for name, layer in self._feature_layers().items()}
-        net = nnx.merge(self._graphdef, self.weights)
-        x, found = jnp.asarray(images, jnp.float32), {}
-        for layer in self._space.layout(self.arch, self.run.num_classes):
-            x, _ = net.run(layer, x, None, Mode(statistics=self.statistics))
-            if layer.path in maps:
-                found[maps.pop(layer.path)] = x
-                if not maps:
-                    break
-        return found
+        from bignas_jax.interop.exports.export import check_features
 
-    def _feature_layers(self) -> dict[str, Any]:
-        layers = feature_layers(self._space.layout(self.arch, self.run.num_classes))
-        if not layers:
-            raise ConfigError("features: found a network without a stride of 4, expected one with feature maps to give")
-        return layers
+        check_features(self._space, self.arch)
+        layout = self._space.layout(self.arch, self.run.num_classes)
+        net = nnx.merge(self._graphdef, self.weights)
+        return nets.feature_maps(net, layout, jnp.asarray(images, jnp.float32), Mode(statistics=self.statistics))
 
     def predict(self, images: Any, top: int = 5) -> list[Prediction]:
         """The likeliest classes of images, which go through the run's own preprocessing.
@@ -225,17 +214,15 @@ class Child:
           ConfigError: a format is unknown, the folder holds another child, or its statistics are those of each batch.
           ExportError: a file computes other logits; do not use it.
         """
-        from bignas_jax.api.writing import write, write_features
+        from bignas_jax.api.writing import write
+        from bignas_jax.interop.exports.export import Form, check_features
 
         self._check_statistics("export")
         formats = formats.split(",") if isinstance(formats, str) else list(formats)
         if features_only:
-            if formats != ["onnx"]:
-                raise ConfigError(f"export: found {','.join(formats)} with features_only, expected onnx alone; a child "
-                                  "in PyTorch has them by its method features")  # fmt: skip
-            self._feature_layers()
-            return {"onnx": write_features(self, pathlib.Path(folder), fold=fold, batch=batch)}
-        return write(self, formats, pathlib.Path(folder), fold=fold, batch=batch, images=images)
+            check_features(self._space, self.arch)
+        form = Form(formats, fold, batch, max(images, 1), features_only)
+        return write(self, form, pathlib.Path(folder), images=images)
 
     def _checked(self, images: Any) -> Any:
         side = self.resolution

@@ -3,6 +3,7 @@
     python export.py --arch max
     python export.py --config configs/cifar10.py --arch exp/cifar10/children/NAME/architecture.json --format onnx,torch
     python export.py --arch min --nofold --batch 1 --checkpoint best
+    python export.py --arch max --features_only
 
 Writes children/<name>/ in the run's folder: the child's slice of the weights with its calibrated statistics, batch norm
 folded into the convolutions (--nofold keeps it), preprocessing.json with the class names, and the comparison in
@@ -18,16 +19,21 @@ from bignas_jax.cli import flags
 from bignas_jax.programs import memory
 from bignas_jax.text import shown
 
+FORMATS = ["onnx", "stablehlo", "torch", "safetensors"]
+
 
 def define(values: absl_flags.FlagValues) -> None:
     absl_flags.DEFINE_multi_string(
         "arch", ["max"], "max, min, a JSON file, or JSON; may be repeated", flag_values=values
     )
     absl_flags.DEFINE_list(
-        "format", ["onnx", "stablehlo", "torch", "safetensors"], "what to write, by commas", flag_values=values
+        "format", FORMATS, "what to write, by commas", flag_values=values
     )
     absl_flags.DEFINE_string("checkpoint", "newest", "newest, best, or a step", flag_values=values)
     absl_flags.DEFINE_bool("fold", True, "fold batch norm into the convolutions", flag_values=values)
+    absl_flags.DEFINE_bool(
+        "features_only", False, "write features.onnx, which gives the feature maps, in place of all", flag_values=values
+    )
     absl_flags.DEFINE_integer("batch", 0, "images of a call; 0 leaves it open", flag_values=values)
     absl_flags.DEFINE_integer("images", 128, "held-out images to compare on", flag_values=values)
     absl_flags.DEFINE_string(
@@ -40,15 +46,17 @@ def main() -> int:
     options, arguments = flags.parse(sys.argv, __doc__, define, of_run=True)
     # JAX and torch are imported once the command line is known to be good.
     from bignas_jax.cli import scripts
-    from bignas_jax.interop.exports import export
+    from bignas_jax.interop.exports import comparing, export
 
     def work() -> None:
-        how = export.Form(arguments.format, arguments.fold, arguments.batch, arguments.images)
+        every = arguments.features_only and arguments.format == FORMATS
+        formats = ["onnx"] if every else arguments.format
+        how = export.Form(formats, arguments.fold, arguments.batch, arguments.images, arguments.features_only)
         rows, where = [], (arguments.checkpoint, arguments.out)
         for row in export.export_run(options, arguments.workdir, arguments.arch, how, *where):
             rows.append(row)
-            lines = [*export.table(row).split("\n"), f"in {row['folder']}/"]
+            lines = [*comparing.table(row).split("\n"), f"in {row['folder']}/"]
             print("", *map(shown, lines), sep="\n", flush=True)
-        export.check(rows)
+        comparing.check(rows)
 
     return scripts.run(sys.argv[0], work)

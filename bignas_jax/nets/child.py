@@ -1,7 +1,7 @@
 """A child of a supernet: its own slice of the weights and its own batch-norm statistics."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ from bignas_jax.nets.mode import Mode
 from bignas_jax.nets.slicing import at, num_classes_of, put, single, slice_params, slice_statistics
 from bignas_jax.nets.supernet import Supernet
 from bignas_jax.spaces.architecture import Architecture
-from bignas_jax.spaces.layers import Layer, Path
+from bignas_jax.spaces.layers import Layer, Path, feature_layers
 from bignas_jax.spaces.space import Space
 
 
@@ -123,6 +123,29 @@ class _Bias(nnx.Module):
         y = FUNCTIONS[activation](x + self.bias[...])
         y = y if gate is None else y * gate(jnp.mean(y, (1, 2)), weights)[:, None, None]
         return (y if residual is None else y + residual), None
+
+
+def feature_maps(net: Supernet, layout: Iterable[Layer], images: jax.Array, mode: Mode) -> dict[str, jax.Array]:
+    """The outputs of the last block at each stride from 4 up, and nothing behind the last of them.
+
+    Args:
+      net: a network.
+      layout: the layers of the architecture that runs.
+      images: [B, R, R, 3], normalised.
+      mode: how batch norm acts.
+    Returns:
+      By name, from the finest: {'stride4': [B, R / 4, R / 4, C], 'stride8': ..., ...}.
+    """
+    layout = tuple(layout)
+    names = {layer.path: name for name, layer in feature_layers(layout).items()}
+    x, found = images, {}
+    for layer in layout:
+        if len(found) == len(names):
+            break
+        x, _ = net.run(layer, x, None, mode)
+        if layer.path in names:
+            found[names[layer.path]] = x
+    return found
 
 
 def forward(child: Child):

@@ -1,7 +1,6 @@
 """Exports children of a run to files that do not need bignas_jax. Each file is run and checked on real images."""
 
 import dataclasses
-import itertools
 import json
 import pathlib
 import shutil
@@ -9,16 +8,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from bignas_jax.config.options import Data, OnCorrupt, Options
 from bignas_jax.data import DataError, prefetch
-from bignas_jax.errors import ConfigError, CorruptImage, ExportError, FileError
+from bignas_jax.errors import ConfigError, CorruptImage, FileError
 from bignas_jax.files import locked, read_json, read_text, write_json
 from bignas_jax.interop.exports import formats, run_back
+from bignas_jax.interop.exports.comparing import compare
 from bignas_jax.interop.exports.preprocess import preprocess
-from bignas_jax.nets.child import Child, fold, take
+from bignas_jax.nets.child import Child, feature_maps, fold, take
 from bignas_jax.nets.mode import Mode
 from bignas_jax.ops import prepare
 from bignas_jax.programs.buckets import Bucket
@@ -29,9 +30,10 @@ from bignas_jax.runs.identity import Use, check_run
 from bignas_jax.runs.session import Session
 from bignas_jax.spaces.architecture import Architecture
 from bignas_jax.spaces.cost import count
+from bignas_jax.spaces.layers import feature_layers
 from bignas_jax.spaces.naming import read_architectures
+from bignas_jax.spaces.space import Space
 
-LIMIT = 1e-3  # greatest difference of a logit, as a fraction of the largest logit
 _CHECK_BATCH = 16
 
 
@@ -44,15 +46,24 @@ class Form:
       fold: whether batch norm is folded into the convolutions.
       batch: images of a call; 0 allows any number.
       images: number of held-out images to compare on.
+      features_only: whether `features.onnx`, which gives feature maps, is written in place of the formats.
     """
 
     formats: Sequence[str] = tuple(formats.WRITERS)
     fold: bool = True
     batch: int = 0
     images: int = 128
+    features_only: bool = False
 
     def __post_init__(self):
         object.__setattr__(self, "formats", formats.check_formats(self.formats))
+        if self.features_only:
+            if self.formats != ("onnx",):
+                raise ConfigError(
+                    f"--format: found {','.join(self.formats)} with features_only, expected onnx alone; a child in "
+                    "PyTorch has them by its method features"
+                )
+            object.__setattr__(self, "formats", ("features",))
         if self.batch < 0:
             raise ConfigError(f"--batch: found {self.batch}, expected the images of a call, or 0 for any")
         if self.images < 1:
@@ -105,6 +116,8 @@ def export_run(
     session, weights, found, step = _open(options, workdir, names, checkpoint)
     for name, arch in found.items():
         check_folder(out / name, arch)
+        if form.features_only:
+            check_features(session.space, arch)
     with locked(out, "export"):
         yield from _exported(session, weights, found, step, form, out)
 
@@ -116,7 +129,8 @@ def _exported(
     comparison = real_images(session, form.images)
     statistics = _calibrate(session, weights, found.values())
     for name, arch in found.items():
-        expected = _logits(session, weights, statistics[arch], arch, comparison.cropped)
+        logits, maps = _outputs(session, weights, statistics[arch], arch, comparison.cropped, form.features_only)
+        expected = maps if form.features_only else logits
         child = take(session.space, weights, statistics[arch], arch)
         about = _about(session, name, arch, step)
         specification = preprocessing(session.options.data, session.dataset.class_names, arch.resolution)
@@ -129,7 +143,7 @@ def _exported(
             "files": [file | compare(found_logits[file["format"]], expected) for file in files],
             "images": len(images),
             "split": comparison.split,
-            "top1": float(np.mean(expected.argmax(1) == comparison.labels)),
+            "top1": float(np.mean(logits.argmax(1) == comparison.labels)),
         }
         write_json(folder / "export.json", row, indent=2)
         yield row
@@ -162,6 +176,12 @@ def check_folder(folder: pathlib.Path, arch: Architecture) -> None:
         raise ConfigError(f"{file}: {error}; give another --out") from error
     if there != arch:
         raise ConfigError(f"{folder} holds another architecture, {there.to_json()}: remove it, or give another --out")
+
+
+def check_features(space: Space, arch: Architecture) -> None:
+    """Refuses an architecture that has no feature maps to give."""
+    if not feature_layers(space.layout(arch)):
+        raise ConfigError("features: found a network without a stride of 4, expected one with feature maps to give")
 
 
 def _calibrate(session: Session, weights: Any, archs: Iterable[Architecture]) -> dict[Architecture, Any]:
@@ -198,19 +218,28 @@ def real_images(session: Session, number: int) -> Comparison:
     return Comparison(decoded, cropped, np.array(labels), split)
 
 
-def _logits(session: Session, weights: Any, statistics: Any, arch: Architecture, images: np.ndarray) -> np.ndarray:
-    """Logits of the supernet itself, sliced to `arch`, on uint8 [N, S, S, 3]. Evaluation scores the same logits."""
+def _outputs(
+    session: Session, weights: Any, statistics: Any, arch: Architecture, images: np.ndarray, features: bool
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """What the supernet itself, sliced to `arch`, computes on uint8 [N, S, S, 3]. Evaluation scores the same logits.
+
+    Returns:
+      Logits [N, classes], and with `features` the feature maps [N, C, H, W] by name.
+    """
     data = session.options.data
 
     @jax.jit
     def run(weights, statistics, images):
         x = prepare(images, arch.resolution, data.mean, data.std)
         net = nnx.merge(session.graphdef, weights)
-        return net(x, arch, None, Mode(statistics=statistics))[0]
+        mode = Mode(statistics=statistics)
+        maps = feature_maps(net, session.space.layout(arch), x, mode) if features else {}
+        return net(x, arch, None, mode)[0], {name: jnp.moveaxis(value, -1, 1) for name, value in maps.items()}
 
     with jax.default_matmul_precision("highest"):
         parts = _filled(images, _CHECK_BATCH).reshape(-1, _CHECK_BATCH, *images.shape[1:])
-        return np.concatenate([run(weights, statistics, part) for part in parts])[: len(images)]
+        found = [jax.device_get(run(weights, statistics, part)) for part in parts]
+        return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(images)], *found)
 
 
 def _filled(images: np.ndarray, batch: int) -> np.ndarray:
@@ -287,9 +316,10 @@ def write_child(
     texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in texts.items()}
     files = []
     for name in form.formats:
-        path = formats.WRITERS[name](child, folder, form.batch, texts)
+        writer = formats.write_features if name == "features" else formats.WRITERS[name]
+        path = writer(child, folder, form.batch, texts)
         file = {"format": name, "file": path.name, "bytes": path.stat().st_size}
-        files.append(file | ({"nodes": formats.onnx_nodes(path)} if name == "onnx" else {}))
+        files.append(file | ({"nodes": formats.onnx_nodes(path)} if path.suffix == ".onnx" else {}))
     return files
 
 
@@ -304,56 +334,13 @@ def _remove_outdated(folder: pathlib.Path, about: Mapping[str, Any]) -> None:
     except FileError:
         same = False
     record.unlink()
-    for name in () if same else formats.FILES:
+    for name in () if same else (*formats.FILES, formats.FEATURES):
         (folder / name).unlink(missing_ok=True)
 
 
-def run_child(folder: pathlib.Path, images: np.ndarray, form: Form) -> dict[str, np.ndarray]:
-    """Logits [N, classes] of float32 images [N, 3, R, R], by format, computed from the files alone."""
+def run_child(folder: pathlib.Path, images: np.ndarray, form: Form) -> dict[str, run_back.Outputs]:
+    """Logits [N, classes], or feature maps by name, of float32 images [N, 3, R, R], computed from the files alone."""
     batch = form.batch or _CHECK_BATCH
     filled = _filled(images, batch)
-    return {name: run_back.RUNNERS[name](folder, filled, batch)[: len(images)] for name in form.formats}
-
-
-def compare(found: np.ndarray, expected: np.ndarray) -> dict[str, float]:
-    """The greatest difference of a logit, as a fraction of the largest |logit|, and how often top-1 agrees."""
-    largest = max(float(np.abs(expected).max()), np.finfo(np.float32).tiny)
-    return {
-        "difference": float(np.abs(found.astype(np.float64) - expected).max() / largest),
-        "agreement": float(np.mean(found.argmax(1) == expected.argmax(1))),
-    }
-
-
-def check(rows: Iterable[Mapping[str, Any]]) -> None:
-    """Refuses children whose files compute other logits than the supernet.
-
-    Raises:
-      ExportError: a difference is beyond LIMIT, or not a number.
-    """
-    wrong = [
-        f"{row['folder']}/{file['file']} ({file['difference']:.1e})"
-        for row, file in itertools.chain.from_iterable(((row, file) for file in row["files"]) for row in rows)
-        if not file["difference"] <= LIMIT
-    ]
-    if wrong:
-        raise ExportError(
-            f"logits differ from the supernet's by more than {LIMIT:g} of the largest logit: {', '.join(wrong)}; "
-            "do not use these files"
-        )
-
-
-def table(row: Mapping[str, Any]) -> str:
-    """A child's files with sizes, differences and agreement."""
-    macs, params = row["macs"] / 1e6, row["params"] / 1e6
-    lines = [
-        f"{row['name']}: {macs:,.2f} M multiply-adds, {params:,.2f} M parameters, step {row['step']}; "
-        f"on {row['images']} {row['split']} images, top-1 {row['top1']:.2%}",
-        f"{'format':<12}{'file':<20}{'MB':>9}{'nodes':>7}{'difference':>12}{'same top-1':>12}",
-    ]
-    for file in row["files"]:
-        nodes = sum(file["nodes"].values()) if "nodes" in file else ""
-        lines.append(
-            f"{file['format']:<12}{file['file']:<20}{file['bytes'] / 1e6:>9.2f}{nodes:>7}"
-            f"{file['difference']:>12.1e}{file['agreement']:>12.2%}"
-        )
-    return "\n".join(lines)
+    found = {name: run_back.RUNNERS[name](folder, filled, batch) for name in form.formats}
+    return jax.tree.map(lambda output: output[: len(images)], found)

@@ -32,6 +32,15 @@ def write_onnx(child: Child, folder: pathlib.Path, batch: int, about: dict[str, 
     return path
 
 
+def write_features(child: Child, folder: pathlib.Path, batch: int, about: dict[str, str]) -> pathlib.Path:
+    """Writes features.onnx: images [batch, 3, R, R] to the feature maps `stride4` [batch, C, R / 4, R / 4], ..."""
+    from bignas_jax.interop.exports.onnx_graph import onnx_model
+
+    path = folder / FEATURES
+    write_bytes(path, onnx_model(child, tensors(child), batch, about, features_only=True).SerializeToString())
+    return path
+
+
 def write_stablehlo(child: Child, folder: pathlib.Path, batch: int, about: dict[str, str]) -> pathlib.Path:
     """Writes child.stablehlo for `jax.export.deserialize`: images [batch, R, R, 3] to logits, with the weights inside.
 
@@ -139,6 +148,7 @@ WRITERS: dict[str, Writer] = {
     "torch": write_torch,
     "safetensors": write_safetensors,
 }
+FEATURES = "features.onnx"  # written in place of logits, never beside them in one export
 FILES = ("child.onnx", "child.stablehlo", "child.pt", "child.py", "child.safetensors")
 _NEEDED = {"onnx": ("onnx", "onnxruntime"), "safetensors": ("safetensors",)}
 

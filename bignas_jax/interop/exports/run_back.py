@@ -1,7 +1,7 @@
 """Runs exported files as their users run them: in fresh processes that cannot import this package.
 
-Every runner takes the child's folder, float32 images [N, 3, R, R] and the size of a batch, and returns the logits
-[N, classes].
+Every runner takes the child's folder, float32 images [N, 3, R, R] and the size of a batch. It returns the logits
+[N, classes], and the runner of `features` a dictionary of feature maps [N, C, H, W] by name.
 """
 
 import json
@@ -15,7 +15,7 @@ from collections.abc import Callable
 import numpy as np
 
 from bignas_jax.errors import ExportError
-from bignas_jax.interop.exports.formats import torch_classes
+from bignas_jax.interop.exports.formats import FEATURES, WRITERS, torch_classes
 
 # Arguments: the folder, the file of images, the file to write the logits to, the size of a batch.
 _BEGIN = """
@@ -27,42 +27,46 @@ images, size = np.load(source), int(size)
 parts = [images[start : start + size] for start in range(0, len(images), size)]
 """
 _END = """
-np.save(target, np.concatenate([np.asarray(run(part)) for part in parts]))
+found = [run(part) for part in parts]
+np.savez(target, **{name: np.concatenate([np.asarray(part[name]) for part in found]) for name in found[0]})
 """
 _ONNX = """
 import onnxruntime
 options = onnxruntime.SessionOptions()
 options.log_severity_level = 3
-session = onnxruntime.InferenceSession(folder + "/child.onnx", options, providers=["CPUExecutionProvider"])
-run = lambda part: session.run(None, {session.get_inputs()[0].name: part})[0]
+session = onnxruntime.InferenceSession(folder + "/FILE", options, providers=["CPUExecutionProvider"])
+names = [output.name for output in session.get_outputs()]
+run = lambda part: dict(zip(names, session.run(None, {session.get_inputs()[0].name: part})))
 """
 _STABLEHLO = """
 import jax, jax.export
 with open(folder + "/child.stablehlo", "rb") as file:
     call = jax.jit(jax.export.deserialize(bytearray(file.read())).call)
-run = lambda part: call(part.transpose(0, 2, 3, 1))
+run = lambda part: {"logits": call(part.transpose(0, 2, 3, 1))}
 """
 _TORCH = """
 sys.path.insert(0, folder)
 import child, torch
 torch.set_grad_enabled(False)
 model = child.load()
-run = lambda part: model(torch.from_numpy(part))
+run = lambda part: {"logits": model(torch.from_numpy(part))}
 """
+_NO_ONNX = ("bignas_jax", "jax", "flax", "torch")
 _PROGRAMS = {
-    "onnx": (_ONNX, ("bignas_jax", "jax", "flax", "torch")),
+    "onnx": (_ONNX.replace("FILE", "child.onnx"), _NO_ONNX),
+    "features": (_ONNX.replace("FILE", FEATURES), _NO_ONNX),
     "stablehlo": (_STABLEHLO, ("bignas_jax", "flax", "torch")),
     "torch": (_TORCH, ("bignas_jax", "jax", "flax", "torchvision")),
 }
 
 
-def _run_alone(name: str, folder: pathlib.Path, images: np.ndarray, batch: int) -> np.ndarray:
+def _run_alone(name: str, folder: pathlib.Path, images: np.ndarray, batch: int) -> dict[str, np.ndarray]:
     program, forbidden = _PROGRAMS[name]
     program = _BEGIN.format(forbidden=forbidden) + program + _END
     # The checks run on the CPU, because this process may hold all of a GPU's memory.
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     with tempfile.TemporaryDirectory() as scratch:
-        source, target = f"{scratch}/images.npy", f"{scratch}/logits.npy"
+        source, target = f"{scratch}/images.npy", f"{scratch}/outputs.npz"
         np.save(source, images)
         # -I: imports ignore the working directory and PYTHONPATH. -B: no bytecode is written beside child.py.
         command = [sys.executable, "-I", "-B", "-c", program, str(folder.absolute()), source, target, str(batch)]
@@ -70,7 +74,8 @@ def _run_alone(name: str, folder: pathlib.Path, images: np.ndarray, batch: int) 
         if ended.returncode:
             last = (ended.stderr.strip().splitlines() or [f"exit code {ended.returncode}"])[-1]
             raise ExportError(f"{folder}: the {name} file was written but does not run: {last}")
-        return np.load(target)
+        with np.load(target) as outputs:
+            return dict(outputs)
 
 
 def _run_safetensors(folder: pathlib.Path, images: np.ndarray, batch: int) -> np.ndarray:
@@ -89,8 +94,10 @@ def _run_safetensors(folder: pathlib.Path, images: np.ndarray, batch: int) -> np
         return torch.cat([model(part) for part in torch.from_numpy(images).split(batch)]).numpy()
 
 
-Runner = Callable[[pathlib.Path, np.ndarray, int], np.ndarray]
+Outputs = np.ndarray | dict[str, np.ndarray]
+Runner = Callable[[pathlib.Path, np.ndarray, int], Outputs]
 RUNNERS: dict[str, Runner] = {
-    **{name: (lambda *args, name=name: _run_alone(name, *args)) for name in _PROGRAMS},
+    **{name: (lambda *args, name=name: _run_alone(name, *args)["logits"]) for name in _PROGRAMS if name in WRITERS},
     "safetensors": _run_safetensors,
+    "features": lambda *args: _run_alone("features", *args),
 }

@@ -20,7 +20,7 @@ import export as script
 from bignas_jax.data import open_dataset
 from bignas_jax.errors import ExportError, UnreadableImage
 from bignas_jax.files import locked
-from bignas_jax.interop.exports import export, formats
+from bignas_jax.interop.exports import comparing, export, formats
 from bignas_jax.interop.exports.tensors import tensors
 from bignas_jax.nets.child import take
 from bignas_jax.programs import memory
@@ -106,6 +106,29 @@ def test_options_reach_the_files(workdir, main, tmp_path):
     assert logits.std(0).max() > 0.1
 
 
+def test_feature_maps_alone(workdir, main, tmp_path, monkeypatch):
+    arguments = ("--arch", "max", "--features_only", "--images", 5, "--out", tmp_path / "out", "--workdir")
+    code, _, err = main(*arguments, workdir)
+    assert code == 2 and "features: found a network without a stride of 4" in err and not (tmp_path / "out").exists()
+    config = tiny_config()
+    config.space.stem_stride = 2
+    arguments += (save(tmp_path / "strided", config),)
+    code, out, err = main(*arguments)
+    assert code == 0, err
+    assert {path.name for path in (tmp_path / "out/MAX").iterdir()} == {
+        "features.onnx", "architecture.json", "preprocessing.json", "preprocess.py", "export.json"}  # fmt: skip
+    (file,) = json.loads((tmp_path / "out/MAX/export.json").read_text())["files"]
+    assert file["format"] == "features" and list(file["maps"]) == ["stride4"] and 0 < file["difference"] < 1e-5
+    assert re.search(r"\n  stride4 +\d\.\de-\d\d\n", out)
+    code, _, err = main(*arguments, "--format", "onnx,torch")
+    assert code == 2 and "--format: found onnx,torch with features_only, expected onnx alone" in err
+    # A map that is wrong ends in an error.
+    right = export.feature_maps
+    monkeypatch.setattr(export, "feature_maps", lambda *args: {n: 1.01 * m for n, m in right(*args).items()})
+    code, _, err = main(*arguments)
+    assert code == 1 and "MAX/features.onnx (" in err
+
+
 def test_files_of_other_weights_do_not_stay(tiny, tmp_path):
     child = take(tiny.space, tiny.params, tiny.statistics, tiny.space.smallest)
 
@@ -152,14 +175,14 @@ def test_a_file_that_computes_something_else_is_an_error(workdir, main, monkeypa
 
 def test_logits_that_are_no_numbers_are_an_error():
     with pytest.raises(ExportError, match="x/child.pt \\(nan\\)"):
-        export.check([{"folder": "x", "files": [{"file": "child.pt", "difference": np.nan}]}])
+        comparing.check([{"folder": "x", "files": [{"file": "child.pt", "difference": np.nan}]}])
 
 
 def test_the_difference_is_relative_to_the_largest_logit():
     expected = np.array([[1.0, -4.0], [2.0, 0.0]], np.float32)
     found = np.array([[1.0, -4.0], [2.0, 2.5]], np.float32)
-    assert export.compare(found, expected) == {"difference": 0.625, "agreement": 0.5}
-    assert np.isnan(export.compare(np.full((2, 2), np.nan, np.float32), expected)["difference"])
+    assert comparing.compare(found, expected) == {"difference": 0.625, "agreement": 0.5}
+    assert np.isnan(comparing.compare(np.full((2, 2), np.nan, np.float32), expected)["difference"])
 
 
 SEVERAL = ["--config.distributed.num_processes=2", "--config.distributed.coordinator=localhost:1"]

@@ -63,20 +63,21 @@ def test_pytorch_and_onnx_give_the_activations(known, folded):
 
 def test_jax_gives_the_activations(known, tiny, tmp_path):
     child, images, expected = known
-    data = SimpleNamespace(mean=(0.5,) * 3, std=(0.2,) * 3)
+    data = SimpleNamespace(mean=(0.5,) * 3, std=(0.2,) * 3, eval_resize=12, image_size=11)
     model = SimpleNamespace(num_classes=CLASSES, dtype="float32")
-    run = SimpleNamespace(num_classes=CLASSES, options=SimpleNamespace(data=data, model=model), step=3)
+    options, names = SimpleNamespace(data=data, model=model), [str(n) for n in range(CLASSES)]
+    run = SimpleNamespace(num_classes=CLASSES, options=options, step=3, class_names=names)
     found = Child(run, child.space, child.params, child.statistics).features(np.moveaxis(images, 1, -1))
     assert list(found) == list(expected)
     for name, value in expected.items():
         assert relative_error(np.moveaxis(found[name], -1, 1), value) < 1e-5
     ours = Child(run, child.space, child.params, child.statistics)
-    path = ours.export("onnx", tmp_path / "child", features_only=True)["onnx"]
+    path = ours.export("onnx", tmp_path / "child", images=0, features_only=True)["onnx"]
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     (first, _) = session.run(None, {"images": images})
     assert relative_error(first, expected["stride4"]) < 1e-5
     with pytest.raises(ConfigError, match="found torch with features_only, expected onnx alone"):
-        ours.export("torch", tmp_path / "child", features_only=True)
+        ours.export("torch", tmp_path / "child", images=0, features_only=True)
 
 
 @pytest.mark.parametrize("recipe, strides", [(bignas, (4, 8, 16, 32)), (attentive_nas, (4, 8, 16, 32)), (digits, (4,))])

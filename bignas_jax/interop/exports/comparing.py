@@ -1,0 +1,65 @@
+"""What exported files compute, beside what the supernet computes: the comparison, its verdict and its table."""
+
+import itertools
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from bignas_jax.errors import ExportError
+from bignas_jax.interop.exports.run_back import Outputs
+
+LIMIT = 1e-3  # greatest difference of a logit, as a fraction of the largest logit
+
+
+def compare(found: Outputs, expected: Outputs) -> dict[str, Any]:
+    """The greatest difference of a logit, as a fraction of the largest |logit|, and how often top-1 agrees.
+
+    Of feature maps: for each map the same difference, and the greatest of them.
+    """
+    if isinstance(expected, Mapping):
+        if {name: a.shape for name, a in found.items()} != {name: a.shape for name, a in expected.items()}:
+            return {"difference": float("inf"), "maps": {}}
+        maps = {name: compare(found[name], value)["difference"] for name, value in expected.items()}
+        return {"difference": float(np.max(list(maps.values()))), "maps": maps}
+    largest = max(float(np.abs(expected).max()), np.finfo(np.float32).tiny)
+    return {
+        "difference": float(np.abs(found.astype(np.float64) - expected).max() / largest),
+        "agreement": float(np.mean(found.argmax(1) == expected.argmax(1))),
+    }
+
+
+def check(rows: Iterable[Mapping[str, Any]]) -> None:
+    """Refuses children whose files compute other logits than the supernet.
+
+    Raises:
+      ExportError: a difference is beyond LIMIT, or not a number.
+    """
+    wrong = [
+        f"{row['folder']}/{file['file']} ({file['difference']:.1e})"
+        for row, file in itertools.chain.from_iterable(((row, file) for file in row["files"]) for row in rows)
+        if not file["difference"] <= LIMIT
+    ]
+    if wrong:
+        raise ExportError(
+            f"logits differ from the supernet's by more than {LIMIT:g} of the largest logit: {', '.join(wrong)}; "
+            "do not use these files"
+        )
+
+
+def table(row: Mapping[str, Any]) -> str:
+    """A child's files with sizes, differences and agreement."""
+    macs, params = row["macs"] / 1e6, row["params"] / 1e6
+    lines = [
+        f"{row['name']}: {macs:,.2f} M multiply-adds, {params:,.2f} M parameters, step {row['step']}; "
+        f"on {row['images']} {row['split']} images, top-1 {row['top1']:.2%}",
+        f"{'format':<12}{'file':<20}{'MB':>9}{'nodes':>7}{'difference':>12}{'same top-1':>12}",
+    ]
+    for file in row["files"]:
+        nodes = sum(file["nodes"].values()) if "nodes" in file else ""
+        lines.append(
+            f"{file['format']:<12}{file['file']:<20}{file['bytes'] / 1e6:>9.2f}{nodes:>7}"
+            f"{file['difference']:>12.1e}" + (f"{file['agreement']:>12.2%}" if "agreement" in file else "")
+        )
+        lines += [f"  {name:<66}{difference:>12.1e}".rstrip() for name, difference in file.get("maps", {}).items()]
+    return "\n".join(lines)
