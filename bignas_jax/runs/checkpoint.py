@@ -57,7 +57,7 @@ class Checkpoints:
         on_damage: str = OnDamage.FALL_BACK,
     ):
         self.folder = pathlib.Path(workdir).absolute() / "checkpoints"
-        self._read_only, self._on_damage = read_only, on_damage
+        self._keep, self._read_only, self._on_damage = keep, read_only, on_damage
         if read_only and not self.folder.is_dir():
             raise CheckpointError(f"no checkpoint under {self.folder}: train first, or give the run's --workdir")
         if jax.process_index() == 0:
@@ -272,6 +272,15 @@ class Checkpoints:
         for later in [s for s in self._manager.all_steps() if s >= step and not self.is_imported(s)]:
             self._manager.delete(later)
         return self.newest()
+
+    def prune(self) -> None:
+        """Deletes what the run does not keep. A process that was killed behind a save left it, and no save followed."""
+        self.wait()
+        steps = sorted(self._manager.all_steps())
+        kept = {*steps[-self._keep :], *([self.find("best")] if steps else [])}
+        for step in steps:
+            if step not in kept and not self.is_imported(step):
+                self._manager.delete(step)
 
     def wait(self) -> None:
         """Until what was started to save is on disk."""

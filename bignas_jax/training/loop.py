@@ -205,6 +205,7 @@ class Run:
                 if step:
                     self.checkpoints.score(step, top1)
             if step >= plan.stop:
+                self.checkpoints.prune()
                 return state
             for at, losses in gather(logs.losses(self.step.members.names))[0]:
                 self.watch.collapse.add(at, losses)

@@ -130,6 +130,17 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
     assert steps_of(tmp_path) == [21]
 
 
+def test_what_a_kill_behind_a_save_left_is_deleted(tmp_path):
+    save(tmp_path, (1, 0.1), (2, 0.9), (3, 0.2), (4, None), (5, 0.3), (6, 0.4), keep=9)
+    with opened(tmp_path, keep=2) as checkpoints:
+        assert checkpoints.newest() == 6  # nothing that is opened is deleted yet
+        checkpoints.prune()
+        checkpoints.prune()
+    assert steps_of(tmp_path) == [2, 5, 6]
+    with opened(tmp_path / "none") as checkpoints:
+        checkpoints.prune()
+
+
 def test_without_accuracies_the_newest_is_the_best(tmp_path):
     save(tmp_path, (3, None), (6, None), keep=2)
     with opened(tmp_path, read_only=True) as checkpoints:
