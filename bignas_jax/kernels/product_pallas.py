@@ -193,7 +193,8 @@ def product(
       x: [N, I] input.
       kernel: [I, O].
       used: the sampled channels of the input and of the output. Others are not loaded.
-      whole: whether other channels of the result are zeros; otherwise they hold anything, NaN included.
+      whole: whether other channels of the result, and of the gradient of x, are zeros; otherwise they hold anything,
+        NaN included.
       moments: whether mean and biased variance of the result are asked for.
     Returns:
       [N, O], and (mean [O], variance [O]) in float32, which carry no gradient, or None.
@@ -215,7 +216,7 @@ def _forward(x, kernel, used, whole, moments):
 def _backward(whole, moments, saved, cotangents):
     x, kernel, used = saved
     g = cotangents[0]
-    (dx,) = _multiply(g, kernel, Used(used.outputs, used.inputs), turned=True)
+    (dx,) = _multiply(g, kernel, Used(used.outputs, used.inputs), turned=True, whole=whole)
     return dx, _kernel_gradient(x, g, used).astype(kernel.dtype), Used()
 
 

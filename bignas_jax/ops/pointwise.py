@@ -61,7 +61,8 @@ class PointwiseConv(nnx.Module):
     def before_norm(
         self, x: jax.Array, out: Size, into: Size | None = None, moments: bool = True
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
-        """The same where nothing but an elastic batch norm takes the result: unused channels may hold anything.
+        """The same where nothing but an elastic batch norm takes the result, and gave x: unused channels, those of the
+        gradient of x too, may hold anything.
 
         Args:
           x: as for `__call__`.

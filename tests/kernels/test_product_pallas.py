@@ -53,6 +53,8 @@ def test_the_rest_is_zeros_where_others_read_it():
     y, moments = product(x, kernel, Used(jnp.int32(8), jnp.int32(17)), True)
     assert moments is None and relative_error(y[:, :17], x[:, :8] @ kernel[:8, :17]) < 1e-6
     assert not np.asarray(y)[:, 17:].any()
+    dx = jax.vjp(lambda x: product(x, kernel, Used(jnp.int32(8), jnp.int32(17)), True)[0], x)[1](jnp.ones((40, 40)))[0]
+    assert relative_error(dx[:, :8], np.ones((40, 17)) @ kernel[:8, :17].T) < 1e-6 and not np.asarray(dx)[:, 8:].any()
     loose, _ = product(x, kernel, Used(jnp.int32(8), jnp.int32(17)))
     assert np.isnan(loose[:, 17:]).all()  # nothing was written
 
