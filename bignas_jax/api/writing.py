@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from bignas_jax.errors import ConfigError, ExportError
 from bignas_jax.files import write_bytes, write_json
 from bignas_jax.interop.exports import export
 from bignas_jax.interop.exports.preprocess import preprocess
+from bignas_jax.interop.exports.run_back import NO_TELEMETRY
 from bignas_jax.interop.exports.tensors import tensors
 from bignas_jax.nets import child as nets
 
@@ -54,6 +56,7 @@ def write(
 def write_features(child: Child, folder: pathlib.Path, *, fold: bool, batch: int) -> pathlib.Path:
     """Writes features.onnx, and holds its outputs against the child's own feature maps on noise."""
     export.Form(["onnx"], fold, batch)  # checks them
+    os.environ.update(NO_TELEMETRY)
     import onnxruntime
 
     from bignas_jax.interop.exports.onnx_graph import onnx_model
