@@ -48,10 +48,14 @@ gpu-check: $(GPU_READY)
 	$(GPU_CHECK) --space bignas --programs kernels-biggest kernels-random-192
 	$(GPU_CHECK) --space attentive_nas --programs kernels-biggest --device a100
 
-# In an environment of its own, which brings no package into the project's.
+# In an environment of its own, which brings no package into the project's. A mirror of packages may have no data on faults.
+AUDIT_DATA := https://pypi.org/pypi/pip/25.0/json
 audit:
 	$(PYTHON) -m venv $(VENV)-audit
 	$(VENV)-audit/bin/python -m pip install --disable-pip-version-check --quiet 'pip-audit>=2.9,<3'
+	@$(VENV)-audit/bin/python -c 'import requests; requests.get("$(AUDIT_DATA)", timeout=30).json()["vulnerabilities"]' \
+	  2> /dev/null || { echo "make audit: nothing was audited: found no data on faults at $(AUDIT_DATA), expected PyPI's" \
+	  "own service (mirrors of packages do not have it): run it from a network that reaches pypi.org"; exit 1; }
 	$(VENV)-audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict --progress-spinner off \
 	  $$(sed -n 's/^| \([A-Z]\{2,\}-[^ ]*\) .*/--ignore-vuln \1/p' docs/audit.md)
 

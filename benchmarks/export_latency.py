@@ -12,6 +12,7 @@ If the machine is busy, threads wait for each other and the figures say little: 
 import argparse
 import importlib.util
 import json
+import os
 import pathlib
 import statistics
 import sys
@@ -25,6 +26,7 @@ sys.path.insert(0, str(ROOT))
 from bignas_jax.programs import memory  # noqa: E402
 
 memory.keep_freed_memory()
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before onnxruntime is loaded
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402

@@ -10,6 +10,7 @@ flags = [f"{name}={value}" for name, value in _FLAGS.items()]
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags])
 # Compiles are counted and timed here: none may come from an earlier run.
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before anything imports onnxruntime
 
 import pytest  # noqa: E402
 from tiny import Tiny  # noqa: E402

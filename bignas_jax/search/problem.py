@@ -183,11 +183,9 @@ class Problem:
         least = self.costs(self.space.smallest)
         for kind, limit in budget.limits().items():
             if least[kind] > limit:
-                # Rounded up, so that the figure in the message would be accepted.
-                enough = f"{math.ceil(1000 * least[kind]) / 1000}" if kind == "latency_ms" else f"{least[kind]}"
                 raise ConfigError(
-                    f"config.search.max_{kind}: found {limit:.10g}, expected at least {enough}, "
-                    f"what the smallest architecture costs"
+                    f"config.search.max_{kind}: found {limit:.10g}, expected at least "
+                    f"{_accepted(least[kind], math.ceil)}, what the smallest architecture costs"
                 )
         most = self.costs(self.space.biggest)
         for kind, floor in budget.floors().items():
@@ -195,7 +193,8 @@ class Problem:
             if floor > ceiling:
                 whose = "what the biggest architecture costs" if ceiling == most[kind] else f"config.search.max_{kind}"
                 raise ConfigError(
-                    f"config.search.min_{kind}: found {floor:.10g}, expected at most {ceiling:.10g}, {whose}"
+                    f"config.search.min_{kind}: found {floor:.10g}, expected at most "
+                    f"{_accepted(ceiling, math.floor)}, {whose}"
                 )
 
 
@@ -265,6 +264,11 @@ _UNITS = {
 }
 
 _WORDS = {Costs.MACS: "multiply-adds", Costs.PARAMS: "parameters", Costs.LATENCY_MS: ""}
+
+
+def _accepted(cost: float, rounded: Callable[[float], int]) -> str:
+    """A cost for a message that says what would be accepted: thousandths, rounded so that this is true of them."""
+    return f"{cost:.0f}" if cost == int(cost) else f"{rounded(1000 * cost) / 1000}"
 
 
 def _short(limit: float, kind: str) -> str:

@@ -17,6 +17,10 @@ import numpy as np
 from bignas_jax.errors import ExportError
 from bignas_jax.interop.exports.formats import FEATURES, WRITERS, torch_classes
 
+# In the environment before onnxruntime is loaded. From 1.29 on, it would send data on the model to Microsoft, and leave
+# files in the user's cache and in the folder for temporary files (github.com/microsoft/onnxruntime/pull/27379).
+NO_TELEMETRY = {"ORT_DISABLE_TELEMETRY": "1"}
+
 # Arguments: the folder, the file of images, the file to write the logits to, the size of a batch.
 _BEGIN = """
 import sys
@@ -64,7 +68,7 @@ def _run_alone(name: str, folder: pathlib.Path, images: np.ndarray, batch: int) 
     program, forbidden = _PROGRAMS[name]
     program = _BEGIN.format(forbidden=forbidden) + program + _END
     # The checks run on the CPU, because this process may hold all of a GPU's memory.
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""} | NO_TELEMETRY
     with tempfile.TemporaryDirectory() as scratch:
         source, target = f"{scratch}/images.npy", f"{scratch}/outputs.npz"
         np.save(source, images)
