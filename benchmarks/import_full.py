@@ -37,6 +37,7 @@ from bignas_jax.nets.supernet import Supernet  # noqa: E402
 from bignas_jax.programs.devices import make_mesh  # noqa: E402
 from bignas_jax.runs.checkpoint import Checkpoints  # noqa: E402
 from bignas_jax.spaces.architecture import Architecture  # noqa: E402
+from bignas_jax.spaces.layers import statistics  # noqa: E402
 from bignas_jax.spaces.registry import space_of  # noqa: E402
 
 # By recipe: the recorded case, the shapes, the entry of the weights, and whether torch.save's old form is used.
@@ -95,7 +96,7 @@ def differences(workdir: pathlib.Path, case: str) -> dict[str, float]:
     checkpoints = Checkpoints(workdir, read_only=True)
     try:
         params, _ = checkpoints.weights(like, mesh)
-        stored = checkpoints.statistics(like, mesh)
+        stored = checkpoints.statistics(statistics(space.layout(space.biggest)), mesh)
     finally:
         checkpoints.close()
 
@@ -124,15 +125,16 @@ def difference(found, expected) -> float:
     return float(np.abs(np.asarray(found, np.float64) - expected).max() / np.abs(expected).max())
 
 
-def write_images(root: pathlib.Path, classes: int, side: int = 48) -> None:
-    """Writes one smooth JPEG image for each class to train/ and val/. This is fast."""
+def write_images(root: pathlib.Path, classes: int, side: int = 48, train: int = 1) -> None:
+    """Writes smooth JPEG images for each class, `train` of them to train/ and one to val/. This is fast."""
     rng = np.random.default_rng(0)
     for split in ("train", "val"):
         for label in range(classes):
             folder = root / split / f"{label:04d}"
             folder.mkdir(parents=True)
-            pixels = Image.fromarray(rng.integers(0, 256, (4, 4, 3), np.uint8))
-            pixels.resize((side, side), Image.Resampling.BICUBIC).save(folder / "0.jpg")
+            for number in range(train if split == "train" else 1):
+                pixels = Image.fromarray(rng.integers(0, 256, (4, 4, 3), np.uint8))
+                pixels.resize((side, side), Image.Resampling.BICUBIC).save(folder / f"{number}.jpg")
 
 
 def evaluate(workdir: pathlib.Path, images: pathlib.Path, *arguments) -> float:

@@ -53,7 +53,8 @@ def test_quick_run_reports_its_figures(benchmark, tmp_path, monkeypatch):
     found = json.loads((tmp_path / "out.json").read_text())
     assert found["benchmark"] == "elasticity" and found["quick"] is True
     by_name = {row["name"]: row for row in found["results"]}
-    for name in ("BigNAS", "AttentiveNAS"):
+    assert len(benchmark["SPACES"]) == 6
+    for name in benchmark["SPACES"]:
         macs = by_name[f"multiply-adds over exact slicing, {name}"]
         assert macs["target"] == 1.10 and macs["better"] == "lower" and 1.05 < macs["value"] <= 1.10
         assert by_name[f"executables, {name}"]["value"] == 7
