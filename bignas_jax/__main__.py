@@ -17,6 +17,7 @@ COMMANDS = {
     "predict": ("predict", "name the classes of images with a child of a trained supernet"),
     "export": ("export", "take children out to ONNX, StableHLO, PyTorch, safetensors"),
     "import": ("importing", "import a supernet that PyTorch-BigNAS, AttentiveNAS or AlphaNet trained"),
+    "init": ("beginning", "write a recipe that fits a folder of images"),
     "doctor": ("doctor", "what this machine is, and whether it computes what it should"),
     "report": ("reporting", "write the report of a finished search again"),
 }

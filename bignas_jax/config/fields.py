@@ -70,7 +70,6 @@ def _check_together(v: Mapping[str, Any]) -> None:
     processes = v["distributed.num_processes"]
     budgets = max(len(v[name]) for name in BUDGETS)
     rules = (
-        ("init_from", not v["init_from"] or bool(v["arch"]), "nothing without config.arch, the child to take from it"),
         ("optimizer.nesterov", not v["optimizer.nesterov"] or v["optimizer.name"] == Optimizers.SGD,
          f"False with optimizer.name {v['optimizer.name']} (Nesterov's momentum goes with sgd)"),
         ("optimizer.warmup_epochs", v["optimizer.warmup_epochs"] < v["epochs"],

@@ -457,7 +457,7 @@ class Options(Group):
     batch_size: int = _integer(1, 128)
     epochs: int = _integer(1, 10)
     arch: str = _text("", expected="max, min, a JSON file or JSON to train one child, or nothing for a supernet")
-    init_from: str = _text("", expected="the folder of a run, whose slice is the child's start, or nothing")
+    init_from: str = _text("", expected="a run's folder for the first weights (with arch a slice), or nothing")
     init_checkpoint: str = _text(
         "newest",
         lambda v: bool(re.fullmatch(r"newest|best|none|\d+", v)),

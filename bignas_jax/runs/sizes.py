@@ -94,3 +94,34 @@ def _batch(most: int, devices: int) -> int:
     while 2 * size <= most:
         size *= 2
     return size
+
+
+def fitting(options: Options, images: Images, devices: int) -> Options:
+    """The options with a batch, a held-out part and calibration that follow from the number of images.
+
+    A number of the options stays where it fits: at most a fifth of the images held out, and at least 4 steps an epoch.
+    The learning rate falls with the batch (Goyal et al., 2017, section 2.1).
+
+    Raises:
+      ConfigError: there are fewer images to train on than devices.
+    """
+    total, classes = len(images.train), len(images.class_names)
+    held_out = min(options.data.holdout, total // SHARE, most_held_out(images.train))
+    left = total - held_out
+    batch = min(options.batch_size, _batch(max(left // STEPS, 1), devices))
+    rate = options.optimizer.learning_rate * batch / options.batch_size
+    options = dataclasses.replace(
+        options,
+        batch_size=batch,
+        model=dataclasses.replace(options.model, num_classes=classes),
+        data=dataclasses.replace(options.data, holdout=held_out),
+        optimizer=dataclasses.replace(options.optimizer, learning_rate=rate),
+    )
+    for name, misfit in misfits(options, images, devices).items():
+        group, _, field = name.rpartition(".")
+        if not group:
+            options = dataclasses.replace(options, **{field: misfit.proposed})
+            continue
+        part = dataclasses.replace(getattr(options, group), **{field: misfit.proposed})
+        options = dataclasses.replace(options, **{group: part})
+    return options

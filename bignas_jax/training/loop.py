@@ -48,8 +48,8 @@ from bignas_jax.training.plan import Plan, Watch
 def train(options: Options, workdir: str | pathlib.Path, progress: bool = True) -> list[dict[str, Any]]:
     """Trains a supernet, or goes on where a run in `workdir` stopped, and evaluates its biggest and smallest child.
 
-    With `config.arch` it is that child alone that is trained and evaluated, and `config.init_from` gives the weights
-    to begin with. Writes config.json, classes.json, data.json, checkpoints/, metrics.jsonl, TensorBoard
+    With `config.arch` it is that child alone that is trained and evaluated. `config.init_from` gives the weights to
+    begin with. Writes config.json, classes.json, data.json, checkpoints/, metrics.jsonl, TensorBoard
     events and evaluation_val.json under `workdir`; evaluation_before.json, too, where a child began as a slice.
     A run that was interrupted at any step and continued ends with the same bits as one that never was, on the same
     devices.
@@ -180,7 +180,7 @@ class Run:
         return state
 
     def before(self, state: TrainState) -> list[dict[str, Any]]:
-        """The row of the slice that the run begins or began with; none where there was no slice, or no classifier."""
+        """The rows of the network that the run began with; none where it had no weights, or another classifier."""
         if not self.options.init_from:
             return []
         if int(state.step):
@@ -188,9 +188,11 @@ class Run:
         if self.origin is None or not self.origin.keeps_classifier:
             return []
         session = self.session
-        rows = reporting.assess(session, state.weights, _extremes(session), "val", {"SLICE": session.space.biggest})
+        found = extremes(session.space)
+        names = {"SLICE" if name == "CHILD" else f"{name} BEFORE": arch for name, arch in found.items()}
+        rows = reporting.assess(session, state.weights, _extremes(session), "val", names)
         if self.first:
-            print(f"before training: val top-1 {100 * rows[0]['top1']:.2f}%")
+            print("before training: val top-1", ", ".join(f"{100 * row['top1']:.2f}% ({row['name']})" for row in rows))
             reporting.write(rows, self.workdir, "val", 0, name="before")
         return rows
 

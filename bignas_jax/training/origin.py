@@ -1,7 +1,8 @@
-"""A single child's run: its config, and the slice of a supernet that it starts from.
+"""Runs that start from another run's weights: a single child from its slice, or a supernet from a supernet.
 
-The run is that of a supernet whose space has the one architecture `config.arch` (`slicing.single`): the loop, the
-data, the checkpoints and the evaluation know no difference.
+A single child's run is that of a supernet whose space has the one architecture `config.arch` (`slicing.single`): the
+loop, the data, the checkpoints and the evaluation know no difference. Without `config.arch`, the whole supernet in
+`config.init_from` is the start. Its resolutions may be others, because no weight depends on them.
 """
 
 import contextlib
@@ -14,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from bignas_jax.config import fields as configs
+from bignas_jax.config.fields import flat
 from bignas_jax.config.files import load_run_options
 from bignas_jax.config.options import Options, plain
 from bignas_jax.errors import CheckpointError, ConfigError
@@ -28,21 +30,38 @@ from bignas_jax.spaces.space import Space
 
 
 def resolve(options: Options, workdir: str | pathlib.Path) -> Options:
-    """The options of the run that `config.arch` asks for; without an architecture the options themselves.
+    """The options of the run that `config.arch` asks for; without an architecture the options themselves, checked.
 
     In it `arch` is the architecture's JSON, for a file may go, and `space` leaves no choice but it. The space that the
     architecture is taken from is that of the run in `config.init_from`, where one is given, else `config.space`.
 
     Raises:
-      ConfigError: the architecture cannot be read or is not in the space, or `init_from` is no run's folder.
+      ConfigError: the architecture cannot be read or is not in the space, `init_from` is no run's folder, or the
+        supernet in it has another space (resolutions apart).
     """
     if not options.arch:
+        if options.init_from and not begun(pathlib.Path(workdir)):  # a run that has begun needs the other no more
+            _check_same_network(options, supernet_options(options.init_from))
         return options
     space = space_of(_options_of_space(options, pathlib.Path(workdir)).space)
     (arch,) = read_architectures(space, [options.arch], "config.arch").values()
     resolved = dataclasses.replace(options, arch=arch.to_json(), space=plain(single(space, arch).to_dict()))
     configs.validate(resolved.to_dict())
     return resolved
+
+
+def _check_same_network(options: Options, supernet: Options) -> None:
+    """Refuses a space whose weights would be others than the supernet's."""
+    theirs, ours = (flat(space_of(some.space).to_dict()) for some in (supernet, options))
+    names = [name for name in dict.fromkeys([*theirs, *ours]) if name != "resolution"]
+    other = [name for name in names if theirs.get(name) != ours.get(name)]
+    if other:
+        listed = "; ".join(f"{name}: {ours.get(name)!r}, there {theirs.get(name)!r}" for name in other[:2])
+        more = f", and {len(other) - 2} more" if len(other) > 2 else ""
+        raise ConfigError(
+            f"config.space: found another network than in {options.init_from} ({listed}{more}), expected the same "
+            "choices, resolutions apart: begin with that run's recipe, or give config.arch to take a child"
+        )
 
 
 def _options_of_space(options: Options, workdir: pathlib.Path) -> Options:
@@ -61,11 +80,12 @@ def _options_of_space(options: Options, workdir: pathlib.Path) -> Options:
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """Where a child's first weights come from.
+    """Where a run's first weights come from.
 
     Attributes:
       folder, step: the supernet's run and its checkpoint. space: the supernet's.
-      num_classes: of its classifier. keeps_classifier: whether the child's classes are the same.
+      num_classes: of its classifier. keeps_classifier: whether the run's classes are the same.
+      slices: whether the run is a single child's, which takes its slice.
     """
 
     folder: pathlib.Path
@@ -73,6 +93,7 @@ class Origin:
     space: Space
     num_classes: int
     keeps_classifier: bool
+    slices: bool
 
     @classmethod
     def open(cls, session: Session) -> "Origin | None":
@@ -91,23 +112,27 @@ class Origin:
         with _checkpoints(folder) as checkpoints:
             step = checkpoints.find(options.init_checkpoint)
         same = _same_classes(session, folder, supernet)
-        return cls(folder, step, space_of(supernet.space), supernet.model.num_classes, same)
+        return cls(folder, step, space_of(supernet.space), supernet.model.num_classes, same, bool(options.arch))
 
     def weights(self, fresh: dict, arch: Architecture, mesh: Mesh) -> dict:
-        """The slice of the supernet's weights (their moving average, where there is one).
+        """The supernet's weights (their moving average, where there is one), or the slice of them.
 
         Args:
-          fresh: the child's parameters as they are initialised; their classifier is kept where the classes differ.
+          fresh: the run's parameters as they are initialised; their classifier is kept where the classes differ.
+          arch: the child's architecture; not used for a whole supernet.
+          mesh: of this run.
         """
         with _checkpoints(self.folder) as checkpoints:
             whole, _ = checkpoints.weights(param_shapes(self.space, self.num_classes), mesh, self.step)
-        cut = slice_params(self.space, jax.tree.map(np.asarray, whole), arch)
+        whole = jax.tree.map(np.asarray, whole)
+        cut = slice_params(self.space, whole, arch) if self.slices else dict(whole)
         kept = {} if self.keeps_classifier else {"classifier": fresh["classifier"]}
         return jax.tree.map(np.ascontiguousarray, cut | kept)
 
     def __str__(self) -> str:
         head = "its classifier is kept" if self.keeps_classifier else "the classifier is new, for the classes differ"
-        return f"the slice of step {self.step} of {self.folder}; {head}"
+        what = "slice" if self.slices else "supernet"
+        return f"the {what} of step {self.step} of {self.folder}; {head}"
 
 
 @contextlib.contextmanager

@@ -80,7 +80,7 @@ IMPOSSIBLE = [
     ("log.every_steps", 0), ("log.images", -1), ("max_nonfinite_steps", 0),
     ("distributed.coordinator", "host"), ("distributed.num_processes", 0), ("num_devices", -1),
     ("max_steps", -1), ("remat", "no"), ("deterministic", 1), ("arch", 3), ("init_checkpoint", "last"),
-    ("init_from", "exp/digits"), ("space.resolution", (3, 16)), ("space.stages.mb2.depth", (2, 1)),
+    ("init_from", 3), ("space.resolution", (3, 16)), ("space.stages.mb2.depth", (2, 1)),
     ("space.activation", "gelu"),
     # At odds with another field.
     ("optimizer.name", "rmsprop", "optimizer.nesterov"), ("optimizer.warmup_epochs", 30.0),

@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from paths import ROOT
+from PIL import Image
 from reference_torch import Child, load_slice
 from run_lab import (
     CONFIG,
@@ -270,8 +271,6 @@ def test_a_classifier_is_kept_where_nothing_but_the_number_of_classes_is_known(l
 
 
 def test_training_on_other_classes_says_so_and_has_no_row_before(lab, capsys):
-    from PIL import Image
-
     rng = np.random.default_rng(0)
     for split in ("train", "val"):
         for name in ("a", "b"):
@@ -304,6 +303,58 @@ def test_the_space_of_a_slice_is_the_supernet_s_own(lab):
     assert resolve(options, lab.folder / "none") == options, "what is written needs no file"
 
 
+def test_a_supernet_starts_from_a_whole_supernet_at_other_resolutions(lab):
+    session, origin = opened(lab, arch="", space__resolution=(6, 8))
+    assert not origin.space == session.space and "the supernet of step 30" in str(origin)
+    found = origin.weights(fresh_weights(session), session.space.biggest, session.mesh)
+    arrays = last_checkpoint(lab.folder / "supernet")
+    # All values were drawn, so that no two tensors are alike. The names in a checkpoint are shorter.
+    averages = [value for name, value in arrays.items() if name.startswith("ema.")]
+    assert len(flat(found)) == len(averages)
+    for path, value in flat(found).items():
+        assert any(np.array_equal(value, average) for average in averages), path
+
+
+def test_a_supernet_of_other_classes_trains_from_a_supernet(lab, capsys):
+    root = lab.folder / "few"
+    for split in ("train", "val"):
+        for number, name in enumerate("ab"):
+            (root / split / name).mkdir(parents=True)
+            for i in range(16):
+                pixels = np.random.default_rng(100 * number + i).integers(0, 256, (10, 10, 3), np.uint8)
+                Image.fromarray(pixels).save(root / split / name / f"{i}.png")
+    changes = dict(arch="", data__source="folder", data__root=str(root), data__holdout=0, batch_size=16,
+                   model__num_classes=2, evaluation__batch_size=16, calibration__num_images=16,
+                   calibration__batch_size=16, max_steps=1, num_devices=1)  # fmt: skip
+    workdir = lab.folder / "moved"
+    rows = training.train(made(lab, **changes), workdir, progress=False)
+    said = capsys.readouterr().out
+    assert "starting from the supernet of step 30" in said and "the classifier is new" in said
+    assert [row["name"] for row in rows] == ["MAX", "MIN"]
+    assert last_checkpoint(workdir)["params.classifier.bias"].shape == (2,)
+    # It goes on without the run that it came from, and as any run it can be evaluated.
+    again = made(lab, **changes | dict(max_steps=2))
+    gone = (lab.folder / "supernet").rename(lab.folder / "gone")
+    try:
+        training.train(again, workdir, progress=False)
+    finally:
+        gone.rename(lab.folder / "supernet")
+    assert "going on from step 1" in capsys.readouterr().out
+
+
+def test_a_supernet_that_keeps_its_classes_is_scored_before(lab, capsys):
+    workdir = lab.folder / "same"
+    rows = training.train(made(lab, arch="", max_steps=1, num_devices=1), workdir, progress=False)
+    said = capsys.readouterr().out
+    assert re.search(r"before training: val top-1 [\d.]+% \(MAX BEFORE\), [\d.]+% \(MIN BEFORE\)", said)
+    before = json.loads((workdir / "evaluation_before.json").read_text())["rows"]
+    assert [row["name"] for row in rows] == ["MAX BEFORE", "MIN BEFORE", "MAX", "MIN"]
+    options = load_run_options(lab.folder / "supernet" / "config.json")
+    theirs, _ = reporting.evaluate_run(options, lab.folder / "supernet", ["max", "min"], "val", "newest")
+    for ours, row in zip(before, theirs, strict=True):
+        assert ours["loss"] == pytest.approx(row["loss"], rel=1e-4)
+
+
 def test_without_an_architecture_the_config_stands(lab):
     options = made(lab, arch="", init_from="")
     assert resolve(options, lab.folder / "none") is options
@@ -320,7 +371,8 @@ def test_without_an_architecture_the_config_stands(lab):
         (dict(init_from="nowhere"), r"^config\.init_from: found no nowhere/config\.json"),
         (dict(init_from="EMPTY"), r"^config\.init_from: found no checkpoint under"),
         (dict(init_checkpoint="29"), r"^config\.init_checkpoint: found 29, expected newest, best or one of .*30"),
-        (dict(arch=""), r"^config\.init_from: found .*expected nothing without config\.arch"),
+        (dict(arch="", space__head_width=(24,)),
+         r"^config\.space: found another network than in .*head_width: \[24\], there \[16\]\), expected the same"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(lab, changes, message):
