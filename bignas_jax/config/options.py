@@ -60,6 +60,7 @@ class Optimizers(enum.StrEnum):
 
     SGD = "sgd"
     RMSPROP = "rmsprop"
+    ADAMW = "adamw"
 
 
 class Schedules(enum.StrEnum):
@@ -355,6 +356,8 @@ class Optimizer(Group, part="optimizer"):
     nesterov: bool = _switch(True)
     rmsprop_decay: float = _number(lambda v: 0 < v < 1, "> 0 and < 1", 0.9)
     rmsprop_eps: float = _positive(1e-3)
+    adam_decay: float = _number(lambda v: 0 < v < 1, "> 0 and < 1", 0.999)
+    adam_eps: float = _positive(1e-8)
     weight_decay: float = _not_negative(1e-5)
     clip_norm: float = _not_negative(0.0)
     clip_value: float = _not_negative(0.0)

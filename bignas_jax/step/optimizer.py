@@ -122,7 +122,9 @@ def momentum(decay: float, nesterov: bool) -> optax.GradientTransformationExtraA
 def optimizer(options: Optimizer, learning_rate: optax.Schedule) -> optax.GradientTransformation:
     """The update of a step: clipping, then L2 weight decay, then momentum, then the learning rate.
 
-    Gradients are clipped to the norm first and then by value, if both are asked for.
+    Gradients are clipped to the norm first and then by value, if both are asked for. 'adamw' decays the weights
+    themselves, beside the moments (Loshchilov and Hutter, 2019); its first moment decays by `momentum`, its second by
+    `adam_decay`.
 
     Weight decay is added to the summed gradients of the sandwich, so that it acts once a step and not once a member. In
     the paper it also acts once: it regularises the loss of the biggest architecture alone (Yu et al., 2020, section
@@ -139,7 +141,7 @@ def optimizer(options: Optimizer, learning_rate: optax.Schedule) -> optax.Gradie
         parts.append(clip(options.clip_norm))
     if options.clip_value:
         parts.append(optax.clip(options.clip_value))
-    if options.weight_decay:
+    if options.weight_decay and options.name != Optimizers.ADAMW:
         parts.append(optax.add_decayed_weights(options.weight_decay, mask=decayed))
     parts.append(_named(_OPTIMIZERS, options.name, "name")(options, learning_rate))
     return optax.chain(*parts)
@@ -158,4 +160,11 @@ def _rmsprop(options: Optimizer, learning_rate: optax.Schedule) -> optax.Gradien
     )  # fmt: skip
 
 
-_OPTIMIZERS = {Optimizers.SGD: _sgd, Optimizers.RMSPROP: _rmsprop}
+def _adamw(options: Optimizer, learning_rate: optax.Schedule) -> optax.GradientTransformation:
+    return optax.adamw(
+        learning_rate, options.momentum, options.adam_decay, options.adam_eps, weight_decay=options.weight_decay,
+        mask=decayed,
+    )  # fmt: skip
+
+
+_OPTIMIZERS = {Optimizers.SGD: _sgd, Optimizers.RMSPROP: _rmsprop, Optimizers.ADAMW: _adamw}

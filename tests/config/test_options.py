@@ -129,7 +129,7 @@ def test_groups_are_values():
 @pytest.mark.parametrize(
     "build, message",
     [
-        (lambda: Optimizer(name="adam"), "config.optimizer.name: found 'adam', expected one of sgd, rmsprop"),
+        (lambda: Optimizer(name="adam"), "config.optimizer.name: found 'adam', expected one of sgd, rmsprop, adamw"),
         (lambda: Optimizer(schedule="step"), "config.optimizer.schedule: found 'step', expected one of exponential, c"),
         (lambda: Sandwich(num_random=-1), "config.sandwich.num_random: found -1, expected an integer >= 0 and < 1000"),
         (lambda: Search(cost="flops"), "config.search.cost: found 'flops', expected one of macs, params, latency_ms"),

@@ -123,6 +123,21 @@ def test_rmsprop_is_tensorflows():
         np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-6)
 
 
+def test_adamw_equals_pytorch():
+    leaves = {name: torch.tensor(a, requires_grad=True) for name, a in weights().items()}
+    groups = [dict(params=[leaves["kernel"]], weight_decay=0.1), dict(params=[leaves["bias"]], weight_decay=0.0)]
+    adamw = torch.optim.AdamW(groups, 1.0, (0.9, 0.97), 1e-6)
+    for step in range(6):
+        for name, gradient in gradients(step).items():
+            leaves[name].grad = torch.tensor(gradient)
+        for group in adamw.param_groups:
+            group["lr"] = 0.05 / (1 + step)
+        adamw.step()
+    found = ours(name="adamw", nesterov=False, adam_decay=0.97, adam_eps=1e-6)
+    for name, leaf in leaves.items():
+        np.testing.assert_allclose(found[name], leaf.detach(), rtol=1e-5, atol=1e-6)
+
+
 def test_clipping_precedes_weight_decay():
     """A gradient clipped to almost nothing leaves the decay whole."""
     found = ours(steps=1, clip_norm=1e-6, momentum=0.0, nesterov=False)
@@ -165,7 +180,7 @@ def test_every_schedule_of_the_options_decays(name):
     assert rates(schedule=str(name))[-1] < rates(schedule=str(name))[5]
 
 
-@pytest.mark.parametrize("field, known", [("name", "sgd, rmsprop"), ("schedule", "exponential, cosine")])
+@pytest.mark.parametrize("field, known", [("name", "sgd, rmsprop, adamw"), ("schedule", "exponential, cosine")])
 def test_an_unknown_name_is_refused_and_never_another_one(field, known):
     with pytest.raises(ConfigError, match=f"config.optimizer.{field}: found 'adam', expected one of {known}"):
         Optimizer(**{field: "adam"})

@@ -18,6 +18,7 @@ from bignas_jax.step.update import make_update
 OPTIMIZERS = {
     "momentum": dict(name="sgd", momentum=0.9, nesterov=True, weight_decay=0.01, clip_norm=0.5),
     "plain": dict(name="sgd", momentum=0.0, nesterov=False, weight_decay=0.01, clip_norm=0.0),
+    "adamw": dict(name="adamw", momentum=0.9, weight_decay=0.01, clip_norm=1.0),
     "rmsprop": dict(name="rmsprop", momentum=0.9, weight_decay=0.01, clip_norm=1.0),
 }
 
