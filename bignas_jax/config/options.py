@@ -304,6 +304,7 @@ class Augment(Group, part="data.augment"):
         lambda v: min(v) >= 0 and v[3] <= 0.5,
         "four numbers >= 0 (brightness, contrast, saturation, hue <= 0.5)",
     )
+    erasing: float = _fraction(0.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

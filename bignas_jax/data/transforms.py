@@ -24,7 +24,9 @@ from bignas_jax.errors import DataError
 _LONGEST = 64  # times the short side: of a longer image nothing is resized that lies outside of this middle part
 _TRIES = 10  # of random resized crop, as torchvision has it
 _FLIP, _JITTER, _CROP = 0, 1, 9  # columns of the draws of an image
-NUM_DRAWS = _CROP + 4 * _TRIES
+_ERASE = _CROP + 4 * _TRIES
+NUM_DRAWS = _ERASE + 1 + 4 * _TRIES
+_ERASED_SCALE, _ERASED_RATIO = (0.02, 1 / 3), (0.3, 3.3)  # of the area, and width / height
 
 
 @dataclass(frozen=True)
@@ -59,12 +61,13 @@ class CenterCrop:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Crop, flip, policy and colour jitter, in this order, by random numbers that the caller passes in.
+    """Crop, flip, policy, colour jitter and erasing, in this order, by random numbers that the caller passes in.
 
     Crops: 'resized' (Szegedy et al., 2015, section 6), 'padded' (He et al., 2016, section 4.2: zeros on each side, then
     a crop of the original size) or 'none'. Policies: AutoAugment's for ImageNet, CIFAR-10 or SVHN (Cubuk et al., 2019)
     or 'rand' (RandAugment, Cubuk et al., 2020). Colour jitter: brightness, contrast, saturation and hue, in random
-    order.
+    order. Erasing: with probability `erasing`, a rectangle of 2 to 33% of the area and an aspect ratio of 0.3 to 3.3
+    gets the image's own mean colour (Zhong et al., 2020, section 3.2; there it gets random values, or ImageNet's mean).
 
     Args:
         image_size: the side of the resulting images, in pixels.
@@ -127,6 +130,8 @@ class Augmentation:
             image = _flipped(image)
         if self._policy is not None or any(self.how.color_jitter):
             image = self._recolor(Image.fromarray(np.ascontiguousarray(image)), draws, torch_seed)
+        if draws[_ERASE] < self.how.erasing:
+            image = _erased(image, draws[_ERASE + 1 :])
         return image
 
     def _resized_crop(self, image: np.ndarray, draws: list[float], full_size: tuple[int, int]) -> np.ndarray:
@@ -225,6 +230,14 @@ def shifted(image: np.ndarray, down: int, right: int) -> np.ndarray:
         max(0, -down) : size + min(0, -down), max(0, -right) : size + min(0, -right)
     ]
     return out
+
+
+def _erased(image: np.ndarray, draws: list[float]) -> np.ndarray:
+    """A copy with a rectangle of the image's mean colour; see `Augmentation`."""
+    top, left, height, width = resized_crop_box(*image.shape[:2], _ERASED_SCALE, _ERASED_RATIO, draws)
+    image = image.copy()
+    image[top : top + height, left : left + width] = np.round(image.mean((0, 1)))
+    return image
 
 
 def _middle(image: np.ndarray, longest: int) -> np.ndarray:

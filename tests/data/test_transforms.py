@@ -224,6 +224,31 @@ def test_color_jitter_is_torchvisions_within_its_strength(root, channel, name):
     assert np.array_equal(jitter(image, drawn, 0), np.asarray(expected))
 
 
+def test_a_rectangle_is_erased_as_often_and_as_large_as_asked(root):
+    erasing, image = augmentation(root, erasing=0.25), pixels(3)
+    mean, boxes = np.round(image.mean((0, 1))).astype(np.uint8), []
+    before = image.copy()
+    for seed in range(2000):
+        found = erasing(image, numbers(seed), 0)
+        rows, columns = (np.flatnonzero((found != image).any((axis, 2))) for axis in (1, 0))
+        if rows.size:
+            top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+            assert (found[top:bottom, left:right] == mean).all()
+            outside = np.ones(image.shape[:2], bool)
+            outside[top:bottom, left:right] = False
+            assert (found[outside] == image[outside]).all()
+            boxes.append((bottom - top, right - left))
+    assert (image == before).all() and abs(len(boxes) / 2000 - 0.25) < 4 * math.sqrt(0.25 * 0.75 / 2000)
+    areas, ratios = (np.array([f(*box) for box in boxes]) for f in (lambda h, w: h * w / 1024, lambda h, w: w / h))
+    # Sides are whole pixels. torchvision's own draws have these quartiles.
+    assert 0.01 < areas.min() < 0.04 and 0.28 < areas.max() < 0.37 and 0.2 < ratios.min() and ratios.max() < 4.5
+    torch.manual_seed(0)
+    theirs = [v2.RandomErasing(p=1.0)(torch.ones(1, 32, 32)) for _ in range(2000)]
+    share = np.array([(t == 0).float().mean().item() for t in theirs])
+    for quantile in (0.25, 0.5, 0.75):
+        assert abs(np.quantile(areas, quantile) - np.quantile(share, quantile)) < 0.04
+
+
 def test_color_jitter_takes_its_four_steps_in_random_order(root):
     image = pixels(7)
     jitter = augmentation(root, color_jitter=(0.4, 0.4, 0.0, 0.0))
