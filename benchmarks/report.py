@@ -4,7 +4,7 @@
 
 This merges the files that benchmarks/gpu.sh (or reliability.sh) wrote to FOLDER into one file of results, named by
 processor and date. Each run wrote NAME.run, a line of exit status, seconds and command, and NAME.json, by `write`. A
-run without NAME.json counts as failed. With --add, other runs that the file holds already are kept.
+run without NAME.json counts as failed. With --add, other runs that the file holds already are kept, with their commit.
 """
 
 import argparse
@@ -158,8 +158,9 @@ def main() -> None:
     path = args.results / file_name(about)
     path.parent.mkdir(parents=True, exist_ok=True)
     if args.add and path.exists():
-        names = {run["name"] for run in runs}
-        runs = [run for run in json.loads(path.read_text())["runs"] if run["name"] not in names] + runs
+        names, old = {run["name"] for run in runs}, json.loads(path.read_text())
+        kept = [{"commit": old["commit"]} | run for run in old["runs"] if run["name"] not in names]
+        runs = kept + runs
     path.write_text(json.dumps(about | {"runs": runs}, indent=1) + "\n")
     for run in runs:
         short = [row["name"] for row in run.get("results", ()) if not Result(**row).reached]

@@ -130,7 +130,8 @@ def faults(files: list[dict]) -> str:
         parts.append(f"{where(about)}, {about['date']}, {versions}, {commit(about)}:\n")
         parts += ["| fault | tried | survived | lost | command |", "|---|---|---|---|---|"]
         for run in about["runs"]:
-            command = f"`{run['command']}`"
+            older = run.get("commit", about["commit"]) != about["commit"]
+            command = f"`{run['command']}`" + (f", {commit(run)}" if older else "")
             for fault in [Fault(**row) for row in run.get("faults", ())]:
                 numbers = " | ".join(f"{n:,}" for n in (fault.tried, fault.tried - fault.lost, fault.lost))
                 parts.append(f"| {fault.fault} | {numbers} | {command} |")

@@ -58,7 +58,9 @@ def test_the_newest_file_of_a_device_is_shown_with_what_falls_short(tmp_path):
 def test_faults_are_shown_with_what_was_lost(tmp_path):
     faults = [{"fault": "a kill", "tried": 1050, "lost": 2}, {"fault": "a cut", "tried": 7, "lost": 0}]
     runs = [{"name": "crash", "command": "python crash.py", "status": "done", "seconds": 9, "faults": faults},
-            {"name": "soak", "command": "python soak.py", "status": "failed", "seconds": 9}]  # fmt: skip
+            {"name": "soak", "command": "python soak.py", "status": "failed", "seconds": 9},
+            {"name": "older", "command": "python older.py", "status": "done", "seconds": 9,
+             "commit": "fedcba9876543210", "faults": [{"fault": "an old one", "tried": 1, "lost": 0}]}]  # fmt: skip
     about = {"device": "cpu", "processor": "cpu X x 2", "date": "2026-02-01", "commit": "0123456789abcdef"}
     about |= {"runs": runs, "versions": {"jax": "1", "torch": "2"}}
     (tmp_path / "reliability").mkdir()
@@ -68,6 +70,7 @@ def test_faults_are_shown_with_what_was_lost(tmp_path):
     text = readme.read_text()
     assert "cpu X x 2, 2026-02-01, jax 1, commit 0123456789ab:" in text and text.endswith("b\n")
     assert "| a kill | 1,050 | 1,048 | 2 | `python crash.py` |\n| a cut | 7 | 7 | 0 |  |\n" in text
+    assert "| an old one | 1 | 1 | 0 | `python older.py`, commit fedcba987654 |" in text
     assert "| soak: failed | | | | `python soak.py` |" in text
 
 
