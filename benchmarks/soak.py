@@ -5,9 +5,9 @@
 A tiny supernet trains for all the steps, with a worker that reads its images, evaluations and checkpoints, while its
 memory, handles, threads and processes are read from /proc. After the first 300 steps nothing of it may grow: what a
 window of 300 steps holds at least is compared with what the others do, because a save or an evaluation holds more for
-a moment. Handles, threads and processes are counted, and a moment of rest is seldom seen where they are few: of them
-the least of the last third of the windows is held against the least of the first. JAX says on stderr what it
-compiles; after those steps that must be nothing.
+a moment. Handles, threads and processes are few, a moment of rest may be missed in a window, and the last window sees
+the end of the run: of what the windows hold at least, the median of the last third is held against that of the first.
+JAX says on stderr what it compiles; after those steps that must be nothing.
 
 Then a worker of a loader reads a folder of corrupt files of many kinds, each small and each once.
 """
@@ -17,6 +17,7 @@ import io
 import os
 import pathlib
 import random
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -82,10 +83,10 @@ def growth(figures: Sequence[float]) -> float:
     return 100 * (max(figures) / figures[0] - 1)
 
 
-def gained(figures: Sequence[int]) -> int:
-    """How much more the last third of the figures holds at least than the first."""
+def gained(figures: Sequence[int]) -> float:
+    """How much greater the median of the last third of the figures is than that of the first."""
     part = -(-len(figures) // 3)
-    return min(figures[-part:]) - min(figures[:part])
+    return statistics.median(figures[-part:]) - statistics.median(figures[:part])
 
 
 def of_training(samples: Sequence[Sample], compiles: Sequence[int], warm_up: int) -> list[Result]:
