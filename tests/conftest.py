@@ -12,8 +12,19 @@ os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags])
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before anything imports onnxruntime
 
+import gc  # noqa: E402
+
+import jax  # noqa: E402
 import pytest  # noqa: E402
 from tiny import Tiny  # noqa: E402
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_end_with_their_module():
+    """Frees what JAX keeps compiled. Each program holds mappings of memory, of which a process may have 65,530 only."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="session")
