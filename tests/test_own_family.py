@@ -19,7 +19,7 @@ from bignas_jax import ops
 from bignas_jax.config import fields
 from bignas_jax.config.options import Options
 from bignas_jax.errors import ConfigError, ExportError
-from bignas_jax.interop.exports import export, formats
+from bignas_jax.interop.exports import comparing, export, formats
 from bignas_jax.nets.child import take
 from bignas_jax.nets.sizes import sizes
 from bignas_jax.nets.slicing import param_shapes, single, slice_params
@@ -215,7 +215,7 @@ def test_it_is_searched_and_exported(trained):
     winner = workdir / found["budgets"][0]["file"]
     form = export.Form(formats=("onnx", "torch", "safetensors"), images=16)
     (row,) = export.export_run(options, workdir, [str(winner)], form)
-    export.check([row])
+    comparing.check([row])
     assert {file["format"] for file in row["files"]} == {"onnx", "torch", "safetensors"}
     assert all(file["difference"] < 1e-4 for file in row["files"])
 
@@ -231,7 +231,7 @@ def test_a_kind_without_a_form_in_a_format_is_named(monkeypatch, trained):
 
 
 @pytest.mark.parametrize("family, words", [
-    ("resnext", "config.space.family: found 'resnext', expected one of mobilenet, ofa, or a class of your own"),
+    ("resnext", "config.space.family: found 'resnext', expected one of mobilenet, ofa, resnet, or a class of your own"),
     ("no_such_module:Space", "cannot import 'no_such_module'"), (f"{__name__}:Nothing", "found no 'Nothing'"),
 ])
 def test_a_family_that_is_not_there_is_named(family, words, tmp_path):
