@@ -350,7 +350,7 @@ def test_a_supernet_that_keeps_its_classes_is_scored_before(lab, capsys):
     before = json.loads((workdir / "evaluation_before.json").read_text())["rows"]
     assert [row["name"] for row in rows] == ["MAX BEFORE", "MIN BEFORE", "MAX", "MIN"]
     options = load_run_options(lab.folder / "supernet" / "config.json")
-    theirs, _ = reporting.evaluate_run(options, lab.folder / "supernet", ["max", "min"], "val", "newest")
+    theirs, *_ = reporting.evaluate_run(options, lab.folder / "supernet", ["max", "min"], "val", "newest")
     for ours, row in zip(before, theirs, strict=True):
         assert ours["loss"] == pytest.approx(row["loss"], rel=1e-4)
 
