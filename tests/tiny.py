@@ -16,6 +16,7 @@ from torch import nn
 
 from bignas_jax.interop.imports.bignas_names import read_state_dict
 from bignas_jax.nets.supernet import Supernet
+from bignas_jax.programs.weights import build
 from bignas_jax.spaces.mobilenet import SearchSpace, Stage, blocks
 
 CLASSES = 7
@@ -30,6 +31,13 @@ def tiny_space(v3_head=False, activation="swish", resolution=(20, 26)) -> Search
     )
     return SearchSpace(resolution=resolution, stem_width=(8, 16), stem_stride=2, stages=stages,
                        head_width=(32, 40), v3_head=v3_head, activation=activation)
+
+
+def disturbed(space):
+    """The graphdef of a space's supernet, and fresh weights with noise: no scale is zero."""
+    net, params = build(space, CLASSES)
+    rng = np.random.default_rng(5)
+    return net, jax.tree.map(lambda a: np.asarray(a + rng.normal(0, 0.1, a.shape), np.float32), params)
 
 
 class Tiny:

@@ -8,7 +8,6 @@ The forward product can also give the moments of its result, which batch norm ne
 Sums over positions are made in two steps, always in the same order; see `norm.pallas`.
 """
 
-import math
 from functools import partial
 from typing import NamedTuple
 
@@ -22,10 +21,9 @@ from jax.experimental.pallas import triton as plgpu
 from bignas_jax.kernels.norm import tiles as norm_tiles
 from bignas_jax.kernels.norm.pallas import join_moments
 from bignas_jax.kernels.norm.tiles import Share, Tiles
-from bignas_jax.kernels.target import current
 
 _POSITIONS, _MOST, _DEEP = 128, 128, 32  # of a tile: positions, output channels, and input channels at a time
-_WARPS = 8
+_WARPS, _STAGES = 8, 3
 _PROGRAMS = 264  # of the kernel's gradient: two for each of an H100's multiprocessors
 _LEAST_ROUNDS = 4  # tiles of positions of each, so that the parts are small beside what is read
 
@@ -170,17 +168,7 @@ def _kernel_gradient(x: jax.Array, g: jax.Array, used: Used) -> jax.Array:
 
 
 def _run(name: str, kernel, grid: tuple[int, ...], results, *arrays: jax.Array) -> list[jax.Array]:
-    """Runs a kernel on flat arrays. A CPU interprets it, for tests."""
-    call = pl.pallas_call(
-        kernel,
-        out_shape=[jax.ShapeDtypeStruct((math.prod(shape),), dtype) for shape, dtype in results],
-        grid=grid,
-        compiler_params=plgpu.CompilerParams(num_warps=_WARPS, num_stages=3),
-        interpret=current().platform == "cpu",
-        name=name,
-    )
-    found = call(*(a.reshape(-1) for a in arrays))
-    return [flat.reshape(shape) for flat, (shape, _) in zip(found, results, strict=True)]
+    return norm_tiles.run(name, kernel, grid, results, *arrays, warps=_WARPS, stages=_STAGES)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))

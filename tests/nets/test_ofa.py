@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from ofa_cases import CASES, GRADIENTS, LOGITS, SPACES, check_gradients, images, weights
-from tiny import assert_close, flat, relative_error
+from tiny import CLASSES, assert_close, disturbed, flat, relative_error
 
 from bignas_jax.kernels.transform import transformed
 from bignas_jax.nets.child import fold, forward, take
@@ -19,8 +19,6 @@ from bignas_jax.programs.weights import build
 from bignas_jax.spaces.registry import space_of
 from bignas_jax.step.optimizer import decayed
 from configs import ofa_mbv3
-
-CLASSES = 7
 
 
 def graph_of(space, classes=1000):
@@ -68,9 +66,7 @@ def tiny_space():
 @pytest.fixture(scope="module")
 def tiny_ofa():
     space = tiny_space()
-    graphdef, params = build(space, CLASSES)
-    rng = np.random.default_rng(5)
-    return space, graphdef, jax.tree.map(lambda a: np.asarray(a + rng.normal(0, 0.1, a.shape), np.float32), params)
+    return space, *disturbed(space)
 
 
 def test_masked_equals_sliced_with_the_gradients_of_the_matrices(tiny_ofa):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from flax import nnx
 from ofa_cases import CASES, GRADIENTS, LOGITS, SPACES, check_gradients, images, weights
-from tiny import assert_close, relative_error
+from tiny import CLASSES, assert_close, disturbed, relative_error
 
 from bignas_jax.nets.child import fold, forward, take
 from bignas_jax.nets.mode import Mode
@@ -15,11 +15,10 @@ from bignas_jax.nets.supernet import Supernet
 from bignas_jax.ops.losses import cross_entropy
 from bignas_jax.ops.shortcut import average_pool_whole
 from bignas_jax.programs.buckets import shared
-from bignas_jax.programs.weights import build
 from bignas_jax.spaces.registry import space_of
 from configs import ofa_resnet50
 
-NAME, CLASSES = "ofa_resnet50", 7
+NAME = "ofa_resnet50"
 
 
 @pytest.mark.parametrize("mode, case", [("eval", "r0"), ("train", "min")])
@@ -55,9 +54,7 @@ def tiny_space():
 @pytest.fixture(scope="module")
 def tiny_resnet():
     space = tiny_space()
-    graphdef, params = build(space, CLASSES)
-    rng = np.random.default_rng(5)
-    return space, graphdef, jax.tree.map(lambda a: np.asarray(a + rng.normal(0, 0.1, a.shape), np.float32), params)
+    return space, *disturbed(space)
 
 
 ARCHS = [
@@ -92,11 +89,12 @@ def test_masked_equals_sliced(tiny_resnet, form):
 
 
 def test_a_child_is_the_slice_and_leaves_as_it_is(tiny_resnet, tmp_path):
+    import onnxruntime as ort
+
     from bignas_jax.interop.exports import torch_child
     from bignas_jax.interop.exports.onnx_graph import onnx_model
     from bignas_jax.interop.exports.tensors import describe, tensors
 
-    ort = pytest.importorskip("onnxruntime")
     space, graphdef, params = tiny_resnet
     for form in ARCHS:
         arch = space.read(form)

@@ -131,7 +131,15 @@ class Vectors(NamedTuple):
         return normal * self.scale + self.bias
 
 
-def run(name: str, kernel: Callable, grid: tuple[int, ...], results, *arrays: jax.Array):
+def run(
+    name: str,
+    kernel: Callable,
+    grid: tuple[int, ...],
+    results,
+    *arrays: jax.Array,
+    warps: int = _USUAL_WARPS,
+    stages: int = 1,
+) -> list[jax.Array]:
     """Runs a kernel on flat arrays. A CPU interprets it, for tests.
 
     Args:
@@ -140,12 +148,14 @@ def run(name: str, kernel: Callable, grid: tuple[int, ...], results, *arrays: ja
       grid: the number of programs on each axis.
       results: (shape, dtype) of each result.
       *arrays: what the kernel reads.
+      warps: of a program, where `_WARPS` does not say it.
+      stages: of a loop's loads that are in flight at a time.
     """
     call = pl.pallas_call(
         kernel,
         out_shape=[jax.ShapeDtypeStruct((int(np.prod(shape)),), dtype) for shape, dtype in results],
         grid=grid,
-        compiler_params=plgpu.CompilerParams(num_warps=_WARPS.get(name, _USUAL_WARPS), num_stages=1),
+        compiler_params=plgpu.CompilerParams(num_warps=_WARPS.get(name, warps), num_stages=stages),
         interpret=current().platform == "cpu",
         name=name,
     )
