@@ -13,18 +13,37 @@ os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before anything imports onnxruntime
 
 import gc  # noqa: E402
+import pathlib  # noqa: E402
+import shutil  # noqa: E402
+import tempfile  # noqa: E402
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
+from run_lab import SHARED_CACHE  # noqa: E402
 from tiny import Tiny  # noqa: E402
+
+MAPPINGS = 12_000
+
+
+def pytest_configure(config):
+    """Makes one folder of compiled programs for the processes that the tests start, whichever worker starts them."""
+    if not hasattr(config, "workerinput"):
+        os.environ[SHARED_CACHE] = tempfile.mkdtemp(prefix="bignas-tests-cache-")
+
+
+def pytest_unconfigure(config):
+    if not hasattr(config, "workerinput"):
+        shutil.rmtree(os.environ.pop(SHARED_CACHE), ignore_errors=True)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def programs_end_with_their_module():
-    """Frees what JAX keeps compiled. Each program holds mappings of memory, of which a process may have 65,530 only."""
+    """Frees what JAX keeps compiled, as it grows large: programs hold memory and mappings, of which there are 65,530."""
     yield
-    jax.clear_caches()
-    gc.collect()
+    maps = pathlib.Path("/proc/self/maps")
+    if not maps.exists() or len(maps.read_bytes().splitlines()) > MAPPINGS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ import orbax.checkpoint as ocp
 from paths import ROOT
 
 STEPS = 60
+SHARED_CACHE = "BIGNAS_TESTS_CACHE"  # the variable that names the folder which conftest.py makes
 # Two stages, one resolution, 1,000 images: seconds a run once its programs are compiled.
 CONFIG = """
 from ml_collections import ConfigDict
@@ -42,12 +43,19 @@ def get_config():
 """.replace("STEPS", str(STEPS))
 
 
-def environment(lab: pathlib.Path, devices: int = 1) -> dict[str, str]:
+def environment(lab: pathlib.Path, devices: int = 1, cache: pathlib.Path | None = None) -> dict[str, str]:
+    """The variables of a process of its own.
+
+    Args:
+      lab: the folder that it works in.
+      devices: how many CPU devices it has.
+      cache: the folder of compiled programs; by default one that all tests share (conftest.py), `lab`'s without it.
+    """
     level = "--xla_backend_optimization_level=0"
     return os.environ | {
         "JAX_PLATFORMS": "cpu",
         "JAX_ENABLE_COMPILATION_CACHE": "true",
-        "JAX_COMPILATION_CACHE_DIR": str(lab / "cache"),
+        "JAX_COMPILATION_CACHE_DIR": str(cache or os.environ.get(SHARED_CACHE) or lab / "cache"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {level}",
         "PYTHONPATH": str(ROOT),

@@ -7,6 +7,7 @@ A sampler, a loss, a strategy and a family of one's own stand beside those of th
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -17,6 +18,7 @@ from bignas_jax.config.options import Optimizer, Search
 from bignas_jax.errors import ConfigError
 from bignas_jax.evaluation import Evaluator
 from bignas_jax.ops.losses import cross_entropy
+from bignas_jax.programs import kept
 from bignas_jax.programs.buckets import Bucket, shared
 from bignas_jax.programs.devices import batch_sharding, make_mesh
 from bignas_jax.programs.weights import build
@@ -94,7 +96,7 @@ class Cheapest:
 def tiny_mobilenet():
     config = digits.get_config().space
     stage = dict(depth=(1, 2), kernel_size=(3,), expand_ratio=(2,), se=True)
-    config.update(resolution=(6, 8), stem_width=(8,), head_width=(16,))
+    config.update(resolution=(8,), stem_width=(8,), head_width=(16,))
     config.stages = ConfigDict(dict(mb1=dict(stage, width=(8, 16), stride=2)))
     return space_of(config)
 
@@ -106,7 +108,7 @@ def tiny_ofa():
 
 
 def tiny_resnet():
-    config = ofa_resnet50.get_config().space.to_dict() | dict(resolution=(6, 8), stem_width=(8,), stem_pool=False)
+    config = ofa_resnet50.get_config().space.to_dict() | dict(resolution=(8,), stem_width=(8,), stem_pool=False)
     stages = {name: dict(config["stages"][name], depth=(1, 2), width=(8, 16)) for name in ("rb0", "rb1")}
     stages["rb1"].update(expand_ratio=((0.5, 1.0),) * 2, stride=1)
     return space_of(config | {"stages": stages})
@@ -128,10 +130,34 @@ def batch_on(mesh):
     return jax.device_put(batch, batch_sharding(mesh))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def equal_programs_are_compiled_once():
+    """Samplers share programs, as they do where programs are kept: here in memory, until the module ends."""
+    compiled, work = {}, kept.Program.compile
+
+    def compile_once(program, lowered):
+        text = kept._text(lowered)
+        if text not in compiled:
+            compiled[text] = work(program, lowered)
+        return compiled[text]
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(kept.Program, "compile", compile_once)
+        yield
+    compiled.clear()
+    trained.cache_clear()
+    evaluator_of.cache_clear()
+
+
+@functools.cache
+def built(family):
+    space = SPACES[family]()
+    return space, *build(space, CLASSES)
+
+
 @functools.cache
 def evaluator_of(family):
-    space, mesh = SPACES[family](), make_mesh(2, {})
-    graphdef, params = build(space, CLASSES)
+    (space, graphdef, params), mesh = built(family), make_mesh(2, {})
     evaluator = Evaluator(space, graphdef, mesh, (0.5,) * 3, (0.25,) * 3)
     buckets = [shared(space, resolution) for resolution in space.resolutions]
     evaluator.compile(params, buckets, SIDE, BATCH, BATCH, progress=False)
@@ -145,7 +171,7 @@ def trained(family, members, loss):
     space, mesh = evaluator.space, evaluator.mesh
     recipe = Recipe(num_random=1, members=members, loss=loss, mean=(0.5,) * 3, std=(0.25,) * 3)
     step = TrainStep(space, evaluator.graphdef, recipe, optimizer(Optimizer(), lambda _: 0.05), mesh)
-    state = step.init(build(space, CLASSES)[1])
+    state = step.init(jax.tree.map(jnp.copy, built(family)[2]))
     step.compile(state, batch_on(mesh), progress=False)
     before = jax.tree.map(np.asarray, state.params)
     state, metrics = step(state, batch_on(mesh), 0)

@@ -33,7 +33,7 @@ def lab(tmp_path_factory):
 def run(lab, workdir, *arguments):
     command = [sys.executable, str(ROOT / "train.py"), "--config", str(lab / "tiny.py"), "--workdir",
                str(lab / workdir), "--config.max_steps=3", *arguments]  # fmt: skip
-    surroundings = environment(lab) | {"PYTHONPATH": f"{ROOT}:{lab}"}
+    surroundings = environment(lab, cache=lab / "cache") | {"PYTHONPATH": f"{ROOT}:{lab}"}
     done = subprocess.run(command, env=surroundings, cwd=lab, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     return records(lab / workdir)
