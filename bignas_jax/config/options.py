@@ -406,6 +406,7 @@ class Search(Group, part="search"):
     predictor_pool: int = _integer(2, 4, below=1000)
     predictor_min_tau: float = _fraction(0.3)
     latency_batch_size: int = _integer(1, 1)
+    latency_table: str = _text("", expected="the CSV of a device's times, or nothing to measure on this device")
     resident_gb: float = _not_negative(0.0)
 
     def limits(self) -> dict[str, tuple[float, ...]]:

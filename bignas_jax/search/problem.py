@@ -11,6 +11,7 @@ import numpy as np
 from bignas_jax.config.options import Costs, Search
 from bignas_jax.errors import ConfigError
 from bignas_jax.runs.session import Session
+from bignas_jax.search.device_table import DeviceTable
 from bignas_jax.search.latency import LatencyTable
 from bignas_jax.spaces.architecture import Architecture
 from bignas_jax.spaces.cost import count
@@ -310,7 +311,7 @@ PREPARED_AT_A_TIME = 10
 
 
 def make_problem(
-    session: Session, latency: LatencyTable | None = None, tick: Callable[[], None] = lambda: None
+    session: Session, latency: LatencyTable | DeviceTable | None = None, tick: Callable[[], None] = lambda: None
 ) -> Problem:
     """The problem that the session's options describe.
 
@@ -326,7 +327,7 @@ def make_problem(
     arguments = dict(
         num_classes=session.options.model.num_classes, latency=None if latency is None else latency.estimate
     )
-    if latency is not None:
+    if isinstance(latency, LatencyTable):
         _time_blocks(latency, space, tick)
     costs = Problem(space, budgets=(), **arguments).costs
     budgets = budgets_of(options, costs(space.biggest), costs(space.smallest))

@@ -77,7 +77,7 @@ IMPOSSIBLE = [
     ("search.population", 1), ("search.mutation_probability", 1.5), ("search.first_part", 0.0),
     ("search.confidence", -1.0), ("search.calibration_images", -1), ("search.predictor", 1),
     ("search.predictor_pool", 1), ("search.predictor_min_tau", 2.0), ("search.latency_batch_size", 0),
-    ("search.resident_gb", -1.0), ("checkpoint.every_steps", 0), ("checkpoint.keep", 0),
+    ("search.latency_table", 1), ("search.resident_gb", -1.0), ("checkpoint.every_steps", 0), ("checkpoint.keep", 0),
     ("checkpoint.on_damage", "ignore"), ("on_collapse", "wait"),
     ("log.every_steps", 0), ("log.images", -1), ("max_nonfinite_steps", 0),
     ("distributed.coordinator", "host"), ("distributed.num_processes", 0), ("num_devices", -1),

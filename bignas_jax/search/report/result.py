@@ -9,6 +9,7 @@ from typing import Any
 from bignas_jax.errors import FileError
 from bignas_jax.files import locked, read_json, write_json
 from bignas_jax.runs.session import Session
+from bignas_jax.search.device_table import DeviceTable
 from bignas_jax.search.held_out import Sizes
 from bignas_jax.search.latency import LatencyTable
 from bignas_jax.search.problem import Problem
@@ -26,7 +27,7 @@ class Found:
     race: Race
     winners: dict[str, Scored]
     screening: Screening
-    latency: LatencyTable | None
+    latency: LatencyTable | DeviceTable | None
 
 
 def result_of(
@@ -162,7 +163,7 @@ def table(result: dict[str, Any]) -> str:
             compact(row["architecture"]),
             f"{row['macs'] / 1e6:,.2f}",
             f"{row['params'] / 1e6:,.3f}",
-            *([f"{row['latency_ms']:.3g}", f"{row['measured_ms']:.3g}"] if timed else []),
+            *([_ms(row["latency_ms"]), _ms(row["measured_ms"])] if timed else []),
             "-" if row["holdout_top1"] is None else f"{100 * row['holdout_top1']:.2f}",
             f"{100 * row['top1']:.2f}",
             f"{100 * row['top5']:.2f}",
@@ -170,6 +171,10 @@ def table(result: dict[str, Any]) -> str:
         for row in result["final"]
     ]
     return aligned(head, body, left=2)
+
+
+def _ms(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
 
 
 def notes(result: dict[str, Any]) -> list[str]:
