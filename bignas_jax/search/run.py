@@ -169,8 +169,7 @@ def _latency_table(session: Session, folder: pathlib.Path) -> LatencyTable | Dev
             options.search.latency_batch_size,
             options.search.latency_table,
         )
-    timed = options.search.max_latency_ms or options.search.min_latency_ms
-    if options.search.cost != Costs.LATENCY_MS and not timed:
+    if not options.search.uses(Costs.LATENCY_MS):
         return None
     return LatencyTable(
         session.space,
