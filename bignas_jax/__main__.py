@@ -16,6 +16,7 @@ COMMANDS = {
     "eval": ("evaluate", "evaluate architectures of a trained supernet"),
     "predict": ("predict", "name the classes of images with a child of a trained supernet"),
     "export": ("export", "take children out to ONNX, StableHLO, PyTorch, safetensors"),
+    "latency": ("latency", "measure a space's blocks on another device: export them, check the table that comes back"),
     "import": ("importing", "import a supernet that PyTorch-BigNAS, AttentiveNAS or AlphaNet trained"),
     "init": ("beginning", "write a recipe that fits a folder of images"),
     "doctor": ("doctor", "what this machine is, and whether it computes what it should"),

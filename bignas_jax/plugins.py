@@ -11,8 +11,8 @@ from bignas_jax.errors import ConfigError
 T = TypeVar("T")
 
 
-def find(name: str, registry: Mapping[str, T], field: str) -> T:
-    """The entry of that name, or the class that `package.module:Class` names.
+def find(name: str, registry: Mapping[str, T], field: str, what: str = "class") -> T:
+    """The entry of that name, or the class (or `what` else it is) that `package.module:Class` names.
 
     Args:
       field: where the name stands, such as `config.sandwich.loss`, for messages.
@@ -32,7 +32,7 @@ def find(name: str, registry: Mapping[str, T], field: str) -> T:
     except ImportError as error:
         raise ConfigError(f"{field}: cannot import {module!r} of {name!r} ({error}): is it on PYTHONPATH?") from error
     except AttributeError as error:
-        raise ConfigError(f"{field}: found no {attribute!r} in the module {module}, expected a class") from error
+        raise ConfigError(f"{field}: found no {attribute!r} in the module {module}, expected a {what}") from error
 
 
 def source(plugged: Any) -> str:

@@ -38,6 +38,9 @@ def test_the_commands_run(folder):
     assert {"loss/hardest", "from_teacher/hardest"} <= last.keys()
     result = json.loads((folder / "exp/mine/search/result.json").read_text())
     assert {row["phase"] for row in result["evaluations"]} == {"extremes", "climb"}
+    (budget,) = result["budgets"]
+    assert result["run"]["own_cost"]["name"] == "mine:peak_kib" and budget["name"] == "own-8"
+    assert result["evaluations"][budget["winner"]]["own"] <= 8 < max(row["own"] for row in result["evaluations"])
     (child,) = (folder / "exp/plain/children").glob("[!.]*")
     assert json.loads((child / "export.json").read_text())["files"][0]["nodes"].get("Add", 0) == 0
 

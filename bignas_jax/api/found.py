@@ -24,6 +24,7 @@ class Found:
       top1: fraction of the held-out images whose label comes first.
       loss: mean cross-entropy on the held-out images; None if it is no number, or not known.
       val_top1: the top-1 on the validation split; None for all but the winners.
+      own: the user's own cost; None where the search had none.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Found:
     top1: float
     loss: float | None
     val_top1: float | None = None
+    own: float | None = None
 
 
 def winners(result: Mapping[str, Any]) -> list[Found]:
@@ -51,17 +53,19 @@ def complete(result: Mapping[str, Any]) -> list[Found]:
 
 def _found(row: Mapping[str, Any], name: str = "", val_top1: float | None = None) -> Found:
     arch = Architecture.from_dict(row["architecture"])
-    return Found(name, arch, *(row[key] for key in ("macs", "params", "latency_ms", "top1", "loss")), val_top1)
+    values = (row[key] for key in ("macs", "params", "latency_ms", "top1", "loss"))
+    return Found(name, arch, *values, val_top1, row.get("own"))
 
 
-def front(found: Iterable[Found], cost: str) -> list[Found]:
-    """Those that no other beats in both accuracy and this cost, from the cheapest."""
-    best, kept = -1.0, []
-    for one in sorted(found, key=lambda one: (getattr(one, cost), -one.top1)):
-        if one.top1 > best:
-            best = one.top1
-            kept.append(one)
-    return kept
+def front(found: Iterable[Found], *costs: str) -> list[Found]:
+    """Those that no other beats in accuracy and these costs, from the cheapest by the first one."""
+    kept: list[tuple[list[float], Found]] = []
+    # What beats another stands before it in this order.
+    for own, one in sorted((([getattr(one, cost) for cost in costs], one) for one in found),
+                           key=lambda pair: (pair[0], -pair[1].top1)):  # fmt: skip
+        if not any(r.top1 >= one.top1 and all(a <= b for a, b in zip(theirs, own, strict=True)) for theirs, r in kept):
+            kept.append((own, one))
+    return [one for _, one in kept]
 
 
 def read(workdir: pathlib.Path, step: int, hint: str) -> dict[str, Any]:
@@ -109,7 +113,9 @@ def best(result: Mapping[str, Any], limits: Mapping[str, float], hint: str) -> F
 
 
 def check_measured(result: Mapping[str, Any], kinds: Iterable[str]) -> None:
-    """Refuses a latency, if the search estimated none."""
+    """Refuses a latency or a cost of the user's own, if the search had none."""
+    if "own" in kinds and result["run"].get("own_cost") is None:
+        raise ConfigError("own: the last search had none, expected one with run.search(own_cost=...); call it first")
     if "latency_ms" in kinds and result["latency"] is None:
         raise ConfigError(
             "latency_ms: the last search estimated none, expected one with run.search(max_latency_ms=...) or "

@@ -226,16 +226,17 @@ class Run:
         """The front of accuracy on held-out images against a cost, from the cheapest, of all that the search scored.
 
         Args:
-          cost: 'macs', 'params' or 'latency_ms'; None takes that of the search.
+          cost: 'macs', 'params', 'latency_ms' or 'own', or several by commas; None takes that of the search.
         Raises:
           ConfigError: there is no search of this checkpoint, or it did not measure the cost.
         """
         result = findings.read(self.workdir, self.step, "run.search()")
-        cost = cost or result["run"]["cost"]
-        if cost not in list(Costs):
-            raise ConfigError(f"cost: found {cost!r}, expected one of {', '.join(Costs)}")
-        findings.check_measured(result, [cost])
-        return findings.front(findings.complete(result), cost)
+        costs = cost.split(",") if cost else result["run"].get("costs", [result["run"]["cost"]])
+        for one in costs:
+            if one not in list(Costs):
+                raise ConfigError(f"cost: found {one!r}, expected one of {', '.join(Costs)}")
+        findings.check_measured(result, costs)
+        return findings.front(findings.complete(result), *costs)
 
     @cached_property
     def session(self) -> Session:

@@ -88,6 +88,9 @@ def _check_together(v: Mapping[str, Any]) -> None:
          f"less than distributed.num_processes ({processes})"),
         *((name, len(v[name]) in (0, 1, budgets), f"one value, or {budgets} as in the other budgets")
           for name in BUDGETS),
+        ("search.own_cost", bool(v["search.own_cost"]) or not (
+            Costs.OWN in v["search.cost"].split(",") or v["search.max_own"] or v["search.min_own"]),
+         "package.module:function with search.max_own, search.min_own or a search.cost of own"),
         ("batch_size", v["batch_size"] % processes == 0,
          f"a multiple of distributed.num_processes ({processes})"),
         ("batch_size", v["batch_size"] % max(v["num_devices"], 1) == 0,

@@ -97,11 +97,12 @@ class Losses(enum.StrEnum):
 
 
 class Costs(enum.StrEnum):
-    """Kinds of cost. A search can limit each of them, and draws its front over one of them."""
+    """Kinds of cost. A search can limit each of them, and draws its front over one to three of them."""
 
     MACS = "macs"
     PARAMS = "params"
     LATENCY_MS = "latency_ms"
+    OWN = "own"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,6 +184,17 @@ def _numbers(length: int, ok: Callable[[tuple], bool], expected: str, default: A
 def _budgets(unit: str) -> Any:
     expected = f"{unit}: a number > 0, several as (300e6, 600e6), or () for none"
     return _option(tuple, lambda v: all(x > 0 for x in v), expected, ())
+
+
+def _costs(default: Any = dataclasses.MISSING) -> Any:
+    """One kind of cost, or several by commas."""
+    expected = f"one of {', '.join(Costs)}, or two or three of them by commas"
+
+    def ok(text: str) -> bool:
+        names = text.split(",")
+        return len(names) <= 3 and len(set(names)) == len(names) and all(name in list(Costs) for name in names)
+
+    return _option(str, ok, expected, default)
 
 
 def _switch(default: Any = dataclasses.MISSING) -> Any:
@@ -395,8 +407,15 @@ class Search(Group, part="search"):
     min_macs: tuple[float, ...] = _budgets("multiply-adds")
     min_params: tuple[float, ...] = _budgets("parameters")
     min_latency_ms: tuple[float, ...] = _budgets("milliseconds")
+    max_own: tuple[float, ...] = _budgets("what own_cost gives")
+    min_own: tuple[float, ...] = _budgets("what own_cost gives")
+    own_cost: str = _text(
+        "",
+        lambda v: not v or bool(re.fullmatch(r"[\w.]+:\w+", v)),
+        "a function of your own as package.module:function, or nothing",
+    )
     max_resolution: int = _integer(0, 0)
-    cost: str = _one_of(*Costs, default=Costs.MACS.value)
+    cost: str = _costs(default=Costs.MACS.value)
     population: int = _integer(2, 32, below=100_000)
     mutation_probability: float = _fraction(0.1)
     first_part: float = _number(lambda v: 0 < v <= 1, "> 0 and <= 1, of the held-out images", 0.25)
@@ -406,7 +425,17 @@ class Search(Group, part="search"):
     predictor_pool: int = _integer(2, 4, below=1000)
     predictor_min_tau: float = _fraction(0.3)
     latency_batch_size: int = _integer(1, 1)
+    latency_table: str = _text("", expected="the CSV of a device's times, or nothing to measure on this device")
     resident_gb: float = _not_negative(0.0)
+
+    @property
+    def costs(self) -> tuple[str, ...]:
+        """The kinds of cost of the front. The first one is the axis of plots."""
+        return tuple(self.cost.split(","))
+
+    def uses(self, cost: Costs) -> bool:
+        """Whether a budget or the front needs this kind of cost."""
+        return cost in self.costs or bool(self.limits()[cost.value] or self.floors()[cost.value])
 
     def limits(self) -> dict[str, tuple[float, ...]]:
         """The limits by kind of cost. Position n of each is the n-th budget; a single value belongs to all budgets."""

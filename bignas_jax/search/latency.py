@@ -32,64 +32,16 @@ from bignas_jax.forms import check_form
 from bignas_jax.nets.kinds import module_of
 from bignas_jax.nets.mode import Mode
 from bignas_jax.nets.sizes import layer_sizes
-from bignas_jax.nets.slicing import single
 from bignas_jax.programs.compile import compile_ahead
 from bignas_jax.programs.memory import give_back_freed_memory
 from bignas_jax.search.timing import device_name, time_together
 from bignas_jax.spaces.architecture import Architecture
 from bignas_jax.spaces.cost import count
 from bignas_jax.spaces.layers import Layer
+from bignas_jax.spaces.parts import Part, draw_networks, network_of, parts_of
 from bignas_jax.spaces.space import Space
 
 CHUNK = 16  # programs that are compiled, timed and written to the file together; a kill loses at most these
-
-
-@dataclasses.dataclass(frozen=True)
-class Part:
-    """A piece of a child that can be compiled and timed alone: one of its layers, or all of it.
-
-    Attributes:
-      kind: 'stem', 'block', 'head' or 'network'. A head is all layers after the last block, with the classifier.
-      key: JSON of everything that decides the program, except batch size and dtype. Parts with equal keys have the same
-        program.
-      shape: (H, W, C) of one input.
-      layers: the part's layers, from the child that the part was found in.
-    """
-
-    kind: str
-    key: str
-    shape: tuple[int, int, int] = dataclasses.field(compare=False)
-    layers: tuple[Layer, ...] = dataclasses.field(compare=False)
-
-
-def parts_of(space: Space, arch: Architecture, num_classes: int) -> list[Part]:
-    """The stem, the blocks and the head (with the classifier) of a child, in order."""
-    layout = single(space, arch).layout(arch, num_classes)
-    blocks = [number for number, layer in enumerate(layout) if layer.stage is not None]
-    pieces = [("stem", 0, blocks[0]), *(("block", n, n + 1) for n in blocks), ("head", blocks[-1] + 1, len(layout))]
-    found = []
-    for kind, first, end in pieces:
-        layers = layout[first:end]
-        key = json.dumps({"part": kind, "layers": [_described(layer) for layer in layers]})
-        found.append(Part(kind, key, (layers[0].side, layers[0].side, layers[0].in_width), layers))
-    return found
-
-
-def _described(layer: Layer) -> dict[str, Any]:
-    """Everything that decides a layer's program, as JSON values. Its place in the network is left out."""
-    values = dataclasses.asdict(layer)
-    return {name: values[name] for name in ("kind", "side", "halves", "pools", "convs", "shortcut")}
-
-
-def network_of(space: Space, arch: Architecture, num_classes: int) -> Part:
-    """A whole child as one part.
-
-    Raises:
-      ValueError: `arch` is not in `space`.
-    """
-    own = single(space, arch)
-    key = json.dumps({"part": "network", "space": own.to_dict(), "classes": num_classes})
-    return Part("network", key, (arch.resolution, arch.resolution, 3), own.layout(arch, num_classes))
 
 
 class _Modules(nnx.Module):
@@ -219,7 +171,7 @@ class LatencyTable:
         self._progress = progress
         setting = {"device": device_name(self.device), "jax": jax.__version__, "dtype": dtype, "batch_size": batch_size}
         self._file = _File(pathlib.Path(path), setting)
-        self._fitted, self._held_back = _draw(space, fitted, held_back)
+        self._fitted, self._held_back = draw_networks(space, fitted, held_back)
         self._line: tuple[float, float] | None = None
 
     def prepare(self, archs: Iterable[Architecture]) -> None:
@@ -319,17 +271,6 @@ class LatencyTable:
         times = time_together([partial(programs[part], *arguments[part]) for part in parts])
         give_back_freed_memory()
         return times
-
-
-def _draw(space: Space, fitted: int, held_back: int) -> tuple[list[Architecture], list[Architecture]]:
-    """The networks to fit to, MAX and MIN first, and the networks held back; fewer if the space is too small."""
-    rng = np.random.default_rng(0)
-    drawn = dict.fromkeys((space.biggest, space.smallest))
-    extremes, wanted = len(drawn), min(len(drawn) + fitted + held_back, space.size)
-    while len(drawn) < wanted:
-        drawn[space.sample(rng)] = None
-    drawn = list(drawn)
-    return drawn[: extremes + fitted], drawn[extremes + fitted :]
 
 
 def fit_line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:

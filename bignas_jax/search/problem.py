@@ -11,7 +11,9 @@ import numpy as np
 from bignas_jax.config.options import Costs, Search
 from bignas_jax.errors import ConfigError
 from bignas_jax.runs.session import Session
+from bignas_jax.search.device_table import DeviceTable
 from bignas_jax.search.latency import LatencyTable
+from bignas_jax.search.own_cost import OwnCost
 from bignas_jax.spaces.architecture import Architecture
 from bignas_jax.spaces.cost import count
 from bignas_jax.spaces.space import Space
@@ -19,6 +21,7 @@ from bignas_jax.spaces.space import Space
 COSTS = tuple(cost.value for cost in Costs)
 # Budgets if the user names none, as fractions of the biggest architecture's cost.
 FRACTIONS = (0.3, 0.5, 0.7)
+_COUNTED = (Costs.MACS, Costs.PARAMS)  # kinds of cost that take no time
 TRIES = 50  # uniform draws before a drawn architecture is shrunk until it fits
 
 
@@ -30,9 +33,11 @@ class Budget:
     macs: float | None = None
     params: float | None = None
     latency_ms: float | None = None
+    own: float | None = None
     min_macs: float | None = None
     min_params: float | None = None
     min_latency_ms: float | None = None
+    min_own: float | None = None
 
     def limits(self) -> dict[str, float]:
         """The limits that are set, by kind of cost."""
@@ -51,8 +56,9 @@ class Problem:
       space: the space that is searched, without resolutions above the cap.
       num_classes: classes of the classifier, which is part of the costs.
       budgets: the search finds a winner for each.
-      cost: the kind of cost of the front: 'macs', 'params' or 'latency_ms'.
+      cost: the kinds of cost of the front, by commas: 'macs', 'params', 'latency_ms' or 'own'.
       latency: gives an architecture's milliseconds; needed if a budget or `cost` uses them.
+      own: gives an architecture's cost of the user's own; needed if a budget or `cost` uses it.
       bounded: True if architectures beyond every budget are of no use; False if they belong to the front.
 
     Raises:
@@ -67,21 +73,29 @@ class Problem:
         cost: str = "macs",
         latency: Callable[[Architecture], float] | None = None,
         bounded: bool = True,
+        own: Callable[[Architecture], float] | None = None,
     ):
-        self.space, self.num_classes, self.cost, self.bounded = space, num_classes, cost, bounded
+        self.space, self.num_classes, self.bounded = space, num_classes, bounded
+        self.front_costs = tuple(cost.split(","))
         self.budgets = tuple(budgets)
-        self._latency = latency
+        self._latency, self._own = latency, own
         self._known: dict[Architecture, dict[str, float]] = {}
         for budget in self.budgets:
             self._check(budget)
 
     def costs(self, arch: Architecture) -> dict[str, Any]:
-        """macs, params, and latency_ms (None if it is not measured)."""
+        """macs, params, latency_ms (None if it is not measured) and own (None if there is none)."""
         if arch not in self._known:
             cost = count(self.space, arch, self.num_classes)
             latency = None if self._latency is None else self._latency(arch)
-            self._known[arch] = {"macs": cost.macs, "params": cost.params, "latency_ms": latency}
+            own = None if self._own is None else self._own(arch)
+            self._known[arch] = {"macs": cost.macs, "params": cost.params, "latency_ms": latency, "own": own}
         return self._known[arch]
+
+    @property
+    def own_about(self) -> dict[str, str] | None:
+        """What the user's own cost is; None if there is none."""
+        return getattr(self._own, "about", None)
 
     def fits(self, arch: Architecture, budget: Budget) -> bool:
         """Whether `arch` is in the space that is searched, and keeps every limit of the budget."""
@@ -99,9 +113,9 @@ class Problem:
         if not limits:
             return True
         cheap = self._cheap_costs(arch)
-        if not all(within(cheap[kind], limit) for kind, limit in limits.items() if kind != "latency_ms"):
+        if not all(within(cheap[kind], limit) for kind, limit in limits.items() if kind in _COUNTED):
             return False
-        return "latency_ms" not in limits or within(self.costs(arch)["latency_ms"], limits["latency_ms"])
+        return all(within(self.costs(arch)[kind], limit) for kind, limit in limits.items() if kind not in _COUNTED)
 
     def use(self, arch: Architecture, budget: Budget) -> float:
         """The fraction of a budget that `arch` uses, 1 being all. The limit that it comes nearest to counts.
@@ -113,14 +127,23 @@ class Problem:
         return max(costs[kind] / limit for kind, limit in limits.items())
 
     def _cheap_costs(self, arch: Architecture) -> dict[str, float]:
-        """macs and params alone: the latency may need a measurement."""
+        """macs and params alone: a latency may need a measurement, and the user's own cost may take its time."""
         if arch in self._known:
             return self._known[arch]
         return dataclasses.asdict(count(self.space, arch, self.num_classes))
 
+    @property
+    def cost(self) -> str:
+        """The kind of cost of the front's axis: the first one."""
+        return self.front_costs[0]
+
     def cost_of(self, arch: Architecture) -> float:
         """The cost of `arch` on the front's axis."""
         return self.costs(arch)[self.cost]
+
+    def costs_of(self, arch: Architecture) -> tuple[float, ...]:
+        """All costs of `arch` that the front is drawn over."""
+        return tuple(self.costs(arch)[kind] for kind in self.front_costs)
 
     def sample(self, budget: Budget, rng: np.random.Generator) -> Architecture:
         """An architecture within the budget, drawn uniformly. If these are rare, a drawn one is changed to fit.
@@ -228,7 +251,7 @@ def budgets_of(options: Search, biggest: dict[str, Any], smallest: dict[str, Any
     cap = f"-r{options.max_resolution}" if options.max_resolution else ""
     given = options.limits()
     if not any((*given.values(), *options.floors().values())):
-        kind = options.cost
+        kind = options.costs[0]
         parts = [part for part in FRACTIONS if part * biggest[kind] >= smallest[kind]] or [1.0]
         return tuple(
             Budget(f"{_UNITS[kind][0]}-{100 * part:.0f}pct{cap}", **{kind: part * biggest[kind]}) for part in parts
@@ -261,9 +284,10 @@ _UNITS = {
     Costs.MACS: ("macs", 1e6, "M"),
     Costs.PARAMS: ("params", 1e6, "M"),
     Costs.LATENCY_MS: ("latency", 1, "ms"),
+    Costs.OWN: ("own", 1, ""),
 }
 
-_WORDS = {Costs.MACS: "multiply-adds", Costs.PARAMS: "parameters", Costs.LATENCY_MS: ""}
+_WORDS = {Costs.MACS: "multiply-adds", Costs.PARAMS: "parameters", Costs.LATENCY_MS: "", Costs.OWN: "own cost"}
 
 
 def _accepted(cost: float, rounded: Callable[[float], int]) -> str:
@@ -298,7 +322,7 @@ def allowed(problem: Problem, biggest: Architecture) -> list[str]:
             bounds = [f"{value / _UNITS[kind][1]:,.4g}" for value in (bottom, top, low, high)]
             unit = f"{_UNITS[kind][2]} {_WORDS[kind]}".strip()
             parts.append("{} to {} {unit} (MIN {}, MAX {})".format(*bounds, unit=unit))
-        cheap = not {"latency_ms"} & {*limits, *least}  # a draw's latency may need a measurement
+        cheap = {*limits, *least} <= {*_COUNTED}  # a draw's latency may need a measurement
         kept = sum(problem.fits(arch, budget) for arch in drawn) if cheap else 0
         share = f"; {kept} of {DRAWS} uniform draws are within" if cheap else ""
         lines.append(f"{budget.name}: {', '.join(parts)}{share}")
@@ -310,7 +334,7 @@ PREPARED_AT_A_TIME = 10
 
 
 def make_problem(
-    session: Session, latency: LatencyTable | None = None, tick: Callable[[], None] = lambda: None
+    session: Session, latency: LatencyTable | DeviceTable | None = None, tick: Callable[[], None] = lambda: None
 ) -> Problem:
     """The problem that the session's options describe.
 
@@ -319,14 +343,18 @@ def make_problem(
       latency: the table of latencies, if a budget or the front's cost needs one.
       tick: called between measurements; an exception that it raises ends them.
     Raises:
-      ConfigError: a budget is below what the smallest architecture costs, or no resolution is below the cap.
+      ConfigError: a budget is below what the smallest architecture costs, no resolution is below the cap, or the user's
+        own cost cannot be computed.
     """
     options = session.options.search
     space = capped(session.space, options.max_resolution)
+    own = OwnCost(options.own_cost, session.space, session.options.model.num_classes) if options.own_cost else None
     arguments = dict(
-        num_classes=session.options.model.num_classes, latency=None if latency is None else latency.estimate
+        num_classes=session.options.model.num_classes,
+        latency=None if latency is None else latency.estimate,
+        own=own,
     )
-    if latency is not None:
+    if isinstance(latency, LatencyTable):
         _time_blocks(latency, space, tick)
     costs = Problem(space, budgets=(), **arguments).costs
     budgets = budgets_of(options, costs(space.biggest), costs(space.smallest))

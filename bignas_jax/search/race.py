@@ -111,15 +111,16 @@ class Race:
     def rivals(self, arch: Architecture) -> list[Scored | None]:
         """The best complete evaluation of each group that `arch` is in; None for a group that has none yet.
 
-        A group is a budget that `arch` keeps. In a search for a front, the architectures that cost no more are a group.
-        So is every budget that limits another kind of cost than the front's.
+        A group is a budget that `arch` keeps. In a search for a front, the architectures that cost no more, in any of
+        the front's costs, are a group. So is every budget that limits another kind of cost than the front's.
         """
         complete = [e for e in self._searched() if e.complete and e.arch != arch]
         budgets, found = self._problem.budgets, []
         if self._front:
-            cost = self._problem.cost_of(arch)
-            found = [_best(e for e in complete if self._problem.cost_of(e.arch) <= cost)]
-            budgets = [budget for budget in budgets if budget.floors() or set(budget.limits()) != {self._problem.cost}]
+            costs = self._problem.costs_of(arch)
+            found = [_best(e for e in complete if _no_more(self._problem.costs_of(e.arch), costs))]
+            known = set(self._problem.front_costs)
+            budgets = [budget for budget in budgets if budget.floors() or not set(budget.limits()) <= known]
         return found + [self.best(budget, complete) for budget in budgets if self._problem.fits(arch, budget)]
 
     def best(self, budget: Budget, among: Iterable[Scored] | None = None) -> Scored | None:
@@ -138,13 +139,31 @@ class Race:
         return min(within, key=rank, default=None)
 
     def front(self) -> list[Scored]:
-        """The complete evaluations that no other beats in cost and top-1, by rising cost."""
+        """The complete evaluations that no other beats in cost, on the front's axis, and top-1, by rising cost."""
         complete = (e for e in self._searched() if e.complete)
         found: list[Scored] = []
         for e in sorted(complete, key=lambda e: (self._problem.cost_of(e.arch), -e.top1, e.number)):
             if not found or e.top1 > found[-1].top1:
                 found.append(e)
         return found
+
+    def surface(self) -> list[Scored]:
+        """The complete evaluations that no other beats in all of the front's costs and top-1, by rising first cost.
+
+        Of those that are equal in all of them, the first one counts. With one cost it is the front.
+        """
+        complete = sorted((e for e in self._searched() if e.complete), key=lambda e: e.number)
+        costs = {e.number: self._problem.costs_of(e.arch) for e in complete}
+
+        def beaten(e: Scored) -> bool:
+            return any(
+                r.top1 >= e.top1
+                and _no_more(costs[r.number], costs[e.number])
+                and (r.top1 > e.top1 or costs[r.number] != costs[e.number] or r.number < e.number)
+                for r in complete
+            )
+
+        return sorted((e for e in complete if not beaten(e)), key=lambda e: (costs[e.number], e.number))
 
     def _searched(self) -> Iterator[Scored]:
         """The evaluations in the space that is searched. MAX of the whole space may be outside it, because of a cap."""
@@ -235,6 +254,10 @@ def _scored(
         correct=correct,
         seconds=seconds,
     )
+
+
+def _no_more(costs: Sequence[float], than: Sequence[float]) -> bool:
+    return all(a <= b for a, b in zip(costs, than, strict=True))
 
 
 def _best(evaluations: Iterable[Scored]) -> Scored | None:

@@ -24,6 +24,7 @@ from bignas_jax.runs.identity import Use, check_run
 from bignas_jax.runs.session import Session
 from bignas_jax.runs.signals import Signals
 from bignas_jax.search import held_out as images
+from bignas_jax.search.device_table import DeviceTable
 from bignas_jax.search.held_out import HeldOut
 from bignas_jax.search.journal import Journal
 from bignas_jax.search.latency import LatencyTable
@@ -155,11 +156,20 @@ def open_run(options: Options, workdir: pathlib.Path, checkpoint: str) -> tuple[
     return session, weights, step
 
 
-def _latency_table(session: Session, folder: pathlib.Path) -> LatencyTable | None:
-    """The table of latencies, or None if neither a budget nor the front needs it: to measure takes compiles."""
+def _latency_table(session: Session, folder: pathlib.Path) -> LatencyTable | DeviceTable | None:
+    """The table of latencies: that of another device, if the options name one, or of this one.
+
+    None if neither a budget nor the front needs what would be measured here: that takes compiles.
+    """
     options = session.options
-    timed = options.search.max_latency_ms or options.search.min_latency_ms
-    if options.search.cost != Costs.LATENCY_MS and not timed:
+    if options.search.latency_table:
+        return DeviceTable(
+            session.space,
+            options.model.num_classes,
+            options.search.latency_batch_size,
+            options.search.latency_table,
+        )
+    if not options.search.uses(Costs.LATENCY_MS):
         return None
     return LatencyTable(
         session.space,

@@ -77,7 +77,10 @@ IMPOSSIBLE = [
     ("search.population", 1), ("search.mutation_probability", 1.5), ("search.first_part", 0.0),
     ("search.confidence", -1.0), ("search.calibration_images", -1), ("search.predictor", 1),
     ("search.predictor_pool", 1), ("search.predictor_min_tau", 2.0), ("search.latency_batch_size", 0),
-    ("search.resident_gb", -1.0), ("checkpoint.every_steps", 0), ("checkpoint.keep", 0),
+    ("search.latency_table", 1), ("search.max_own", (0.0,)),
+    ("search.min_own", 2.0), ("search.own_cost", "mine"), ("search.cost", "macs,macs"), ("search.cost", ""),
+    ("search.cost", "macs,params,latency_ms,own"), ("search.resident_gb", -1.0),
+    ("checkpoint.every_steps", 0), ("checkpoint.keep", 0),
     ("checkpoint.on_damage", "ignore"), ("on_collapse", "wait"),
     ("log.every_steps", 0), ("log.images", -1), ("max_nonfinite_steps", 0),
     ("distributed.coordinator", "host"), ("distributed.num_processes", 0), ("num_devices", -1),
@@ -88,7 +91,8 @@ IMPOSSIBLE = [
     ("optimizer.name", "rmsprop", "optimizer.nesterov"), ("optimizer.warmup_epochs", 30.0),
     ("data.eval_resize", 15), ("calibration.num_images", 64), ("data.augment.padding", 0),
     ("distributed.process_id", 1), ("distributed.num_processes", 2, "distributed.coordinator"),
-    ("num_devices", 5, "batch_size"),
+    ("num_devices", 5, "batch_size"), ("search.cost", "macs,own", "search.own_cost"),
+    ("search.max_own", (1.0,), "search.own_cost"), ("search.min_own", (1.0,), "search.own_cost"),
 ]
 
 

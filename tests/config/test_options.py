@@ -16,6 +16,7 @@ from bignas_jax.config.fields import BUDGETS, FIELDS, canonical, flat, validate
 from bignas_jax.config.files import to_json
 from bignas_jax.config.options import (
     Augment,
+    Costs,
     Data,
     Group,
     Model,
@@ -179,9 +180,12 @@ def test_a_group_alone_is_made_from_its_part():
 
 def test_each_kind_of_cost_has_its_budgets():
     search = Search(max_params=(1e5,))
-    assert search.limits() == {"macs": (), "params": (1e5,), "latency_ms": ()}
-    assert BUDGETS[:3] == ("search.max_macs", "search.max_params", "search.max_latency_ms")
-    assert BUDGETS[3:] == ("search.min_macs", "search.min_params", "search.min_latency_ms")
+    assert search.limits() == {"macs": (), "params": (1e5,), "latency_ms": (), "own": ()}
+    assert BUDGETS[:4] == ("search.max_macs", "search.max_params", "search.max_latency_ms", "search.max_own")
+    assert BUDGETS[4:] == ("search.min_macs", "search.min_params", "search.min_latency_ms", "search.min_own")
+    both = Search(cost="params,own", min_latency_ms=(2.0,))
+    assert both.costs == ("params", "own") and [cost for cost in Costs if both.uses(cost)] == [
+        Costs.PARAMS, Costs.LATENCY_MS, Costs.OWN]  # fmt: skip
 
 
 def test_options_need_no_jax():

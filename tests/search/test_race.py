@@ -246,3 +246,27 @@ def test_a_file_that_no_search_wrote_is_refused(tmp_path, text):
 def test_the_landscape_is_no_trivial_case():
     values = [accuracy(arch) for arch in ARCHS]
     assert max(values) - min(values) > 0.05
+
+
+def test_the_surface_holds_what_no_other_beats_in_all_costs(tmp_path):
+    """Against every pair of complete evaluations; and with one cost it is the front."""
+    latency = {"latency": lambda arch: float(100 - arch.resolution + sum(arch.depth))}
+    searched = problem(1.0, cost="macs,latency_ms", **latency)
+    found = race(tmp_path, searched=searched, front=True)
+    found.score(proposals(ARCHS))
+    complete = [e for e in found.evaluations.values() if e.complete]
+    rows = {e.number: (1 - e.top1, *searched.costs_of(e.arch)) for e in complete}
+    expected = {n for n, row in rows.items()
+                if not any(all(a <= b for a, b in zip(other, row, strict=True)) and other != row
+                           for other in rows.values())}  # fmt: skip
+    surface = [e.number for e in found.surface()]
+    assert set(surface) == expected and len(surface) > len(found.front())
+    assert {e.number for e in found.front()} <= {e.number for e in found.evaluations.values()}
+    # A candidate is dropped for a rival that costs no more in both.
+    for e in found.evaluations.values():
+        (rival, *_) = found.rivals(e.arch)
+        if rival is not None:
+            assert all(a <= b for a, b in zip(searched.costs_of(rival.arch), searched.costs_of(e.arch), strict=True))
+    alone = race(tmp_path, front=True, name="alone")
+    alone.score(proposals(ARCHS))
+    assert [e.number for e in alone.surface()] == [e.number for e in alone.front()]

@@ -6,7 +6,7 @@ torch.onnx (2.14.1) makes as many nodes as this from the folded PyTorch child, b
 (docs/export.md).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from bignas_jax.errors import ExportError
 from bignas_jax.nets.child import Child
 from bignas_jax.nets.kinds import module_of
-from bignas_jax.spaces.layers import EPSILON, Layer, feature_layers
+from bignas_jax.spaces.layers import EPSILON, Layer, after_stride, feature_layers
 
 INPUT, OUTPUT = "images", "logits"
 OPSET, IR_VERSION = 18, 8  # both of ONNX 1.13, which runtimes since early 2023 can read
@@ -198,8 +198,33 @@ def onnx_model(
             if not maps:
                 break
     outputs = outputs or [value(OUTPUT, child.num_classes)]
-    images = value(INPUT, 3, resolution, resolution)
-    proto = helper.make_graph(graph.nodes, "child", [images], outputs, list(graph.initializers.values()))
+    return _model(graph, "child", value(INPUT, 3, resolution, resolution), outputs, about)
+
+
+def part_model(
+    layers: Sequence[Layer], tensors: Mapping[str, np.ndarray], batch: int, about: Mapping[str, str]
+) -> onnx.ModelProto:
+    """Some layers of a child, one after the other: float32 `images` [batch, C, H, W] to their output.
+
+    Args:
+      layers: the layers; the first one has a feature map, or images, as input.
+      tensors: their weights, as `tensors.layer_tensors` gives them.
+      batch: images of a call.
+      about: properties of the model.
+    Raises:
+      ExportError: a layer of a user's own family has no ONNX form.
+    """
+    graph, x, first, last = Graph(tensors), INPUT, layers[0], layers[-1]
+    side = first.side
+    for layer in layers:
+        x, side = _writer(layer)(graph, x, layer), after_stride(side, layer.stride)
+    shape = [batch, last.out_width] if last.path == ("classifier",) else [batch, last.out_width, side, side]
+    inputs = helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, [batch, first.in_width, first.side, first.side])
+    return _model(graph, "part", inputs, [helper.make_tensor_value_info(x, TensorProto.FLOAT, shape)], about)
+
+
+def _model(graph: Graph, name: str, images: Any, outputs: Sequence[Any], about: Mapping[str, str]) -> onnx.ModelProto:
+    proto = helper.make_graph(graph.nodes, name, [images], outputs, list(graph.initializers.values()))
     model = helper.make_model(proto, producer_name="bignas_jax", ir_version=IR_VERSION,
                               opset_imports=[helper.make_opsetid("", OPSET)])  # fmt: skip
     helper.set_model_props(model, dict(about))

@@ -1,12 +1,14 @@
 """A child as plain values: its layers, and its weights under PyTorch's names."""
 
 import dataclasses
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from bignas_jax.nets.child import Child
 from bignas_jax.nets.slicing import at
+from bignas_jax.spaces.layers import Conv, Layer
 
 
 def describe(child: Child) -> dict[str, Any]:
@@ -47,13 +49,27 @@ def tensors(child: Child) -> dict[str, np.ndarray]:
     `blocks.N.{depthwise,project}` and `head` are alike. Further names are `blocks.N.squeeze_excite.{reduce,expand}`,
     `blocks.N.shortcut` (if widths differ), `head_project` and `classifier`.
     """
+    return layer_tensors(child.layout, child.params, child.statistics)
+
+
+def layer_tensors(
+    layout: Iterable[Layer], params: Any, statistics: Mapping[str, Any] | None
+) -> dict[str, np.ndarray]:
+    """The weights of these layers, as `tensors` names them.
+
+    Args:
+      layout: the layers.
+      params: NumPy arrays, nested as `Child.params`, of these layers at least.
+      statistics: layer name to (mean, variance); None if batch norm is folded.
+    """
     found = {}
-    for layer in child.layout:
-        own = at(child.params, layer.path)
+    for layer in layout:
+        own = at(params, layer.path)
         for conv in layer.convs:
             label, weights = layer.conv_label(conv), own[conv.name]
             if conv.norm:
-                found |= _normed(child, label, weights, own[f"{conv.name}_norm"], layer.statistics_name(conv), conv)
+                stored = None if statistics is None else statistics[layer.statistics_name(conv)]
+                found |= _normed(label, weights, own[f"{conv.name}_norm"], conv, stored)
             elif conv.form == "linear":
                 found |= {f"{label}.weight": weights["kernel"].T, f"{label}.bias": weights["bias"]}
             else:
@@ -66,12 +82,12 @@ def tensors(child: Child) -> dict[str, np.ndarray]:
     return {name: np.ascontiguousarray(array) for name, array in found.items()}
 
 
-def _normed(child: Child, label: str, conv: dict, norm: dict, statistics: str, about: Any) -> dict[str, np.ndarray]:
-    """A convolution with the batch norm after it, or with the bias that folding leaves."""
-    weight = {f"{label}.conv.weight": _weight(conv["kernel"], about.depthwise)}
-    if child.folded:
+def _normed(label: str, weights: dict, norm: dict, conv: Conv, stored: tuple | None) -> dict[str, np.ndarray]:
+    """A convolution with the batch norm after it, or with the bias that folding leaves (`stored` is None)."""
+    weight = {f"{label}.conv.weight": _weight(weights["kernel"], conv.depthwise)}
+    if stored is None:
         return weight | {f"{label}.conv.bias": norm["bias"]}
-    mean, variance = child.statistics[statistics]
+    mean, variance = stored
     moments = {"weight": norm["scale"], "bias": norm["bias"], "running_mean": mean, "running_var": variance}
     return weight | {f"{label}.norm.{name}": value for name, value in moments.items()}
 

@@ -60,9 +60,12 @@ def check(result: Any) -> None:
         if number not in numbered:
             raise FileError(f"{place}: found {number}, expected the number of an evaluation")
     for number in result["front"]:
-        check_form(numbered[number][cost], float, f"{cost} of evaluation {number}, which is on the front")
+        check_form(numbered[number].get(cost), float, f"{cost} of evaluation {number}, which is on the front")
+    for number in result.get("surface", []):
+        check_form(number, int, "surface")
     for place, row in _rows(result):
-        if any(value is not None and not 0 <= value < 1e30 for value in (row[name] for name in _COSTS)):
+        check_form(row.get("own"), (float, None), f"{place}.own")
+        if any(value is not None and not 0 <= value < 1e30 for value in (row.get(name) for name in Costs)):
             raise FileError(f"{place}: found a cost below 0 or beyond any network's")
         if not (0 <= row["top1"] <= 1 and 0 <= row["top5"] <= 1):
             raise FileError(f"{place}: found an accuracy of {row['top1']} and {row['top5']}, expected 0 to 1")
@@ -80,6 +83,7 @@ def _references(result: dict[str, Any]) -> list[tuple[str, int]]:
     """Where a result refers to an evaluation, and to which."""
     return [
         *((f"front[{n}]", number) for n, number in enumerate(result["front"])),
+        *((f"surface[{n}]", number) for n, number in enumerate(result.get("surface", []))),
         *((f"budgets[{n}].winner", budget["winner"]) for n, budget in enumerate(result["budgets"])),
         *((f"final[{n}].number", row["number"]) for n, row in enumerate(result["final"]) if row["number"] is not None),
     ]

@@ -21,7 +21,7 @@ TEMPLATE = pathlib.Path(__file__).with_name("report.html")
 KEYS = ("run", "config", "space", "evaluations", "budgets", "front", "final", "predictor", "latency")
 # A network that keeps this share of the biggest one's accuracy is called as good in the page's first sentence.
 AS_GOOD = 0.99
-_WORDS = {"macs": "multiply-adds", "params": "parameters", "latency_ms": "latency"}
+_WORDS = {"macs": "multiply-adds", "params": "parameters", "latency_ms": "latency", "own": "own cost"}
 
 
 def write(result: Mapping[str, Any], folder: pathlib.Path) -> list[pathlib.Path]:
@@ -110,10 +110,10 @@ def _compared(result: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str
     """The rows of `final` that the first sentence compares: a winner and MAX. None if they are missing."""
     cost = result["run"]["cost"]
     biggest = next((row for row in result["final"] if row["name"] == "MAX"), None)
-    if biggest is None or not biggest[cost] or not biggest["top1"]:
+    if biggest is None or not biggest.get(cost) or not biggest["top1"]:
         return None
     winners = [row for row in result["final"]
-               if row["name"] not in ("MAX", "MIN") and row[cost] is not None and row[cost] < biggest[cost]]
+               if row["name"] not in ("MAX", "MIN") and row.get(cost) is not None and row[cost] < biggest[cost]]
     good = [row for row in winners if row["top1"] >= AS_GOOD * biggest["top1"]]
     if good:
         return min(good, key=lambda row: row[cost]), biggest

@@ -16,7 +16,7 @@ from bignas_jax.files import write_with
 INK, MUTED, LINE = "#1b1e22", "#59616b", "#dfe2e6"
 # Lightness rises along the ramp, so that the order is visible with any colour vision. report.html has the same ends.
 _RAMP = LinearSegmentedColormap.from_list("resolution", ["#35208a", "#b8327a", "#d9601a"])
-_TITLES = {"macs": "multiply-adds", "params": "parameters", "latency_ms": "latency"}
+_TITLES = {"macs": "multiply-adds", "params": "parameters", "latency_ms": "latency", "own": "own cost"}
 # Costs that span more than this factor are drawn on a logarithmic axis.
 LOG_FROM = 5.0
 
@@ -31,6 +31,8 @@ def unit_of(cost: str, values: Sequence[float]) -> tuple[float, str]:
     """The number to divide a cost by, and its unit: thousands, millions, or milliseconds."""
     if cost == "latency_ms":
         return 1.0, "ms"
+    if cost == "own":
+        return 1.0, ""
     return (1e3, "K") if max(values, default=0) < 1e6 and cost == "params" else (1e6, "M")
 
 
@@ -45,7 +47,7 @@ def _draw(axes: Axes, result: Mapping[str, Any]) -> None:
     cost = result["run"]["cost"]
     rows = [row for row in result["evaluations"] if row[cost] is not None]
     scale, unit = unit_of(cost, [row[cost] for row in rows])
-    axes.set_xlabel(f"{_TITLES[cost]} ({unit})")
+    axes.set_xlabel(f"{_TITLES[cost]} ({unit})".removesuffix(" ()"))
     axes.set_ylabel(f"top-1 on {result['run']['images']['holdout']:,} held-out images (%)")
     _cloud(axes, rows, cost, scale)
     _front(axes, result, cost, scale)

@@ -9,9 +9,10 @@ from typing import Any
 from bignas_jax.errors import FileError
 from bignas_jax.files import locked, read_json, write_json
 from bignas_jax.runs.session import Session
+from bignas_jax.search.device_table import DeviceTable
 from bignas_jax.search.held_out import Sizes
 from bignas_jax.search.latency import LatencyTable
-from bignas_jax.search.problem import Problem
+from bignas_jax.search.problem import COSTS, Problem
 from bignas_jax.search.race import Race, Scored
 from bignas_jax.search.report import page as report
 from bignas_jax.search.screening import Screening
@@ -26,7 +27,7 @@ class Found:
     race: Race
     winners: dict[str, Scored]
     screening: Screening
-    latency: LatencyTable | None
+    latency: LatencyTable | DeviceTable | None
 
 
 def result_of(
@@ -40,8 +41,8 @@ def result_of(
 ) -> dict[str, Any]:
     """All findings of a search, as JSON values.
 
-    Keys: run, config, space, evaluations, budgets (each with its winner's number), front (numbers of evaluations),
-    final (the validation figures), predictor, latency.
+    Keys: run, config, space, evaluations, budgets (each with its winner's number), front (numbers of evaluations, over
+    the first cost), surface (the same over all costs of the front), final (the validation figures), predictor, latency.
     """
     options, device = session.options, session.mesh.devices.flat[0]
     val = next(iter(final.values()))["images"]
@@ -53,6 +54,8 @@ def result_of(
             "step": step,
             "strategy": options.search.strategy,
             "cost": problem.cost,
+            "costs": list(problem.front_costs),
+            "own_cost": problem.own_about,
             "seed": options.search.seed,
             "seconds": round(found.race.seconds, 1),
             "screened_rounds": found.screening.rounds,
@@ -73,7 +76,7 @@ def result_of(
             {
                 "name": budget.name,
                 "limits": {
-                    **dict.fromkeys(("macs", "params", "latency_ms")),
+                    **dict.fromkeys(COSTS),
                     **budget.limits(),
                     **{f"min_{kind}": least for kind, least in budget.floors().items()},
                     "resolution": options.search.max_resolution or None,
@@ -84,6 +87,7 @@ def result_of(
             for budget in problem.budgets
         ],
         "front": [e.number for e in found.race.front()],
+        "surface": [e.number for e in found.race.surface()],
         "final": [_final_row(problem, found.race, name, arch, final[arch]) for name, arch in rows],
         "predictor": found.screening.history,
         "latency": None if found.latency is None else found.latency.check(),
@@ -153,8 +157,9 @@ def _set_aside(path: pathlib.Path, winner: dict[str, Any]) -> None:
 
 def table(result: dict[str, Any]) -> str:
     """The winners, MAX and MIN as text."""
-    timed = result["latency"] is not None
+    timed, own = result["latency"] is not None, result["run"]["own_cost"] is not None
     head = ["budget", "architecture", "MACs (M)", "params (M)", *(["estimated ms", "measured ms"] if timed else [])]
+    head += ["own cost"] if own else []
     head += ["held-out top-1 %", "val top-1 %", "val top-5 %"]
     body = [
         (
@@ -162,7 +167,8 @@ def table(result: dict[str, Any]) -> str:
             compact(row["architecture"]),
             f"{row['macs'] / 1e6:,.2f}",
             f"{row['params'] / 1e6:,.3f}",
-            *([f"{row['latency_ms']:.3g}", f"{row['measured_ms']:.3g}"] if timed else []),
+            *([_ms(row["latency_ms"]), _ms(row["measured_ms"])] if timed else []),
+            *([f"{row['own']:.4g}"] if own else []),
             "-" if row["holdout_top1"] is None else f"{100 * row['holdout_top1']:.2f}",
             f"{100 * row['top1']:.2f}",
             f"{100 * row['top5']:.2f}",
@@ -170,6 +176,10 @@ def table(result: dict[str, Any]) -> str:
         for row in result["final"]
     ]
     return aligned(head, body, left=2)
+
+
+def _ms(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
 
 
 def notes(result: dict[str, Any]) -> list[str]:
@@ -181,6 +191,11 @@ def notes(result: dict[str, Any]) -> list[str]:
         f"{len(result['evaluations'])} architectures evaluated in {run['seconds']:.0f} s, {complete} of them on all "
         f"{held_out:,} held-out images, the others on {first:,}"
     ]
+    if len(run["costs"]) > 1:
+        lines.append(
+            f"{len(result['surface'])} of them are on the front of accuracy against {', '.join(run['costs'])} "
+            "(surface in search/result.json)"
+        )
     if result["predictor"]:
         last, least = result["predictor"][-1], result["config"]["search"]["predictor_min_tau"]
         lines.append(

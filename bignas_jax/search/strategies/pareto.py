@@ -1,15 +1,23 @@
-"""The whole front of accuracy against cost in one run: NSGA-II (Deb et al., 2002), by pymoo (Blank and Deb, 2020)."""
+"""The whole front of accuracy against one cost, or several, in one run, by pymoo (Blank and Deb, 2020).
 
+Against one cost it is NSGA-II (Deb et al., 2002). Against two or three it is NSGA-III (Deb and Jain, 2014). There, most
+members of a population beat no other, so that crowding tells little. NSGA-III keeps those that are nearest to
+directions which are spread evenly over the objectives (Das and Dennis, 1998).
+"""
+
+import math
 from collections.abc import Mapping
 
 import numpy as np
 from pymoo.algorithms.moo.nsga2 import NSGA2
+from pymoo.algorithms.moo.nsga3 import NSGA3
 from pymoo.core.population import Population
 from pymoo.core.problem import Problem as PymooProblem
 from pymoo.core.termination import NoTermination
 from pymoo.operators.crossover.ux import UniformCrossover
 from pymoo.operators.mutation.pm import PolynomialMutation
 from pymoo.operators.repair.rounding import RoundingRepair
+from pymoo.util.ref_dirs import get_reference_directions
 
 from bignas_jax.search.problem import Problem
 from bignas_jax.search.strategies.strategy import Proposal
@@ -17,14 +25,14 @@ from bignas_jax.spaces.architecture import Architecture
 
 
 class Pareto:
-    """NSGA-II over the positions of the choices, minimising (1 - accuracy, cost).
+    """NSGA-II or NSGA-III over the positions of the choices, minimising (1 - accuracy, cost, ...).
 
     If the user named budgets, an architecture that none of them allows is brought back into one of them.
 
     Args:
       problem: the space, its costs and the budgets.
       seed: the seed of all draws.
-      population: the size of NSGA-II's population.
+      population: the size of the population.
       mutation_probability: the probability of each choice to change.
     """
 
@@ -34,7 +42,12 @@ class Pareto:
         self._problem = problem
         self._rng = np.random.default_rng(seed)
         tops = np.array([len(choice) - 1 for choice in problem.space.choices])
-        self._algorithm = NSGA2(
+        objectives = 1 + len(problem.front_costs)
+        method, directions = NSGA2, {}
+        if objectives > 2:
+            method, directions = NSGA3, {"ref_dirs": reference_directions(objectives, population)}
+        self._algorithm = method(
+            **directions,
             pop_size=population,
             sampling=self._spread(population, tops),
             crossover=UniformCrossover(),
@@ -43,7 +56,7 @@ class Pareto:
             ),
             eliminate_duplicates=True,
         )
-        definition = PymooProblem(n_var=len(tops), n_obj=2, xl=np.zeros_like(tops), xu=tops, vtype=int)
+        definition = PymooProblem(n_var=len(tops), n_obj=objectives, xl=np.zeros_like(tops), xu=tops, vtype=int)
         self._algorithm.setup(definition, seed=seed, termination=NoTermination())
         self._asked: dict[Architecture, np.ndarray] = {}
         self._generation = 0
@@ -72,7 +85,7 @@ class Pareto:
         self._asked = {}
         if told:
             population = Population.new("X", np.array([genes for genes, _ in told]))
-            objectives = [(1 - scores[arch], self._problem.cost_of(arch)) for _, arch in told]
+            objectives = [(1 - scores[arch], *self._problem.costs_of(arch)) for _, arch in told]
             population.set("F", np.array(objectives, float))
             self._algorithm.tell(infills=population)
             self._generation += 1
@@ -91,3 +104,15 @@ class Pareto:
         if not self._problem.bounded or any(self._problem.fits(arch, budget) for budget in budgets):
             return arch
         return self._problem.shrink(arch, budgets[self._rng.integers(len(budgets))], self._rng)
+
+
+def reference_directions(objectives: int, population: int) -> np.ndarray:
+    """Directions in the space of objectives, evenly spread, as many as a population can follow: [N, objectives].
+
+    They are the points of the simplex whose coordinates are multiples of 1 / p, with the largest p that gives no more
+    than `population` of them, and at least the axes.
+    """
+    parts = 1
+    while math.comb(objectives + parts, parts + 1) <= population:
+        parts += 1
+    return get_reference_directions("das-dennis", objectives, n_partitions=parts)

@@ -9,7 +9,7 @@ from bignas_jax.search.strategies.ageing_evolution import AgeingEvolution
 from bignas_jax.search.strategies.asng import ASNG, Distribution
 from bignas_jax.search.strategies.coarse_to_fine import CoarseToFine, skeletons
 from bignas_jax.search.strategies.evolution import Evolution
-from bignas_jax.search.strategies.pareto import Pareto
+from bignas_jax.search.strategies.pareto import Pareto, reference_directions
 from bignas_jax.search.strategies.random_search import RandomSearch
 from bignas_jax.search.strategies.strategy import best_first
 
@@ -195,3 +195,41 @@ def test_narrow_limits_from_both_sides_are_searched(name):
     assert len(inside) == 48 and not any(band.fits(arch, band.budgets[0]) for arch in skeletons(band))
     found = best_first(drive(MAKERS[name](band, 1), evaluations=40), band, band.budgets[0])
     assert len(found) >= 10 and sum(accuracy(found[0]) >= other for other in inside) >= 40
+
+
+# ---- fronts over several costs
+
+
+def volume(scores, searched) -> float:
+    """The share of the box between the extremes that the scored architectures beat, drawn point by point."""
+    points = np.array([(1 - top1, *searched.costs_of(arch)) for arch, top1 in scores.items()])
+    low = np.array([0.05, *searched.costs_of(SPACE.smallest)])
+    high = np.array([0.4, *searched.costs_of(SPACE.biggest)])
+    points = (points - low) / (high - low)
+    drawn = np.random.default_rng(0).random((4000, points.shape[1]))
+    return float(np.mean([(points <= one).all(1).any() for one in drawn]))
+
+
+@pytest.mark.parametrize("costs", ["macs,params", "macs,params,latency_ms"])
+def test_a_front_over_several_costs_is_nearly_that_of_all_architectures(costs, truth):
+    """It beats random search, and loses little to the whole space."""
+    searched = problem(0.5, cost=costs, bounded=False, latency=lambda arch: sum(arch.depth) + arch.resolution / 16)
+    whole = volume(truth, searched)
+    found = [volume(drive(Pareto(searched, seed, 14, 0.15)), searched) for seed in range(3)]
+    random = [volume(drive(RandomSearch(searched, seed)), searched) for seed in range(3)]
+    assert np.mean(found) > np.mean(random) and np.mean(found) > 0.93 * whole
+    assert len(drive(Pareto(searched, 0, 14, 0.15), 40)) >= 40
+
+
+def test_several_costs_take_the_same_course_again():
+    searched = problem(0.5, cost="macs,params")
+    first, second = (list(drive(Pareto(searched, 4, 14, 0.15), 60)) for _ in range(2))
+    assert first == second and all(any(searched.fits(a, b) for b in searched.budgets) for a in first)
+
+
+@pytest.mark.parametrize("objectives, population, number", [(3, 14, 10), (3, 15, 15), (4, 14, 10), (4, 3, 4)])
+def test_there_are_no_more_directions_than_a_population_follows(objectives, population, number):
+    """Das and Dennis, 1998: with p parts, C(objectives + p - 1, p) of them."""
+    found = reference_directions(objectives, population)
+    assert found.shape == (number, objectives)
+    np.testing.assert_allclose(found.sum(1), 1)
