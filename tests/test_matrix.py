@@ -69,8 +69,8 @@ class HalfAndHalf:
     def __init__(self, recipe):
         self.smoothing = recipe.label_smoothing
 
-    def __call__(self, logits, labels, teacher_logits):
-        own = cross_entropy(logits, jax.nn.one_hot(labels, logits.shape[-1]))
+    def __call__(self, logits, targets, teacher_logits):
+        own = cross_entropy(logits, targets)
         if teacher_logits is None:
             return own, {"from_teacher": 0.0 * own}
         soft = cross_entropy(logits, jax.nn.softmax(teacher_logits))

@@ -317,6 +317,8 @@ class Augment(Group, part="data.augment"):
         "four numbers >= 0 (brightness, contrast, saturation, hue <= 0.5)",
     )
     erasing: float = _fraction(0.0)
+    mixup: float = _not_negative(0.0)
+    cutmix: float = _not_negative(0.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

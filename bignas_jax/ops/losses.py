@@ -4,12 +4,14 @@ import jax
 import jax.numpy as jnp
 
 
-def smooth_labels(labels: jax.Array, num_classes: int, smoothing: float) -> jax.Array:
-    """[B] int -> [B, num_classes] with 1 - smoothing on the label and smoothing spread over all classes.
+def smooth(targets: jax.Array, smoothing: float) -> jax.Array:
+    """Probabilities with a part of them spread over all classes (Szegedy et al., 2016, section 7).
 
-    (Szegedy et al., 2016, section 7.)
+    Args:
+      targets: [B, num_classes], probabilities; 1 on the label where it is known.
+      smoothing: the part that is spread.
     """
-    return jax.nn.one_hot(labels, num_classes) * (1 - smoothing) + smoothing / num_classes
+    return targets * (1 - smoothing) + smoothing / targets.shape[-1]
 
 
 def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:

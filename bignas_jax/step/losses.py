@@ -1,4 +1,4 @@
-"""The losses of a member, computed from its logits, the labels and the teacher's logits."""
+"""The losses of a member, computed from its logits, the labels as probabilities, and the teacher's logits."""
 
 from typing import Protocol
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from bignas_jax.config.options import Losses
 from bignas_jax.ops.alpha_divergence import alpha_divergence
-from bignas_jax.ops.losses import cross_entropy, smooth_labels
+from bignas_jax.ops.losses import cross_entropy, smooth
 from bignas_jax.plugins import find
 from bignas_jax.step.recipe import Recipe
 
@@ -22,13 +22,13 @@ class Loss(Protocol):
     metrics: tuple[str, ...]
 
     def __call__(
-        self, logits: jax.Array, labels: jax.Array, teacher_logits: jax.Array | None
+        self, logits: jax.Array, targets: jax.Array, teacher_logits: jax.Array | None
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The mean loss over a device's images. It is traced inside the member's program.
 
         Args:
           logits: [B, classes], of the member.
-          labels: int32 [B].
+          targets: float32 [B, classes], probabilities: 1 on the label, or mixed labels where the images are mixed.
           teacher_logits: [B, classes], of the step's first member, without a gradient; None if the member learns from
             the labels.
         Returns:
@@ -47,9 +47,9 @@ class SoftCrossEntropy:
     def __init__(self, recipe: Recipe):
         self._smoothing = recipe.label_smoothing
 
-    def __call__(self, logits, labels, teacher_logits):
+    def __call__(self, logits, targets, teacher_logits):
         if teacher_logits is None:
-            targets = smooth_labels(labels, logits.shape[-1], self._smoothing)
+            targets = smooth(targets, self._smoothing)
         else:
             targets = jax.nn.softmax(teacher_logits)
         return cross_entropy(logits, targets), {}
@@ -58,10 +58,11 @@ class SoftCrossEntropy:
 class TrustedTeacher:
     """Students learn from the teacher's soft predictions as far as it is right on the image, otherwise from the label.
 
-    The target of an image is p t + (1 - p) y: t are the teacher's soft predictions, p is the probability that they give
-    to the label, and y is the smoothed label. At the start of a training p is near 1 / classes, so that students do not
-    wait for a teacher that knows nothing. At its end p is near 1 and this is in-place distillation. Each image has its
-    own p: nothing depends on the number of devices, nor on the step. Members without a teacher learn from the labels.
+    The target of an image is p t + (1 - p) y: t are the teacher's soft predictions, p is the probability that they
+    give to the label (of mixed labels, how far both distributions overlap), and y is the smoothed label. At the start
+    of a training p is near 1 / classes, so that students do not wait for a teacher that knows nothing. At its end p
+    is near 1 and this is in-place distillation. Each image has its own p: nothing depends on the number of devices,
+    nor on the step. Members without a teacher learn from the labels.
     """
 
     metrics = ()
@@ -69,13 +70,13 @@ class TrustedTeacher:
     def __init__(self, recipe: Recipe):
         self._smoothing = recipe.label_smoothing
 
-    def __call__(self, logits, labels, teacher_logits):
-        targets = smooth_labels(labels, logits.shape[-1], self._smoothing)
-        if teacher_logits is not None:
-            soft = jax.nn.softmax(teacher_logits)
-            trust = jnp.take_along_axis(soft, labels[:, None], 1)
-            targets = trust * soft + (1 - trust) * targets
-        return cross_entropy(logits, targets), {}
+    def __call__(self, logits, targets, teacher_logits):
+        smoothed = smooth(targets, self._smoothing)
+        if teacher_logits is None:
+            return cross_entropy(logits, smoothed), {}
+        soft = jax.nn.softmax(teacher_logits)
+        trust = jnp.sum(jnp.minimum(soft, targets), -1, keepdims=True)
+        return cross_entropy(logits, trust * soft + (1 - trust) * smoothed), {}
 
 
 class AlphaDivergence:
@@ -90,9 +91,9 @@ class AlphaDivergence:
     def __init__(self, recipe: Recipe):
         self._labels = SoftCrossEntropy(recipe)
 
-    def __call__(self, logits, labels, teacher_logits):
+    def __call__(self, logits, targets, teacher_logits):
         if teacher_logits is None:
-            return self._labels(logits, labels, None)
+            return self._labels(logits, targets, None)
         return alpha_divergence(logits, teacher_logits), {}
 
 

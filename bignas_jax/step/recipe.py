@@ -24,6 +24,8 @@ class Recipe:
       loss: name of the loss, or `package.module:Class`.
       resolve_conflicts_from: the step from which the biggest member's gradient gives way to the others'; None means
         never.
+      mixup: alpha of mixup's distribution; 0 switches it off.
+      cutmix: alpha of CutMix's distribution; 0 switches it off.
     """
 
     num_random: int = 2
@@ -39,6 +41,8 @@ class Recipe:
     members: str = "sandwich"
     loss: str = "soft_cross_entropy"
     resolve_conflicts_from: int | None = None
+    mixup: float = 0.0
+    cutmix: float = 0.0
 
     @classmethod
     def of(cls, options: Options, steps_per_epoch: int = 1) -> "Recipe":
@@ -64,4 +68,6 @@ class Recipe:
             mean=options.data.mean,
             std=options.data.std,
             seed=options.seed,
+            mixup=options.data.augment.mixup,
+            cutmix=options.data.augment.cutmix,
         )

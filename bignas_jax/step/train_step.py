@@ -29,6 +29,7 @@ from bignas_jax.programs.compile import compile_ahead, lowering
 from bignas_jax.programs.devices import AXIS, REPLICATED, SPLIT, batch_sharding, over_devices, replicate, shapes
 from bignas_jax.spaces.architecture import Architecture
 from bignas_jax.spaces.space import Space
+from bignas_jax.step import mixing
 from bignas_jax.step.losses import loss_class
 from bignas_jax.step.members.protocol import Member, Part, Target
 from bignas_jax.step.members.registry import make_members
@@ -99,8 +100,14 @@ class TrainStep:
         split, whole = batch_sharding(self.mesh), NamedSharding(self.mesh, REPLICATED)
         params = shapes(state.params, whole)
         image, label = shapes(batch["image"], split), shapes(batch["label"], split)
+        classes = num_classes_of(params)
+        jobs = {}
+        if self._mixes:
+            drawn, integers = shapes(np.zeros(6, np.float32), whole), label
+            jobs["mix"] = lambda: mixing.program(self.mesh, classes).trace(image, integers, drawn)
+            label = jax.ShapeDtypeStruct((image.shape[0], classes), np.float32, sharding=split)
         step = shapes(np.zeros(2, np.int32), whole)
-        teacher = jax.ShapeDtypeStruct((image.shape[0], num_classes_of(params)), np.float32, sharding=split)
+        teacher = jax.ShapeDtypeStruct((image.shape[0], classes), np.float32, sharding=split)
         total, metrics = self._shape_of_totals(params)
 
         def told(bucket: Bucket):
@@ -115,7 +122,7 @@ class TrainStep:
         def score(bucket: Bucket):
             return self._loss_of(bucket).trace(params, image, label, told(bucket))
 
-        jobs = {part: partial(member, part) for part in self.members.programs(self.space)}
+        jobs |= {part: partial(member, part) for part in self.members.programs(self.space)}
         if self.members.scores:
             buckets = [shared(self.space, resolution) for resolution in self.space.resolutions]
             jobs |= {("score", bucket): partial(score, bucket) for bucket in buckets}
@@ -138,6 +145,7 @@ class TrainStep:
           the scalars in `Loss.metrics` are [members] each. `gradient_norm` (before clipping), `learning_rate`, `finite`
           (whether the update was made), and the counters `skipped` and `skipped_in_row` are scalars.
         """
+        batch = self.mixed(batch, step)
         grads = biggest = teacher = None
         all_metrics = []
         for number, member in enumerate(self.members.choose(step, partial(self.score, state.params, batch))):
@@ -148,6 +156,24 @@ class TrainStep:
                     biggest, grads = grads, self.executables["zeros"]()
             all_metrics.append(metrics)
         return self.executables["update"](state, (biggest, grads) if self._resolves else (grads,), all_metrics)
+
+    def mixed(self, batch: dict[str, jax.Array], step: int) -> dict[str, jax.Array]:
+        """The batch of a step as its members see it, with the labels as probabilities if the recipe mixes images.
+
+        Args:
+          batch: `image` uint8 [B, S, S, 3] and `label` int32 [B] on the devices.
+          step: the number of the step.
+        """
+        if not self._mixes:
+            return batch
+        recipe = self.recipe
+        drawn = mixing.draw(recipe.mixup, recipe.cutmix, recipe.seed, step, batch["image"].shape[1])
+        image, label = self.executables["mix"](batch["image"], batch["label"], drawn)
+        return batch | {"image": image, "label": label}
+
+    @property
+    def _mixes(self) -> bool:
+        return bool(self.recipe.mixup or self.recipe.cutmix)
 
     @property
     def _resolves(self) -> bool:
@@ -173,7 +199,7 @@ class TrainStep:
 
         Args:
           params: the weights.
-          batch: `image` uint8 [B, S, S, 3] and `label` int32 [B] on the devices.
+          batch: `image` uint8 [B, S, S, 3] and `label` on the devices, as `mixed` returns them.
           member: the member.
           step: the number of the step.
           teacher: [B, classes] logits of the first member; None for the first member itself.
@@ -199,7 +225,7 @@ class TrainStep:
 
         Args:
           params: the weights.
-          batch: `image` uint8 [B, S, S, 3] and `label` int32 [B] on the devices.
+          batch: `image` uint8 [B, S, S, 3] and `label` on the devices, as `mixed` returns them.
           archs: the architectures.
         Raises:
           RuntimeError: `Members.scores` of the sampler is False, so that no programs were compiled for scores.
@@ -246,7 +272,7 @@ class TrainStep:
 
             def loss(params):
                 logits = self._logits(params, image, bucket.arch, sampled, rng)
-                value, extra = self.loss(logits, label, teacher)
+                value, extra = self.loss(logits, _probabilities(label, logits.shape[-1]), teacher)
                 return value, (logits, extra)
 
             (value, (logits, extra)), grads = jax.value_and_grad(loss, has_aux=True)(params)
@@ -265,7 +291,7 @@ class TrainStep:
 
         def loss(params, image, label, sampled):
             logits = self._logits(params, image, bucket.arch, sampled)
-            return mean_over(cross_entropy(logits, jax.nn.one_hot(label, logits.shape[-1])), AXIS)
+            return mean_over(cross_entropy(logits, _probabilities(label, logits.shape[-1])), AXIS)
 
         return over_devices(self.mesh, loss, (REPLICATED, SPLIT, SPLIT, REPLICATED), REPLICATED)
 
@@ -285,6 +311,15 @@ def _stack(grads: Any) -> Any:
     return jax.tree.map(lambda g: g[None], grads)
 
 
+def _probabilities(label: jax.Array, num_classes: int) -> jax.Array:
+    """[B, classes] of labels, int32 [B]; mixed labels are probabilities already."""
+    return label if label.ndim == 2 else jax.nn.one_hot(label, num_classes)
+
+
 def _metrics(loss: jax.Array, logits: jax.Array, label: jax.Array, further: Sequence[jax.Array]) -> jax.Array:
-    """[1, 2 + further]: loss and accuracy of this device's images, and the other scalars that the loss gives."""
+    """[1, 2 + further]: loss and accuracy of this device's images, and the other scalars that the loss gives.
+
+    A mixed image counts as of the class that has the greater part in it.
+    """
+    label = jnp.argmax(label, -1) if label.ndim == 2 else label
     return jnp.stack([loss, jnp.mean(jnp.argmax(logits, -1) == label), *further])[None]

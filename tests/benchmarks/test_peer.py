@@ -16,7 +16,7 @@ from benchmarks.peer import Peer, PeerStep, agreement, flatten, noise, to_ours, 
 from bignas_jax.config.options import Optimizer
 from bignas_jax.nets.mode import Mode
 from bignas_jax.ops import prepare
-from bignas_jax.ops.losses import cross_entropy, smooth_labels
+from bignas_jax.ops.losses import cross_entropy, smooth
 from bignas_jax.step.optimizer import optimizer
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
@@ -26,7 +26,7 @@ def ours(made, arch, params, images, labels):
     def loss(params):
         x = prepare(images, arch.resolution, MEAN, STD)
         logits = nnx.merge(made.graphdef, params)(x, arch, None, Mode())[0]
-        return cross_entropy(logits, smooth_labels(labels, CLASSES, 0.1)), logits
+        return cross_entropy(logits, smooth(jax.nn.one_hot(labels, CLASSES), 0.1)), logits
 
     grads, logits = jax.jit(jax.grad(loss, has_aux=True))(params)
     return jax.tree.map(lambda g: np.asarray(g)[None], grads), np.asarray(jax.nn.softmax(logits))

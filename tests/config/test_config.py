@@ -59,6 +59,8 @@ IMPOSSIBLE = [
     ("data.augment.padding", -1), ("data.augment.flip", 1.5), ("data.augment.policy", "auto"),
     ("data.augment.rand_magnitude", 31), ("data.augment.color_jitter", (0.1, 0.1, 0.1, 0.6)),
     ("data.augment.erasing", 1.5),
+    ("data.augment.mixup", -0.1),
+    ("data.augment.cutmix", "yes"),
     ("sandwich.num_random", -1), ("sandwich.label_smoothing", 1.0), ("sandwich.members", "attentive"),
     ("sandwich.loss", "hinge"), ("optimizer.name", "adam"),
     ("optimizer.learning_rate", 0.0), ("optimizer.learning_rate", float("nan")),

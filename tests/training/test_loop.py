@@ -223,7 +223,8 @@ def test_eval_without_a_run_says_so(lab):
 @pytest.mark.parametrize("count", [2, 4])
 def test_several_processes_do_what_one_does(lab, count):
     """Two processes of two devices each, or four of one, against one process of four: the same bits."""
-    settings = ["--config.max_steps=6", "--config.model.sync_batch_norm=True", "--config.calibration.batch_size=48"]
+    settings = ["--config.max_steps=6", "--config.model.sync_batch_norm=True", "--config.calibration.batch_size=48",
+                "--config.data.augment.mixup=0.4", "--config.data.augment.cutmix=1.0"]  # fmt: skip
     if not (lab / "one").exists():
         finish(start(lab, lab / "one", *settings, devices=4))
     with socket.socket() as free:
