@@ -18,6 +18,7 @@ from bignas_jax.errors import ConfigError
 from bignas_jax.evaluation import Evaluator
 from bignas_jax.ops.losses import cross_entropy
 from bignas_jax.programs.buckets import Bucket, shared
+from bignas_jax.programs.compile import compile_ahead, lowering
 from bignas_jax.programs.devices import batch_sharding, make_mesh
 from bignas_jax.programs.weights import build
 from bignas_jax.search.problem import Budget, Problem
@@ -138,6 +139,21 @@ def evaluator_of(family):
     return evaluator
 
 
+COMPILED = {}
+
+
+def compiled(step, state, family):
+    """The executables of a step. Cells share them: no sampler changes what a part is, and no loss what a score is."""
+    jobs, loss, members = step.programs(state, batch_on(step.mesh)), step.recipe.loss, len(step.members.names)
+    keys = {}
+    for key in jobs:
+        is_score = isinstance(key, tuple) and key[0] == "score"
+        keys[key] = family, key, "" if is_score else loss, members if key == "update" else 0
+    new = {keys[key]: job for key, job in jobs.items() if keys[key] not in COMPILED}
+    COMPILED.update(compile_ahead(lowering(new), progress=False))
+    return {key: COMPILED[full] for key, full in keys.items()}
+
+
 @functools.cache
 def trained(family, members, loss):
     """One step: the sampler, the weights after it, and its metrics."""
@@ -146,7 +162,7 @@ def trained(family, members, loss):
     recipe = Recipe(num_random=1, members=members, loss=loss, mean=(0.5,) * 3, std=(0.25,) * 3)
     step = TrainStep(space, evaluator.graphdef, recipe, optimizer(Optimizer(), lambda _: 0.05), mesh)
     state = step.init(build(space, CLASSES)[1])
-    step.compile(state, batch_on(mesh), progress=False)
+    step.executables = compiled(step, state, family)
     before = jax.tree.map(np.asarray, state.params)
     state, metrics = step(state, batch_on(mesh), 0)
     return step, before, state.params, jax.tree.map(np.asarray, metrics)

@@ -23,7 +23,7 @@ from bignas_jax.nets.sizes import sizes
 from bignas_jax.nets.slicing import num_classes_of
 from bignas_jax.nets.supernet import Supernet
 from bignas_jax.ops import prepare
-from bignas_jax.ops.losses import cross_entropy
+from bignas_jax.ops.losses import cross_entropy, smooth_labels
 from bignas_jax.programs.buckets import Bucket, shared
 from bignas_jax.programs.compile import compile_ahead, lowering
 from bignas_jax.programs.devices import AXIS, REPLICATED, SPLIT, batch_sharding, over_devices, replicate, shapes
@@ -48,8 +48,10 @@ class TrainStep:
       mesh: the devices, as `devices.make_mesh` gives them.
       schedule: the optimizer's learning rate by update; it is only reported.
       identity: a text that determines these arguments and the shapes to compile for; see `compile.compile_ahead`.
+      prepared: what the sampler of members made at the start of the run; see `Members`.
     Attributes:
       members: the sampler of members.
+      chosen: the members of the last step.
       loss: the loss of a member.
       executables: the compiled programs by key.
     Raises:
@@ -65,10 +67,12 @@ class TrainStep:
         mesh: Mesh,
         schedule: optax.Schedule = lambda step: 0.0,
         identity: str | None = None,
+        prepared: Any = None,
     ):
         self.space, self.graphdef, self.recipe, self.optimizer, self.mesh = space, graphdef, recipe, optimizer, mesh
         self.schedule, self.identity = schedule, identity
-        self.members, self.loss = make_members(space, recipe), loss_class(recipe.loss)(recipe)
+        self.members, self.loss = make_members(space, recipe, prepared), loss_class(recipe.loss)(recipe)
+        self.chosen: tuple[Member, ...] = ()
         self.executables: dict[Any, Any] = {}
 
     def init(self, params: Any) -> TrainState:
@@ -140,7 +144,8 @@ class TrainStep:
         """
         grads = biggest = teacher = None
         all_metrics = []
-        for number, member in enumerate(self.members.choose(step, partial(self.score, state.params, batch))):
+        self.chosen = self.members.choose(step, partial(self.score, state.params, batch))
+        for number, member in enumerate(self.chosen):
             grads, metrics, predicted = self.learn(state.params, batch, member, step, teacher, grads, number)
             if member.part.first:
                 teacher = predicted
@@ -195,7 +200,7 @@ class TrainStep:
         )
 
     def score(self, params: Any, batch: dict[str, jax.Array], archs: Sequence[Architecture]) -> list[float]:
-        """The cross-entropy of architectures with the labels on this batch. It is equal on all hosts.
+        """The cross-entropy of architectures with the smoothed labels on this batch. It is equal on all hosts.
 
         Args:
           params: the weights.
@@ -265,7 +270,8 @@ class TrainStep:
 
         def loss(params, image, label, sampled):
             logits = self._logits(params, image, bucket.arch, sampled)
-            return mean_over(cross_entropy(logits, jax.nn.one_hot(label, logits.shape[-1])), AXIS)
+            targets = smooth_labels(label, logits.shape[-1], self.recipe.label_smoothing)
+            return mean_over(cross_entropy(logits, targets), AXIS)
 
         return over_devices(self.mesh, loss, (REPLICATED, SPLIT, SPLIT, REPLICATED), REPLICATED)
 
