@@ -1,6 +1,7 @@
 """AttentiveNAS's search space on ImageNet (Wang et al., 2021), by the sandwich rule with uniform sampling.
 
     python train.py --config configs/attentive_nas.py
+    python train.py --config configs/attentive_nas.py --config.sandwich.members=best_up     # as its authors sample
     python train.py --config configs/attentive_nas.py --config.sandwich.loss=alpha_divergence \\
         --config.optimizer.clip_norm=0 --config.optimizer.clip_value=1        # with AlphaNet's loss and its clip
     python train.py --config configs/attentive_nas.py --config.sandwich.resolve_conflicts=True \\
@@ -53,6 +54,9 @@ def get_config() -> ConfigDict:
 
     config.sandwich.num_random = 2
     config.sandwich.label_smoothing = 0.1
+    # With members best_up or worst_up (docs/attentive.md). The authors' released training is best_up with these two.
+    config.sandwich.candidates = 3
+    config.sandwich.budget_macs = 25e6
 
     config.optimizer.name = "sgd"
     config.optimizer.momentum = 0.9

@@ -38,7 +38,7 @@ def pytest_unconfigure(config):
 
 @pytest.fixture(scope="module", autouse=True)
 def programs_end_with_their_module():
-    """Frees what JAX keeps compiled, as it grows large: programs hold memory and mappings, of which there are 65,530."""
+    """Frees what JAX keeps compiled if that is much: programs hold mappings, of which a process may have 65,530."""
     yield
     maps = pathlib.Path("/proc/self/maps")
     if not maps.exists() or len(maps.read_bytes().splitlines()) > MAPPINGS:

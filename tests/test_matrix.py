@@ -18,8 +18,8 @@ from bignas_jax.config.options import Optimizer, Search
 from bignas_jax.errors import ConfigError
 from bignas_jax.evaluation import Evaluator
 from bignas_jax.ops.losses import cross_entropy
-from bignas_jax.programs import kept
 from bignas_jax.programs.buckets import Bucket, shared
+from bignas_jax.programs.compile import compile_ahead, lowering
 from bignas_jax.programs.devices import batch_sharding, make_mesh
 from bignas_jax.programs.weights import build
 from bignas_jax.search.problem import Budget, Problem
@@ -131,22 +131,11 @@ def batch_on(mesh):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def equal_programs_are_compiled_once():
-    """Samplers share programs, as they do where programs are kept: here in memory, until the module ends."""
-    compiled, work = {}, kept.Program.compile
-
-    def compile_once(program, lowered):
-        text = kept._text(lowered)
-        if text not in compiled:
-            compiled[text] = work(program, lowered)
-        return compiled[text]
-
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(kept.Program, "compile", compile_once)
-        yield
-    compiled.clear()
-    trained.cache_clear()
-    evaluator_of.cache_clear()
+def programs_end_with_their_module():
+    yield
+    for kept in (COMPILED.clear, trained.cache_clear, evaluator_of.cache_clear):
+        kept()
+    jax.clear_caches()
 
 
 @functools.cache
@@ -164,6 +153,21 @@ def evaluator_of(family):
     return evaluator
 
 
+COMPILED = {}
+
+
+def compiled(step, state, family):
+    """The executables of a step. Cells share them: no sampler changes what a part is, and no loss what a score is."""
+    jobs, loss, members = step.programs(state, batch_on(step.mesh)), step.recipe.loss, len(step.members.names)
+    keys = {}
+    for key in jobs:
+        is_score = isinstance(key, tuple) and key[0] == "score"
+        keys[key] = family, key, "" if is_score else loss, members if key == "update" else 0
+    new = {keys[key]: job for key, job in jobs.items() if keys[key] not in COMPILED}
+    COMPILED.update(compile_ahead(lowering(new), progress=False))
+    return {key: COMPILED[full] for key, full in keys.items()}
+
+
 @functools.cache
 def trained(family, members, loss):
     """One step: the sampler, the weights after it, and its metrics."""
@@ -172,7 +176,7 @@ def trained(family, members, loss):
     recipe = Recipe(num_random=1, members=members, loss=loss, mean=(0.5,) * 3, std=(0.25,) * 3)
     step = TrainStep(space, evaluator.graphdef, recipe, optimizer(Optimizer(), lambda _: 0.05), mesh)
     state = step.init(jax.tree.map(jnp.copy, built(family)[2]))
-    step.compile(state, batch_on(mesh), progress=False)
+    step.executables = compiled(step, state, family)
     before = jax.tree.map(np.asarray, state.params)
     state, metrics = step(state, batch_on(mesh), 0)
     return step, before, state.params, jax.tree.map(np.asarray, metrics)

@@ -85,6 +85,8 @@ class MemberSamplers(enum.StrEnum):
     """Rules by which the members of a step are chosen."""
 
     SANDWICH = "sandwich"
+    BEST_UP = "best_up"
+    WORST_UP = "worst_up"
     SINGLE = "single"
 
 
@@ -350,6 +352,9 @@ class Sandwich(Group, part="sandwich"):
     num_random: int = _integer(0, 2, below=1000)
     label_smoothing: float = _rate(0.0)
     members: str = _plugged(*MemberSamplers, default=MemberSamplers.SANDWICH.value)
+    candidates: int = _integer(1, 3, below=1000)
+    budget_macs: float = _not_negative(0.0)
+    uniform_budgets: bool = _switch(False)
     loss: str = _plugged(*Losses, default=Losses.SOFT_CROSS_ENTROPY.value)
     resolve_conflicts: bool = _switch(False)
     resolve_conflicts_after: float = _not_negative(0.0)

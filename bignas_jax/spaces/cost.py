@@ -62,6 +62,17 @@ def count(space: Space, arch: Architecture, num_classes: int) -> Cost:
     return Cost(sum(cost.macs for cost in costs), sum(cost.params for cost in costs))
 
 
+def macs_by_layer(space: Space, arch: Architecture, num_classes: int) -> list[tuple[Layer, int]]:
+    """The layers of `arch` in order, each with its multiply-adds. Their sum is `count(...).macs`.
+
+    Args:
+      space: the search space.
+      arch: the architecture.
+      num_classes: outputs of the classifier.
+    """
+    return [(layer, _layer(layer).macs) for layer in space.layout(arch, num_classes)]
+
+
 def executed(space: Space, outer: Architecture, arch: Architecture, num_classes: int) -> int:
     """Multiply-adds of one image's forward pass of `arch` in the shared program that is compiled for `outer`.
 

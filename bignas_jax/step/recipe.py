@@ -20,6 +20,10 @@ class Recipe:
       mean: three numbers, one a channel, of images scaled to 0..1.
       std: three numbers, one a channel, of images scaled to 0..1.
       seed: the seed of everything that is random.
+      candidates: architectures of which attentive sampling takes one.
+      budget_macs: multiply-adds from budget to budget in attentive sampling; 0 means equal parts of the space's range.
+      uniform_budgets: whether attentive sampling draws budgets uniformly, and not as often as uniform draws meet them.
+      num_classes: outputs of the classifier.
       members: name of the sampler, or `package.module:Class`.
       loss: name of the loss, or `package.module:Class`.
       resolve_conflicts_from: the step from which the biggest member's gradient gives way to the others'; None means
@@ -43,6 +47,10 @@ class Recipe:
     resolve_conflicts_from: int | None = None
     mixup: float = 0.0
     cutmix: float = 0.0
+    candidates: int = 3
+    budget_macs: float = 0.0
+    uniform_budgets: bool = False
+    num_classes: int = 1
 
     @classmethod
     def of(cls, options: Options, steps_per_epoch: int = 1) -> "Recipe":
@@ -59,6 +67,10 @@ class Recipe:
             loss=sandwich.loss,
             resolve_conflicts_from=conflicts_from if sandwich.resolve_conflicts else None,
             num_random=sandwich.num_random,
+            candidates=sandwich.candidates,
+            budget_macs=sandwich.budget_macs,
+            uniform_budgets=sandwich.uniform_budgets,
+            num_classes=options.model.num_classes,
             label_smoothing=sandwich.label_smoothing,
             dropout=options.model.dropout,
             drop_connect=options.model.drop_connect,

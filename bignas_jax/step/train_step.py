@@ -23,7 +23,7 @@ from bignas_jax.nets.sizes import sizes
 from bignas_jax.nets.slicing import num_classes_of
 from bignas_jax.nets.supernet import Supernet
 from bignas_jax.ops import prepare
-from bignas_jax.ops.losses import cross_entropy
+from bignas_jax.ops.losses import cross_entropy, smooth
 from bignas_jax.programs.buckets import Bucket, shared
 from bignas_jax.programs.compile import compile_ahead, lowering
 from bignas_jax.programs.devices import AXIS, REPLICATED, SPLIT, batch_sharding, over_devices, replicate, shapes
@@ -49,8 +49,10 @@ class TrainStep:
       mesh: the devices, as `devices.make_mesh` gives them.
       schedule: the optimizer's learning rate by update; it is only reported.
       identity: a text that determines these arguments and the shapes to compile for; see `compile.compile_ahead`.
+      prepared: what the sampler of members made at the start of the run; see `Members`.
     Attributes:
       members: the sampler of members.
+      chosen: the members of the last step.
       loss: the loss of a member.
       executables: the compiled programs by key.
     Raises:
@@ -66,10 +68,12 @@ class TrainStep:
         mesh: Mesh,
         schedule: optax.Schedule = lambda step: 0.0,
         identity: str | None = None,
+        prepared: Any = None,
     ):
         self.space, self.graphdef, self.recipe, self.optimizer, self.mesh = space, graphdef, recipe, optimizer, mesh
         self.schedule, self.identity = schedule, identity
-        self.members, self.loss = make_members(space, recipe), loss_class(recipe.loss)(recipe)
+        self.members, self.loss = make_members(space, recipe, prepared), loss_class(recipe.loss)(recipe)
+        self.chosen: tuple[Member, ...] = ()
         self.executables: dict[Any, Any] = {}
 
     def init(self, params: Any) -> TrainState:
@@ -148,7 +152,8 @@ class TrainStep:
         batch = self.mixed(batch, step)
         grads = biggest = teacher = None
         all_metrics = []
-        for number, member in enumerate(self.members.choose(step, partial(self.score, state.params, batch))):
+        self.chosen = self.members.choose(step, partial(self.score, state.params, batch))
+        for number, member in enumerate(self.chosen):
             grads, metrics, predicted = self.learn(state.params, batch, member, step, teacher, grads, number)
             if member.part.first:
                 teacher = predicted
@@ -221,7 +226,7 @@ class TrainStep:
         )
 
     def score(self, params: Any, batch: dict[str, jax.Array], archs: Sequence[Architecture]) -> list[float]:
-        """The cross-entropy of architectures with the labels on this batch. It is equal on all hosts.
+        """The cross-entropy of architectures with the smoothed labels on this batch. It is equal on all hosts.
 
         Args:
           params: the weights.
@@ -291,7 +296,8 @@ class TrainStep:
 
         def loss(params, image, label, sampled):
             logits = self._logits(params, image, bucket.arch, sampled)
-            return mean_over(cross_entropy(logits, _probabilities(label, logits.shape[-1])), AXIS)
+            targets = smooth(_probabilities(label, logits.shape[-1]), self.recipe.label_smoothing)
+            return mean_over(cross_entropy(logits, targets), AXIS)
 
         return over_devices(self.mesh, loss, (REPLICATED, SPLIT, SPLIT, REPLICATED), REPLICATED)
 

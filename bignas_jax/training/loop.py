@@ -40,8 +40,10 @@ from bignas_jax.step.state import TrainState
 from bignas_jax.step.train_step import TrainStep
 from bignas_jax.text import shown
 from bignas_jax.training import origin as child_training
+from bignas_jax.training.curves import curves
 from bignas_jax.training.origin import Origin
 from bignas_jax.training.plan import Plan, Watch
+from bignas_jax.training.prepared import prepared
 
 
 @together
@@ -132,6 +134,7 @@ class Run:
             session.mesh,
             schedule,
             identity=identity_of(session.network, recipe, options.optimizer, sizes, *map(source, plugged)),
+            prepared=prepared(workdir, session.space, recipe),
         )
         self.watch = Watch(options.max_nonfinite_steps, options.model.num_classes)
         self.corrupt = 0  # images replaced since this process began
@@ -289,13 +292,9 @@ class Run:
         metrics = jax.device_get(metrics)
         names = self.step.members.names
         rate = logs.images_per_second(step, self.options.batch_size)
-        values = {f"loss/{name}": float(v) for name, v in zip(names, metrics["loss"], strict=True)}
-        for kind in self.step.loss.metrics:
-            values |= {f"{kind}/{name}": float(v) for name, v in zip(names, metrics[kind], strict=True)}
-        values |= {f"accuracy/{name}": float(v) for name, v in zip(names, metrics["accuracy"], strict=True)}
-        values |= {
-            "learning_rate": float(metrics["learning_rate"]),
-            "gradient_norm": float(metrics["gradient_norm"]),
+        values = {
+            **curves(self.step, metrics, self.options.model.num_classes),
+            **{name: float(metrics[name]) for name in ("learning_rate", "gradient_norm")},
             "skipped_updates": int(metrics["skipped"]),
             "epoch": step / self.plan.steps_per_epoch,
             "images_per_second": rate,

@@ -221,9 +221,10 @@ def test_recipe_reads_the_options():
     config.seed, config.model.drop_connect, config.optimizer.ema_decay, config.remat = 5, 0.3, 0.99, True
     config.model.dropout, config.model.sync_batch_norm = 0.1, True
     config.sandwich.num_random, config.sandwich.label_smoothing = 3, 0.2
-    options = Options.of(config)
-    expected = Recipe(3, 0.2, 0.1, 0.3, True, 0.99, True, config.data.mean, config.data.std, 5)
-    assert Recipe.of(options) == expected
+    config.sandwich.candidates, config.sandwich.budget_macs, config.sandwich.uniform_budgets = 5, 2e4, True
+    expected = Recipe(3, 0.2, 0.1, 0.3, True, 0.99, True, config.data.mean, config.data.std, 5, candidates=5,
+                      budget_macs=2e4, uniform_budgets=True, num_classes=10)
+    assert Recipe.of(Options.of(config)) == expected
 
 
 def test_no_random_member(tiny):

@@ -45,7 +45,8 @@ def interrupted(lab, place, call, kind, cli="train", arguments=()) -> str:
     """The last line of a script that a signal ended."""
     command = [sys.executable, "-c", PROGRAM, place, str(call), str(int(kind)), cli, f"{cli}.py", "--config",
                str(lab / "tiny.py"), "--workdir", str(lab / "run"), "--config.max_steps=6", *arguments]  # fmt: skip
-    done = subprocess.run(command, env=environment(lab, cache=lab / "cache"), cwd=lab, capture_output=True, text=True, timeout=300)
+    surroundings = environment(lab, cache=lab / "cache")
+    done = subprocess.run(command, env=surroundings, cwd=lab, capture_output=True, text=True, timeout=300)
     assert done.returncode == 128 + kind and "Traceback" not in done.stderr, done.stderr[-2000:]
     return [line for line in re.split(r"[\r\n]", done.stderr) if line.strip()][-1]
 

@@ -49,6 +49,10 @@ Score = Callable[[Sequence[Architecture]], list[float]]
 class Members(Protocol):
     """Chooses the members of each step. It is made as `Class(space, recipe)`, with the step's `Recipe`.
 
+    A class may have a function `prepare(space, recipe, before)`. It gives what takes long to make, as a value that JSON
+    can hold. `before` is what it gave at an earlier start of the run, as far as that can be read, otherwise None. The
+    run keeps the value in its folder, tells it to all hosts, and makes the sampler as `Class(space, recipe, prepared)`.
+
     Attributes:
       names: the names of the members, in order. Every step has as many members.
       scores: whether `choose` calls `score`. The programs that compute scores are compiled only if it does.

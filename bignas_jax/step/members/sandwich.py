@@ -1,5 +1,7 @@
 """The sandwich rule (Yu et al., 2020, section 3.1): the biggest, some random and the smallest architecture."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from bignas_jax.programs.buckets import Bucket, shared
@@ -30,11 +32,14 @@ class Sandwich:
 
     def choose(self, step: int, score: Score) -> tuple[Member, ...]:
         """See `Members.choose`."""
-        biggest, *drawn, smallest = self.architectures(step)
+        return self.around(self.architectures(step)[1:-1])
+
+    def around(self, drawn: Sequence[Architecture]) -> tuple[Member, ...]:
+        """The members of a step between whose biggest and smallest these architectures train."""
         return (
-            Member(biggest, self._biggest),
+            Member(self._space.biggest, self._biggest),
             *(Member(arch, self._shared(arch.resolution)) for arch in drawn),
-            Member(smallest, self._smallest),
+            Member(self._space.smallest, self._smallest),
         )
 
     def architectures(self, step: int) -> tuple[Architecture, ...]:
