@@ -83,7 +83,8 @@ IMPOSSIBLE = [
     ("checkpoint.on_damage", "ignore"), ("on_collapse", "wait"),
     ("log.every_steps", 0), ("log.images", -1), ("max_nonfinite_steps", 0),
     ("distributed.coordinator", "host"), ("distributed.num_processes", 0), ("num_devices", -1),
-    ("max_steps", -1), ("remat", "no"), ("deterministic", 1), ("arch", 3), ("init_checkpoint", "last"),
+    ("max_steps", -1), ("remat", "no"), ("micro_batches", 0), ("deterministic", 1), ("arch", 3),
+    ("init_checkpoint", "last"),
     ("init_from", 3), ("space.resolution", (3, 16)), ("space.stages.mb2.depth", (2, 1)),
     ("space.activation", "gelu"),
     # At odds with another field.
@@ -91,6 +92,7 @@ IMPOSSIBLE = [
     ("data.eval_resize", 15), ("calibration.num_images", 64), ("data.augment.padding", 0),
     ("distributed.process_id", 1), ("distributed.num_processes", 2, "distributed.coordinator"),
     ("num_devices", 5, "batch_size"),
+    ("micro_batches", 5, "micro_batches"),
 ]
 
 
