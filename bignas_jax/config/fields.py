@@ -95,6 +95,8 @@ def _check_together(v: Mapping[str, Any]) -> None:
          f"a multiple of distributed.num_processes ({processes})"),
         ("batch_size", v["batch_size"] % max(v["num_devices"], 1) == 0,
          f"a multiple of num_devices ({v['num_devices']})"),
+        ("micro_batches", v["batch_size"] % (v["micro_batches"] * max(v["num_devices"], 1)) == 0,
+         f"a divisor of the images of a step on each device ({v['batch_size'] // max(v['num_devices'], 1)})"),
     )
     for name, ok, expected in rules:
         if not ok:

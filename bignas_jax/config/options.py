@@ -518,6 +518,7 @@ class Options(Group):
     num_devices: int = _integer(0, 0)
     max_steps: int = _integer(0, 0)
     remat: bool = _switch(False)
+    micro_batches: int = _integer(1, 1)
     deterministic: bool = _switch(False)
     space: Mapping[str, Any]
 

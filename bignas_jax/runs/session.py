@@ -167,16 +167,24 @@ class Session:
 def _check_moments(space: Space, options: Options, devices: int, training: bool) -> None:
     """Refuses batches in which a batch norm sees one value a channel: its output is its bias, whatever the image is.
 
-    Calibration takes the moments over all devices, training over each device's own images.
+    Calibration takes the moments over all devices, training over each device's own images of a micro-batch.
+    Micro-batches that do not divide a batch are refused, too.
     """
     sizes = {"calibration.batch_size": options.calibration.batch_size}
     if training:
-        sizes["batch_size"] = options.batch_size // (1 if options.model.sync_batch_norm else devices)
+        own = options.batch_size // devices
+        if own % options.micro_batches:
+            raise ConfigError(
+                f"config.micro_batches: found {options.micro_batches}, expected a divisor of {own}, the images of a "
+                "step on each device"
+            )
+        sizes["batch_size"] = own // options.micro_batches * (devices if options.model.sync_batch_norm else 1)
     smallest = dataclasses.replace(space.smallest, resolution=min(space.resolutions))
     sides = [conv.side for layer in space.layout(smallest) for conv in layer.convs if conv.norm]
     for field, images in sizes.items():
         if images * min(sides, default=2) ** 2 < 2:
             where = " on each device" if field == "batch_size" and devices > 1 else ""
+            where += " in each micro-batch" if field == "batch_size" and options.micro_batches > 1 else ""
             raise ConfigError(
                 f"config.{field}: found 1 image{where}, expected at least 2: at resolution {smallest.resolution} the "
                 "last map has one pixel, and batch norm cannot tell the values of one image and one pixel apart"

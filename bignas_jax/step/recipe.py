@@ -30,6 +30,7 @@ class Recipe:
         never.
       mixup: alpha of mixup's distribution; 0 switches it off.
       cutmix: alpha of CutMix's distribution; 0 switches it off.
+      micro_batches: the parts of a batch whose gradients are computed one after another and summed.
     """
 
     num_random: int = 2
@@ -51,6 +52,7 @@ class Recipe:
     budget_macs: float = 0.0
     uniform_budgets: bool = False
     num_classes: int = 1
+    micro_batches: int = 1
 
     @classmethod
     def of(cls, options: Options, steps_per_epoch: int = 1) -> "Recipe":
@@ -82,4 +84,5 @@ class Recipe:
             seed=options.seed,
             mixup=options.data.augment.mixup,
             cutmix=options.data.augment.cutmix,
+            micro_batches=options.micro_batches,
         )

@@ -6,6 +6,7 @@ makes the update.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -111,29 +112,32 @@ class TrainStep:
             jobs["mix"] = lambda: mixing.program(self.mesh, classes).trace(image, integers, drawn)
             label = jax.ShapeDtypeStruct((image.shape[0], classes), np.float32, sharding=split)
         step = shapes(np.zeros(2, np.int32), whole)
-        teacher = jax.ShapeDtypeStruct((image.shape[0], classes), np.float32, sharding=split)
         total, metrics = self._shape_of_totals(params)
+
+        micro = shapes(np.int32(0), whole) if self._parts > 1 else None
+        teacher = jax.ShapeDtypeStruct((image.shape[0] // self._parts, classes), np.float32, sharding=split)
 
         def told(bucket: Bucket):
             return shapes(sizes(self.space, bucket.arch, bucket.arch), whole) if bucket.masked else None
 
         def member(part: Part):
             arguments = step if part.regularised else None, teacher if part.target == Target.TEACHER else None
+            begins = part.first and micro is None
             return self._gradient(part).trace(
-                params, image, label, *arguments, told(part.bucket), None if part.first else total
+                params, image, label, *arguments, told(part.bucket), None if begins else total, micro
             )
 
         def score(bucket: Bucket):
-            return self._loss_of(bucket).trace(params, image, label, told(bucket))
+            return self._loss_of(bucket).trace(params, image, label, told(bucket), micro)
 
         jobs |= {part: partial(member, part) for part in self.members.programs(self.space)}
         if self.members.scores:
             buckets = [shared(self.space, resolution) for resolution in self.space.resolutions]
             jobs |= {("score", bucket): partial(score, bucket) for bucket in buckets}
-        members = [metrics] * len(self.members.names)
+        members = [metrics] * len(self.members.names) * self._parts
         grads = (total, total) if self._resolves else (total,)
         jobs["update"] = lambda: self._update().trace(shapes(state, whole), grads, members)
-        if self._resolves:
+        if self._resolves or micro is not None:
             jobs["zeros"] = lambda: self._zeros(total).trace()
         return jobs
 
@@ -150,15 +154,21 @@ class TrainStep:
           (whether the update was made), and the counters `skipped` and `skipped_in_row` are scalars.
         """
         batch = self.mixed(batch, step)
-        grads = biggest = teacher = None
-        all_metrics = []
         self.chosen = self.members.choose(step, partial(self.score, state.params, batch))
-        for number, member in enumerate(self.chosen):
-            grads, metrics, predicted = self.learn(state.params, batch, member, step, teacher, grads, number)
-            if member.part.first:
-                teacher = predicted
-                if self._resolves:  # its gradient is kept apart from the others'
-                    biggest, grads = grads, self.executables["zeros"]()
+        # The first member's gradient is the start of the sum, unless there are several micro-batches to add up.
+        zeros = self.executables.get("zeros")
+        grads = zeros() if self._parts > 1 else None
+        biggest = zeros() if self._parts > 1 and self._resolves else None
+        teacher, all_metrics = None, []
+        for micro, (number, member) in itertools.product(range(self._parts), enumerate(self.chosen)):
+            first = member.part.first
+            apart = first and self._resolves  # this member's gradient is kept apart from the others'
+            total = biggest if apart else grads
+            total, metrics, predicted = self.learn(
+                state.params, batch, member, step, None if first else teacher, total, number, micro
+            )
+            teacher = predicted if first else teacher
+            biggest, grads = (total, zeros() if grads is None else grads) if apart else (biggest, total)
             all_metrics.append(metrics)
         return self.executables["update"](state, (biggest, grads) if self._resolves else (grads,), all_metrics)
 
@@ -199,6 +209,7 @@ class TrainStep:
         teacher: jax.Array | None = None,
         total: Any = None,
         number: int = 0,
+        micro: int = 0,
     ) -> tuple[Any, jax.Array, jax.Array | None]:
         """Adds the gradient of a member to the gradients of the members before it.
 
@@ -207,9 +218,10 @@ class TrainStep:
           batch: `image` uint8 [B, S, S, 3] and `label` on the devices, as `mixed` returns them.
           member: the member.
           step: the number of the step.
-          teacher: [B, classes] logits of the first member; None for the first member itself.
-          total: the sum of the gradients so far, which is donated; None for the first member.
+          teacher: [B / micro-batches, classes] logits of the first member; None for the first member itself.
+          total: the sum of the gradients so far, which is donated; None for the first member of an undivided batch.
           number: the member's position in the step. Members at different positions draw different regularisation.
+          micro: which micro-batch of `Recipe.micro_batches` is learnt from. Each draws different regularisation.
         Returns:
           The sum, with a leading axis of devices; the member's metrics; and the member's logits if it is the first,
           otherwise None.
@@ -223,6 +235,7 @@ class TrainStep:
             teacher if part.target == Target.TEACHER else None,
             part.bucket.sampled(self.space, member.arch),
             total,
+            np.int32(micro) if self._parts > 1 else None,
         )
 
     def score(self, params: Any, batch: dict[str, jax.Array], archs: Sequence[Architecture]) -> list[float]:
@@ -240,9 +253,10 @@ class TrainStep:
         found = []
         for arch in archs:
             bucket = shared(self.space, arch.resolution)
-            run = self.executables["score", bucket]
-            found.append(run(params, batch["image"], batch["label"], bucket.sampled(self.space, arch)))
-        return [float(loss) for loss in jax.device_get(found)]
+            run, sampled = self.executables["score", bucket], bucket.sampled(self.space, arch)
+            micros = [None] if self._parts == 1 else map(np.int32, range(self._parts))
+            found.append([run(params, batch["image"], batch["label"], sampled, micro) for micro in micros])
+        return [float(np.mean(losses)) for losses in jax.device_get(found)]
 
     def _shape_of_totals(self, params: Any) -> tuple[Any, Any]:
         """Shapes of the gradients, one for each device, and of a member's metrics."""
@@ -254,6 +268,21 @@ class TrainStep:
         width = 2 + len(self.loss.metrics)
         metrics = jax.ShapeDtypeStruct((devices, width), np.float32, sharding=split)
         return jax.tree.map(one_a_device, params), metrics
+
+    @property
+    def _parts(self) -> int:
+        """The micro-batches of a step."""
+        return self.recipe.micro_batches
+
+    def _part_of(self, rows: Any, micro: jax.Array | None) -> Any:
+        """A micro-batch: every n-th row, so that it holds the same images on any number of devices."""
+        if micro is None:
+            return rows
+
+        def every(a):
+            return jax.lax.dynamic_index_in_dim(a.reshape(-1, self._parts, *a.shape[1:]), micro, 1, keepdims=False)
+
+        return jax.tree.map(every, rows)
 
     def _logits(self, params, image, outer: Architecture, sampled, rng=None):
         recipe = self.recipe
@@ -268,45 +297,50 @@ class TrainStep:
         """The program of `learn`. The gradient has a leading axis of devices; each device holds its own gradient."""
         recipe, bucket = self.recipe, part.bucket
 
-        def learn(params, image, label, step, teacher, sampled, total):
+        def learn(params, image, label, step, teacher, sampled, total, micro):
+            image, label = self._part_of((image, label), micro)
             rng = None
             if part.regularised:
                 key = jax.random.fold_in(jax.random.key(recipe.seed), step[0])
-                key = key if part.first else jax.random.fold_in(key, step[1])
+                if micro is not None:
+                    key = jax.random.fold_in(jax.random.fold_in(key, step[1]), micro)
+                elif not part.first:
+                    key = jax.random.fold_in(key, step[1])
                 rng = jax.random.fold_in(key, jax.lax.axis_index(AXIS))
 
             def loss(params):
                 logits = self._logits(params, image, bucket.arch, sampled, rng)
                 value, extra = self.loss(logits, _probabilities(label, logits.shape[-1]), teacher)
-                return value, (logits, extra)
+                return value / self._parts, (value, logits, extra)
 
-            (value, (logits, extra)), grads = jax.value_and_grad(loss, has_aux=True)(params)
+            (_, (value, logits, extra)), grads = jax.value_and_grad(loss, has_aux=True)(params)
             grads = _stack(grads)
-            if not part.first:
+            if total is not None:
                 grads = jax.tree.map(jnp.add, total, grads)
             further = [extra[name] for name in self.loss.metrics]
             return grads, _metrics(value, logits, label, further), logits if part.first else None
 
-        specs = (REPLICATED, SPLIT, SPLIT, REPLICATED, SPLIT, REPLICATED, SPLIT)
-        donated = {} if part.first else {"donate_argnums": (6,)}
+        specs = (REPLICATED, SPLIT, SPLIT, REPLICATED, SPLIT, REPLICATED, SPLIT, REPLICATED)
+        donated = {} if part.first and self._parts == 1 else {"donate_argnums": (6,)}
         return over_devices(self.mesh, learn, specs, (SPLIT, SPLIT, SPLIT), **donated)
 
     def _loss_of(self, bucket: Bucket):
         """The program of `score`."""
 
-        def loss(params, image, label, sampled):
+        def loss(params, image, label, sampled, micro):
+            image, label = self._part_of((image, label), micro)
             logits = self._logits(params, image, bucket.arch, sampled)
             targets = smooth(_probabilities(label, logits.shape[-1]), self.recipe.label_smoothing)
             return mean_over(cross_entropy(logits, targets), AXIS)
 
-        return over_devices(self.mesh, loss, (REPLICATED, SPLIT, SPLIT, REPLICATED), REPLICATED)
+        return over_devices(self.mesh, loss, (REPLICATED, SPLIT, SPLIT, REPLICATED, REPLICATED), REPLICATED)
 
     def _update(self):
         """The last program of a step: the mean over the devices, the clip and the update."""
         recipe = self.recipe
         update = partial(
             make_update, self.optimizer, self.schedule, recipe.ema_decay, recipe.resolve_conflicts_from,
-            self.loss.metrics, self.mesh.size,
+            self.loss.metrics, len(self.members.names), self.mesh.size,
         )  # fmt: skip
         specs = (REPLICATED, SPLIT, SPLIT)
         return over_devices(self.mesh, update, specs, (REPLICATED, REPLICATED), donate_argnums=(0,))

@@ -24,6 +24,7 @@ def make_update(
     ema_decay: float,
     resolve_from: int,
     names: Sequence[str],
+    members: int,
     devices: int,
     state: TrainState,
     grads: tuple[Any, ...],
@@ -39,15 +40,20 @@ def make_update(
       ema_decay: decay of the average of the weights; 0 if there is none.
       resolve_from: the step from which conflicts between gradients are resolved, where `grads` holds two trees.
       names: names of the further scalars that the loss gives.
+      members: members of the step.
       devices: devices of the mesh.
       state: the train state.
       grads: this device's sum of gradients, in the form of the weights with a leading axis of 1; or the biggest's
         gradient and the sum of the others', if conflicts between them are resolved.
-      metrics: [1, 2 + names] of each member: loss, accuracy, and the further scalars.
+      metrics: [1, 2 + names] of each member: loss, accuracy, and the further scalars; after those of the first
+        micro-batch those of the next. They are averaged over the micro-batches.
     """
     flat = Flat.of(state.params) if current().platform == "gpu" else None
     mean = _mean if flat is None else partial(_mean_of_vectors, flat)
-    *biggest, grads, metrics = mean((*grads, jnp.stack(metrics)), devices)
+    metrics = jnp.stack(metrics)
+    if len(metrics) > members:
+        metrics = jnp.mean(metrics.reshape(-1, members, *metrics.shape[1:]), 0)
+    *biggest, grads, metrics = mean((*grads, metrics), devices)
     if biggest:
         trees = (*biggest, grads) if flat is None else [flat.split(vectors) for vectors in (*biggest, grads)]
         grads = combined(*trees, state.step >= resolve_from)

@@ -87,7 +87,8 @@ IMPOSSIBLE = [
     ("checkpoint.on_damage", "ignore"), ("on_collapse", "wait"),
     ("log.every_steps", 0), ("log.images", -1), ("max_nonfinite_steps", 0),
     ("distributed.coordinator", "host"), ("distributed.num_processes", 0), ("num_devices", -1),
-    ("max_steps", -1), ("remat", "no"), ("deterministic", 1), ("arch", 3), ("init_checkpoint", "last"),
+    ("max_steps", -1), ("remat", "no"), ("micro_batches", 0), ("deterministic", 1), ("arch", 3),
+    ("init_checkpoint", "last"),
     ("init_from", 3), ("space.resolution", (3, 16)), ("space.stages.mb2.depth", (2, 1)),
     ("space.activation", "gelu"),
     # At odds with another field.
@@ -96,6 +97,7 @@ IMPOSSIBLE = [
     ("distributed.process_id", 1), ("distributed.num_processes", 2, "distributed.coordinator"),
     ("num_devices", 5, "batch_size"), ("search.cost", "macs,own", "search.own_cost"),
     ("search.max_own", (1.0,), "search.own_cost"), ("search.min_own", (1.0,), "search.own_cost"),
+    ("micro_batches", 5, "micro_batches"),
 ]
 
 

@@ -168,8 +168,8 @@ def test_the_space_has_to_be_given():
 
 def test_unknown_fields_are_refused():
     values = exact(digits).to_dict()
-    values["data"]["augment"]["mixup"] = 0.2
-    with pytest.raises(ConfigError, match="^config.data.augment.mixup: found an unknown field"):
+    values["data"]["augment"]["blur"] = 0.2
+    with pytest.raises(ConfigError, match="^config.data.augment.blur: found an unknown field"):
         Options.of(values)
 
 

@@ -44,7 +44,7 @@ def updated(monkeypatch, platform, values, ema, finite, resolves=False):
             grads[0]["classifier"]["bias"] = grads[0]["classifier"]["bias"].at[0, 0].set(jnp.nan)
         metrics = [jnp.array([[2.0, 0.5]])] * 4
         state, named = make_update(
-            transformation, lambda step: 0.1, 0.9 if ema else 0.0, 1, (), 1, state, grads, metrics
+            transformation, lambda step: 0.1, 0.9 if ema else 0.0, 1, (), 4, 1, state, grads, metrics
         )
     return state, named
 
