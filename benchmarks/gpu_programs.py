@@ -40,6 +40,7 @@ import numpy as np  # noqa: E402
 from benchmarks.gpu.cards import CARDS  # noqa: E402
 from benchmarks.gpu.measure import Measured, compile_all, measure  # noqa: E402
 from benchmarks.gpu.programs import GROUPS, KERNELS, SPACES, Setting, chosen, described_mesh  # noqa: E402
+from bignas_jax.programs.kept import package  # noqa: E402
 from bignas_jax.text import aligned  # noqa: E402
 
 TOPOLOGIES = ("1x1x1", "1x1x8", "1x2x8")
@@ -62,7 +63,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--peer", type=pathlib.Path, metavar="FILE", help="what benchmarks/gpu/eager.py wrote")
     parser.add_argument("--no-peer", action="store_true", help="do not count the peer")
     parser.add_argument("--quick", action="store_true", help="compile without optimising machine code: the same count")
-    parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="file to write the counts to")
+    parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="file to write the counts to, or to add them "
+                        "to, if it holds others of the same sources and setting")  # fmt: skip
     args = parser.parse_args()
     if min(args.batch, args.steps, args.workers) < 1:
         found = f"{args.batch}, {args.steps} and {args.workers}"
@@ -184,6 +186,14 @@ def allowed(name: str, m: Measured, setting: Setting) -> int:
     return 1 if name.startswith("score") else 2 * m.norms
 
 
+def added(path: pathlib.Path, about: dict, found: dict[str, dict]) -> dict:
+    """What goes into the JSON: what this call found, and what the file holds of the same sources and setting."""
+    old = json.loads(path.read_text()) if path.exists() else {}
+    if not about.items() <= old.items():
+        old = {}
+    return about | {name: old.get(name, {}) | values for name, values in found.items()}
+
+
 def main() -> None:
     args = arguments()
     card = CARDS[args.device]
@@ -221,10 +231,10 @@ def main() -> None:
     if args.json:
         about = {"space": args.space, "batch": args.batch, "dtype": args.dtype, "topology": args.topology,
                  "device": card.name, "bandwidth": card.bandwidth, "remat": args.remat, "steps": args.steps,
-                 "jax": jax.__version__}  # fmt: skip
+                 "jax": jax.__version__, "sources": package()}  # fmt: skip
         rows = {name: m.as_json() for name, m in programs.items()}
-        found = about | {"ratios": ratios | further, "parts": own, "programs": rows, "peer": theirs, "faults": wrong}
-        args.json.write_text(json.dumps(found, indent=1) + "\n")
+        found = {"ratios": ratios | further, "parts": own, "programs": rows, "peer": theirs}
+        args.json.write_text(json.dumps(added(args.json, about, found) | {"faults": wrong}, indent=1) + "\n")
     if wrong:
         raise SystemExit("\n".join(["found:", *wrong]))
 

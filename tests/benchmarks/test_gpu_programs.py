@@ -183,6 +183,14 @@ wrong = [
 assert [len(lines) for lines in wrong] == [1] * 8, wrong
 assert told(1, biggest={"unknown": {"%x"}, "group": "kernels"}) == []
 assert "found 81.0 GB of peak memory, expected at most the card's 80.0 GB" in wrong[6][0]
+
+import json, pathlib, tempfile
+file, a100 = pathlib.Path(tempfile.mkdtemp(), "found.json"), {"device": "a100"}
+assert g.added(file, a100, {"ratios": {"step": 1}}) == {"device": "a100", "ratios": {"step": 1}}
+file.write_text(json.dumps({"device": "a100", "sources": "x", "ratios": {"step": 1, "biggest": 2}, "faults": ["one"]}))
+assert g.added(file, a100 | {"sources": "x"}, {"ratios": {"step": 3}})["ratios"] == {"step": 3, "biggest": 2}
+for about in ({"device": "h100", "sources": "x"}, {"device": "a100", "sources": "y"}):
+    assert g.added(file, about, {"ratios": {"step": 3}})["ratios"] == {"step": 3}
 """
 
 
