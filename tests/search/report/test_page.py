@@ -18,9 +18,9 @@ from selenium.webdriver import ActionChains, Keys
 from selenium.webdriver.common.by import By
 
 from bignas_jax.cli.reporting import main
-from bignas_jax.errors import ReportError
+from bignas_jax.errors import FileError, ReportError
+from bignas_jax.search.report import form, plot
 from bignas_jax.search.report import page as report
-from bignas_jax.search.report import plot
 
 HOSTILE = "</script><script>window.hacked=1</script><!--<img src=x onerror=window.hacked=2>\u2028&amp; $x$ @@DATA@@"
 
@@ -560,3 +560,27 @@ def test_five_thousand_points_answer_at_once(show, digits):
           { clientX: area.left + 100 + 8 * n, clientY: area.top + 200, pointerType: "mouse" }));
         return (performance.now() - start) / 50""")
     assert spent < 50  # ms for a move of the pointer: far above what it takes, far below what redrawing would
+
+
+@in_browser
+def test_a_front_over_several_costs_and_a_cost_of_the_users_own(show, digits):
+    """The line is that of the first cost; the table shows what no other beats in all of them."""
+    result = copy.deepcopy(digits)
+    for row in (*result["evaluations"], *result["final"]):
+        row["own"] = 1e3 / row["macs"] ** 0.5
+    complete = [row for row in result["evaluations"] if row["complete"]]
+    result["surface"] = [row["number"] for row in complete[:30]]
+    result["run"] |= {"costs": ["macs", "own"]}
+    form.check(result)
+    for part, value, words in (("surface", [9999], r"surface\[0\]: found 9999"), ("surface", 3, "surface: found 3"),
+                               ("run", result["run"] | {"costs": ["macs", "x"]}, r"run.costs\[1\]: found 'x'")):
+        with pytest.raises(FileError, match=words):
+            form.check(result | {part: value})
+    browser = show(result)
+    words = browser.find_element(By.ID, "front-words").text.replace("\u2060", "")
+    assert "30 architectures that no other beats in all of multiply-adds, own cost and top-1" in words
+    path = browser.find_element(By.CSS_SELECTOR, "#cloud path.front").get_attribute("d")
+    assert path.count("V") == len(result["front"]) - 1
+    assert "Own cost" in _texts(browser, "#table thead button")
+    browser.find_element(By.ID, "front-only").click()
+    assert sorted(_rows(browser)) == sorted(result["surface"])
