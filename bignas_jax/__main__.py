@@ -15,6 +15,7 @@ COMMANDS = {
     "search": ("searching", "search a trained supernet"),
     "eval": ("evaluate", "evaluate architectures of a trained supernet"),
     "predict": ("predict", "name the classes of images with a child of a trained supernet"),
+    "inspect": ("inspecting", "show what a child takes the classes for, and the images it is surest and wrong about"),
     "export": ("export", "take children out to ONNX, StableHLO, PyTorch, safetensors"),
     "latency": ("latency", "measure a space's blocks on another device: export them, check the table that comes back"),
     "import": ("importing", "import a supernet that PyTorch-BigNAS, AttentiveNAS or AlphaNet trained"),

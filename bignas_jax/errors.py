@@ -50,7 +50,7 @@ class WeightsError(CheckpointError):
 
 
 class EvaluationError(UserError):
-    """There is nothing to evaluate on."""
+    """There is nothing to evaluate on, or no figure comes of it."""
 
 
 class ReportError(UserError):

@@ -16,6 +16,7 @@ from flax import nnx
 from PIL import Image
 
 from bignas_jax.api import statistics as kept
+from bignas_jax.api.inspection import Inspection, inspect
 from bignas_jax.api.prediction import Prediction, predictions
 from bignas_jax.data.fingerprint import fingerprint
 from bignas_jax.data.given import labelled, read_given
@@ -31,7 +32,7 @@ from bignas_jax.programs.compile import compile_ahead
 from bignas_jax.programs.devices import make_mesh
 from bignas_jax.programs.kept import identity_of
 from bignas_jax.runs.identity import Use, check_data, check_run
-from bignas_jax.runs.session import network_identity
+from bignas_jax.runs.session import Session, network_identity
 from bignas_jax.spaces.architecture import Architecture
 from bignas_jax.spaces.cost import count
 from bignas_jax.spaces.space import Space
@@ -172,6 +173,31 @@ class Child:
           DataError: there are no such images, or a folder is none of the run's classes.
         """
         self._check_statistics("evaluate")
+        session, split = self._labelled(images)
+        bucket = Bucket(self.arch, masked=False)
+        session.compile_evaluation([bucket], progress=False, calibrate=False)
+        wide = kept.in_supernet(session.space, self.arch, self.statistics)
+        weights = self.run.placed_weights
+        return session.evaluate(weights, {self.arch: bucket}, split, {self.arch: wide})[self.arch]
+
+    def inspect(self, images: str | os.PathLike = "val", wrong: int = 24) -> Inspection:
+        """What it takes the classes for, and where it is surest and wrong. `Inspection.write` makes a page of it.
+
+        Args:
+          images: as `evaluate` takes them.
+          wrong: how many of the images are kept whose wrong class it gives the highest probability.
+        Raises:
+          ConfigError: its statistics are those of each batch.
+          DataError: there are no such images, or one is corrupt and `config.data.on_corrupt` is error.
+        """
+        self._check_statistics("inspect")
+        session, split = self._labelled(images)
+        about = f"A child of {self.run.workdir}, step {self.run.step}: {self.macs / 1e6:,.2f} M multiply-adds at "
+        about += f"{self.resolution} pixels"
+        return inspect(self._run, session.dataset, split, wrong, about, os.fspath(images))
+
+    def _labelled(self, images: str | os.PathLike) -> tuple[Session, str]:
+        """A session of these images, and their split in it; as `evaluate` takes them."""
         split, session = os.fspath(images), self.run.session
         if split == "holdout":
             check_run(self.run.options, self.run.workdir, Use.HELD_OUT)
@@ -182,11 +208,7 @@ class Child:
             session = dataclasses.replace(session, dataset=dataclasses.replace(session.dataset, val=source))
             split = "val"
         session.check_evaluation(split)
-        bucket = Bucket(self.arch, masked=False)
-        session.compile_evaluation([bucket], progress=False, calibrate=False)
-        wide = kept.in_supernet(session.space, self.arch, self.statistics)
-        weights = self.run.placed_weights
-        return session.evaluate(weights, {self.arch: bucket}, split, {self.arch: wide})[self.arch]
+        return session, split
 
     def export(
         self,

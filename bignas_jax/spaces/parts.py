@@ -6,12 +6,12 @@ that a table of times, measured elsewhere, needs no other file to be understood.
 """
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
 import re
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
@@ -69,15 +69,16 @@ def parts_of(space: Space, arch: Architecture, num_classes: int) -> list[Part]:
     found = []
     for kind, first, end in pieces:
         layers = layout[first:end]
-        key = json.dumps({"part": kind, "layers": [_described(layer) for layer in layers]})
+        key = f'{{"part": "{kind}", "layers": [{", ".join(map(_described, layers))}]}}'
         found.append(Part(kind, key, (layers[0].side, layers[0].side, layers[0].in_width), layers))
     return found
 
 
-def _described(layer: Layer) -> dict[str, Any]:
-    """Everything that decides a layer's program, as JSON values. Its place in the network is left out."""
+@functools.lru_cache(maxsize=1 << 16)  # the architectures of a space have few layers that differ
+def _described(layer: Layer) -> str:
+    """Everything that decides a layer's program, as JSON. Its place in the network is left out."""
     values = dataclasses.asdict(layer)
-    return {name: values[name] for name in ("kind", "side", "halves", "pools", "convs", "shortcut")}
+    return json.dumps({name: values[name] for name in ("kind", "side", "halves", "pools", "convs", "shortcut")})
 
 
 def network_of(space: Space, arch: Architecture, num_classes: int) -> Part:

@@ -86,6 +86,8 @@ def test_its_accuracy_is_that_of_the_command(run, workdir):
         assert (score.top1, score.top5, score.loss, score.images) == (
             row["top1"], row["top5"], row["loss"], row["images"]
         )  # fmt: skip
+        seen = run.child("max").inspect(split, wrong=2)
+        assert seen.top1 == pytest.approx(score.top1) and seen.confusion.sum() == score.images
 
 
 def test_a_folder_may_have_some_of_the_classes(run, tmp_path):

@@ -4,8 +4,8 @@
     python measure.py --threads 4 --passes 9
     python measure.py --out child.csv child.onnx
 
-Other work on the machine can only make a time longer, and it comes and goes. So all files are timed in several passes.
-In a pass, a file's time is the median of its calls. In the table stands the least of all passes. The table is written
+Other work on the machine can only make a time longer, and it comes and goes. So all files are timed in several passes,
+and a file's calls in short windows. The table has the least of the windows' medians, over all passes. It is written
 after each pass; the same command goes on with the passes that it lacks.
 """
 
@@ -23,7 +23,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 COLUMNS = ("name", "ms", "batch", "threads", "runtime", "device", "passes")
 SAME = ("threads", "runtime", "device")  # a table's rows agree in these
-WARM_UP, LEAST_CALLS = 3, 5
+WARM_UP, LEAST_WINDOWS, LEAST_CALLS, WINDOW = 3, 5, 3, 0.01  # calls, windows of a pass, calls and seconds of a window
 
 
 def main():
@@ -86,7 +86,7 @@ def measure(files, out, arguments):
 
 
 def time_file(onnxruntime, file, arguments):
-    """The median milliseconds of a call, and the images of a call."""
+    """The milliseconds of a call, and the images of a call."""
     import numpy as np
 
     options = onnxruntime.SessionOptions()
@@ -101,12 +101,20 @@ def time_file(onnxruntime, file, arguments):
     feed = {images.name: np.random.default_rng(0).standard_normal(shape).astype(np.float32)}
     for _ in range(WARM_UP):
         session.run(None, feed)
-    times, end = [], time.perf_counter() + arguments.seconds
+    medians, end = [], time.perf_counter() + arguments.seconds
+    while len(medians) < LEAST_WINDOWS or time.perf_counter() < end:
+        medians.append(window(lambda: session.run(None, feed)))
+    return 1e3 * min(medians), shape[0]
+
+
+def window(call):
+    """The median seconds of a few calls, one after the other."""
+    times, end = [], time.perf_counter() + WINDOW
     while len(times) < LEAST_CALLS or time.perf_counter() < end:
         start = time.perf_counter()
-        session.run(None, feed)
+        call()
         times.append(time.perf_counter() - start)
-    return 1e3 * statistics.median(times), shape[0]
+    return statistics.median(times)
 
 
 def read(out, setting):

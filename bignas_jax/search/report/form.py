@@ -51,9 +51,12 @@ def check(result: Any) -> None:
       FileError: the first thing that is wrong with it.
     """
     check_form(result, RESULT)
-    cost = result["run"]["cost"]
-    if cost not in list(Costs):
-        raise FileError(f"run.cost: found {cost!r}, expected one of {', '.join(Costs)}")
+    cost, costs = result["run"]["cost"], result["run"].get("costs", [])  # earlier versions have one cost alone
+    check_form(costs, [str], "run.costs")
+    for place, kind in (("run.cost", cost), *((f"run.costs[{n}]", kind) for n, kind in enumerate(costs))):
+        if kind not in list(Costs):
+            raise FileError(f"{place}: found {kind!r}, expected one of {', '.join(Costs)}")
+    check_form(result.get("surface", []), [int], "surface")
     check_form(result["run"].get("workdir", ""), str, "run.workdir")
     numbered = {row["number"]: row for row in result["evaluations"]}
     for place, number in _references(result):
@@ -61,8 +64,6 @@ def check(result: Any) -> None:
             raise FileError(f"{place}: found {number}, expected the number of an evaluation")
     for number in result["front"]:
         check_form(numbered[number].get(cost), float, f"{cost} of evaluation {number}, which is on the front")
-    for number in result.get("surface", []):
-        check_form(number, int, "surface")
     for place, row in _rows(result):
         check_form(row.get("own"), (float, None), f"{place}.own")
         if any(value is not None and not 0 <= value < 1e30 for value in (row.get(name) for name in Costs)):

@@ -6,30 +6,23 @@ import itertools
 import json
 import re
 import shlex
-import shutil
 
+import chromium
 import numpy as np
 import pytest
 import report_cases
+from chromium import in_browser
 from matplotlib.colors import to_rgb
 from PIL import Image
-from selenium import webdriver
 from selenium.webdriver import ActionChains, Keys
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 
 from bignas_jax.cli.reporting import main
-from bignas_jax.errors import ReportError
+from bignas_jax.errors import FileError, ReportError
+from bignas_jax.search.report import form, plot
 from bignas_jax.search.report import page as report
-from bignas_jax.search.report import plot
 
 HOSTILE = "</script><script>window.hacked=1</script><!--<img src=x onerror=window.hacked=2>\u2028&amp; $x$ @@DATA@@"
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-DRIVER = shutil.which("chromedriver")
-FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
-         "--disable-dev-shm-usage")
-in_browser = pytest.mark.skipif(
-    not (CHROMIUM and DRIVER), reason="no Chromium with chromedriver; apt-get install chromium chromium-driver")
 
 
 @pytest.fixture(scope="module")
@@ -234,38 +227,22 @@ def test_png_colours_grow_lighter_with_the_resolution():
 
 @pytest.fixture(scope="module")
 def browser():
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in FLAGS:
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
-    yield driver
-    driver.quit()
+    with chromium.browser() as driver:
+        yield driver
 
 
 @pytest.fixture
 def show(browser, tmp_path):
     """Opens the page of a result at a width; afterwards no error may be in the console and nothing fetched."""
+    path = tmp_path / "report.html"
+
     def opened(result, width=1280, dark=False):
-        path = tmp_path / "report.html"
         path.write_text(report.page(result), encoding="utf-8")
-        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {
-            "width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500})
-        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {
-            "features": [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]})
-        browser.get("about:blank")
-        for log in ("browser", "performance"):
-            browser.get_log(log)
-        browser.get(path.as_uri())
+        chromium.open_page(browser, path, width, dark)
         return browser
 
     yield opened
-    assert browser.get_log("browser") == []
-    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    fetched = {event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"}
-    assert fetched == {(tmp_path / "report.html").as_uri()}
-    assert browser.execute_script("return performance.getEntriesByType('resource').length") == 0
+    chromium.check_quiet(browser, path)
 
 
 def _all(browser, selector):
@@ -583,3 +560,27 @@ def test_five_thousand_points_answer_at_once(show, digits):
           { clientX: area.left + 100 + 8 * n, clientY: area.top + 200, pointerType: "mouse" }));
         return (performance.now() - start) / 50""")
     assert spent < 50  # ms for a move of the pointer: far above what it takes, far below what redrawing would
+
+
+@in_browser
+def test_a_front_over_several_costs_and_a_cost_of_the_users_own(show, digits):
+    """The line is that of the first cost; the table shows what no other beats in all of them."""
+    result = copy.deepcopy(digits)
+    for row in (*result["evaluations"], *result["final"]):
+        row["own"] = 1e3 / row["macs"] ** 0.5
+    complete = [row for row in result["evaluations"] if row["complete"]]
+    result["surface"] = [row["number"] for row in complete[:30]]
+    result["run"] |= {"costs": ["macs", "own"]}
+    form.check(result)
+    for part, value, words in (("surface", [9999], r"surface\[0\]: found 9999"), ("surface", 3, "surface: found 3"),
+                               ("run", result["run"] | {"costs": ["macs", "x"]}, r"run.costs\[1\]: found 'x'")):
+        with pytest.raises(FileError, match=words):
+            form.check(result | {part: value})
+    browser = show(result)
+    words = browser.find_element(By.ID, "front-words").text.replace("\u2060", "")
+    assert "30 architectures that no other beats in all of multiply-adds, own cost and top-1" in words
+    path = browser.find_element(By.CSS_SELECTOR, "#cloud path.front").get_attribute("d")
+    assert path.count("V") == len(result["front"]) - 1
+    assert "Own cost" in _texts(browser, "#table thead button")
+    browser.find_element(By.ID, "front-only").click()
+    assert sorted(_rows(browser)) == sorted(result["surface"])
