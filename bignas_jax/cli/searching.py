@@ -3,7 +3,9 @@
     python search.py
     python search.py --workdir exp/mine --config.search.max_macs=300e6
     python search.py "--config.search.max_macs=(200e6, 400e6)" --config.search.max_params=6e6
-    python search.py --config.search.strategy=pareto --config.search.cost=latency_ms
+    python search.py --config.search.strategy=pareto --config.search.cost=macs,params
+    python search.py --config.search.max_latency_ms=5 --config.search.latency_table=blocks/latency.csv
+    python search.py --config.search.own_cost=mine:peak_kib --config.search.max_own=256
 
 The config is the one that the run left in its folder; overrides come on top. Architectures are chosen on images held
 out of the training set; the winners are scored on the validation split once, at the end. A search that was stopped

@@ -37,6 +37,12 @@ def test_the_front_is_what_no_other_beats(run):
             (c, t) for c, t in known if not any(a <= c and b >= t and (a, b) != (c, t) for a, b in known)
         }
     assert front == run.front("macs")
+    points = {(row["macs"], row["params"], 1 - row["top1"]) for row in rows if row["complete"]}
+    assert {(one.macs, one.params, 1 - one.top1) for one in run.front("macs,params")} == {
+        p for p in points if not any(all(a <= b for a, b in zip(q, p, strict=True)) and q != p for q in points)
+    }
+    with pytest.raises(ConfigError, match="own: the last search had none, expected one with run.search.own_cost"):
+        run.front("macs,own")
 
 
 def test_limits_together(run):

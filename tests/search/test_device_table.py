@@ -65,6 +65,16 @@ def test_the_error_is_that_of_networks_the_fit_has_not_seen(tmp_path):
     assert "median error 20.0% on 5 whole networks held back" in lines[-1]
 
 
+def test_a_search_uses_what_all_networks_say_and_the_error_what_some_do(tmp_path):
+    """All networks but two of the fitted ones take 5% longer than these two say."""
+    ms = times()
+    for arch in (*FITTED[2:5], *HELD_BACK):
+        ms[network_of(SPACE, arch, CLASSES).name] *= 1.05
+    found = table(write(tmp_path / "t.csv", ms))
+    assert found.check()["error"] == pytest.approx(1 - 1 / 1.05)
+    assert [found.estimate(arch) for arch in HELD_BACK] == pytest.approx([1.05 * whole(arch) for arch in HELD_BACK])
+
+
 def test_a_table_of_parts_alone_is_their_sum(tmp_path):
     """As one that another tool made: no call, no networks, two columns."""
     ms = {part.name: own(part) for part in distinct_parts(SPACE, CLASSES)}

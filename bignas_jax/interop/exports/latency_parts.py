@@ -165,6 +165,7 @@ Copy this folder to the device. `models/` holds every distinct block of the sear
     pip install onnxruntime numpy
     python measure.py                          # one thread of a CPU; writes latency.csv beside itself
     taskset -c 1 python measure.py --passes 9  # kept to one core; more passes where other work disturbs
+    python measure.py --clock cpu              # on a busy machine: the time that the process had, for one thread
     python measure.py --threads 4
     python measure.py --provider CUDAExecutionProvider    # with the onnxruntime of that device
 

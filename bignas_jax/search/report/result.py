@@ -213,6 +213,8 @@ def notes(result: dict[str, Any]) -> list[str]:
             f"latency at batch {table['batch_size']} on {table['device']}, from {table['blocks']} measured blocks: "
             f"median error {error}"
         )
+        if any(row["measured_ms"] is None for row in result["final"]):
+            lines.append("the winners' latencies are estimates: export and measure them on the device, too")
     return lines
 
 

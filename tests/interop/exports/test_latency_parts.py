@@ -102,6 +102,11 @@ def test_the_script_times_every_model_and_goes_on(folder):
     second = rows(folder / "latency.csv")
     assert {name for name in second if second[name]["passes"] == "2"} == set(names)
     assert all(float(second[name]["ms"]) <= float(first[name]["ms"]) for name in first)
+    clock = ("--clock", "cpu", "--passes", "1", "--seconds", "0", "--device", "mine")
+    assert "found a table with runtime" in measure(folder, *clock, code=2)
+    measure(folder, *files, *clock, "--out", str(folder / "cpu.csv"))
+    assert all(row["runtime"].endswith("(cpu time)") and float(row["ms"]) > 0 for row in
+               rows(folder / "cpu.csv").values())  # fmt: skip
 
 
 def test_the_script_refuses_in_one_line(folder, tmp_path):
@@ -112,6 +117,7 @@ def test_the_script_refuses_in_one_line(folder, tmp_path):
         ((str(tmp_path / "none.onnx"),), "found no file"),
         (("--out", str(tmp_path / "other.csv")), "found a table with threads '4', expected '1'"),
         (("--out", out, str(tmp_path / "bad.onnx")), "cannot load it"),
+        (("--clock", "cpu", "--threads", "2"), "expected wall"),
     ):
         assert words in measure(folder, *arguments, code=2).splitlines()[-1]
     assert not (tmp_path / "t.csv").exists()
