@@ -130,9 +130,15 @@ def batch_on(mesh):
 
 
 @functools.cache
+def network_of(family):
+    """The space, the graphdef and fresh weights: to draw weights takes a compile."""
+    space = SPACES[family]()
+    return space, *build(space, CLASSES)
+
+
+@functools.cache
 def evaluator_of(family):
-    space, mesh = SPACES[family](), make_mesh(2, {})
-    graphdef, params = build(space, CLASSES)
+    (space, graphdef, params), mesh = network_of(family), make_mesh(2, {})
     evaluator = Evaluator(space, graphdef, mesh, (0.5,) * 3, (0.25,) * 3)
     buckets = [shared(space, resolution) for resolution in space.resolutions]
     evaluator.compile(params, buckets, SIDE, BATCH, BATCH, progress=False)
@@ -161,7 +167,7 @@ def trained(family, members, loss):
     space, mesh = evaluator.space, evaluator.mesh
     recipe = Recipe(num_random=1, members=members, loss=loss, mean=(0.5,) * 3, std=(0.25,) * 3)
     step = TrainStep(space, evaluator.graphdef, recipe, optimizer(Optimizer(), lambda _: 0.05), mesh)
-    state = step.init(build(space, CLASSES)[1])
+    state = step.init(network_of(family)[2])
     step.executables = compiled(step, state, family)
     before = jax.tree.map(np.asarray, state.params)
     state, metrics = step(state, batch_on(mesh), 0)
