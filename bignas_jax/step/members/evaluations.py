@@ -13,8 +13,6 @@ from bignas_jax.spaces.space import Space
 if TYPE_CHECKING:
     from bignas_jax.spaces.predictor import Predictor
 
-LEAST = 8  # evaluations
-
 _ROWS = [{"architecture": {}, "top1": float}]
 
 
@@ -25,7 +23,7 @@ def read(space: Space, run: str) -> dict[str, Any]:
       space: the search space, which they must lie in.
       run: the folder of the run.
     Raises:
-      ConfigError: there is no search, it is of another space, or it has fewer than `LEAST` evaluations.
+      ConfigError: there is no search, it is of another space, or it has too few evaluations.
     """
     path = pathlib.Path(run) / "search" / "result.json"
     try:
@@ -64,6 +62,8 @@ def fitted(space: Space, found: dict[str, Any]) -> "Predictor":
 
 def _why_not(space: Space, rows: list[dict[str, Any]]) -> str | None:
     """The reason why a predictor cannot be fitted to these; None if it can."""
+    from bignas_jax.spaces.predictor import LEAST  # as in `fitted`
+
     if len(rows) < LEAST:
         return f"found {len(rows)} evaluations, expected at least {LEAST}"
     for row in rows:
