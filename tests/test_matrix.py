@@ -133,20 +133,21 @@ def batch_on(mesh):
 @pytest.fixture(scope="module", autouse=True)
 def programs_end_with_their_module():
     yield
-    for kept in (COMPILED.clear, trained.cache_clear, evaluator_of.cache_clear):
+    for kept in (COMPILED.clear, trained.cache_clear, evaluator_of.cache_clear, network_of.cache_clear):
         kept()
     jax.clear_caches()
 
 
 @functools.cache
-def built(family):
+def network_of(family):
+    """The space, the graphdef and fresh weights: to draw weights takes a compile."""
     space = SPACES[family]()
     return space, *build(space, CLASSES)
 
 
 @functools.cache
 def evaluator_of(family):
-    (space, graphdef, params), mesh = built(family), make_mesh(2, {})
+    (space, graphdef, params), mesh = network_of(family), make_mesh(2, {})
     evaluator = Evaluator(space, graphdef, mesh, (0.5,) * 3, (0.25,) * 3)
     buckets = [shared(space, resolution) for resolution in space.resolutions]
     evaluator.compile(params, buckets, SIDE, BATCH, BATCH, progress=False)
@@ -175,7 +176,7 @@ def trained(family, members, loss):
     space, mesh = evaluator.space, evaluator.mesh
     recipe = Recipe(num_random=1, members=members, loss=loss, mean=(0.5,) * 3, std=(0.25,) * 3)
     step = TrainStep(space, evaluator.graphdef, recipe, optimizer(Optimizer(), lambda _: 0.05), mesh)
-    state = step.init(jax.tree.map(jnp.copy, built(family)[2]))
+    state = step.init(jax.tree.map(jnp.copy, network_of(family)[2]))
     step.executables = compiled(step, state, family)
     before = jax.tree.map(np.asarray, state.params)
     state, metrics = step(state, batch_on(mesh), 0)

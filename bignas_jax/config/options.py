@@ -355,6 +355,7 @@ class Sandwich(Group, part="sandwich"):
     candidates: int = _integer(1, 3, below=1000)
     budget_macs: float = _not_negative(0.0)
     uniform_budgets: bool = _switch(False)
+    predictor: str = _text("", expected="the folder of a searched run, or nothing to score candidates by their loss")
     loss: str = _plugged(*Losses, default=Losses.SOFT_CROSS_ENTROPY.value)
     resolve_conflicts: bool = _switch(False)
     resolve_conflicts_after: float = _not_negative(0.0)

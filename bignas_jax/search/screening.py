@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
-from bignas_jax.search.predictor import Predictor
 from bignas_jax.search.problem import Problem
 from bignas_jax.search.race import Race
 from bignas_jax.search.strategies.strategy import Proposal
 from bignas_jax.spaces.architecture import Architecture
+from bignas_jax.spaces.predictor import Predictor
 
 GROWTH = 1.1  # the predictor is fitted again when the evaluations have grown by this factor
 LEAST = 24  # evaluations before a predictor is fitted

@@ -23,6 +23,8 @@ class Recipe:
       candidates: architectures of which attentive sampling takes one.
       budget_macs: multiply-adds from budget to budget in attentive sampling; 0 means equal parts of the space's range.
       uniform_budgets: whether attentive sampling draws budgets uniformly, and not as often as uniform draws meet them.
+      predictor: the folder of a searched run, to whose evaluations attentive sampling fits a predictor of accuracies;
+        '' means that candidates are scored by their loss on the batch.
       num_classes: outputs of the classifier.
       members: name of the sampler, or `package.module:Class`.
       loss: name of the loss, or `package.module:Class`.
@@ -51,6 +53,7 @@ class Recipe:
     candidates: int = 3
     budget_macs: float = 0.0
     uniform_budgets: bool = False
+    predictor: str = ""
     num_classes: int = 1
     micro_batches: int = 1
 
@@ -72,6 +75,7 @@ class Recipe:
             candidates=sandwich.candidates,
             budget_macs=sandwich.budget_macs,
             uniform_budgets=sandwich.uniform_budgets,
+            predictor=sandwich.predictor,
             num_classes=options.model.num_classes,
             label_smoothing=sandwich.label_smoothing,
             dropout=options.model.dropout,

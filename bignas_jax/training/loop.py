@@ -43,7 +43,7 @@ from bignas_jax.training import origin as child_training
 from bignas_jax.training.curves import curves
 from bignas_jax.training.origin import Origin
 from bignas_jax.training.plan import Plan, Watch
-from bignas_jax.training.prepared import prepared
+from bignas_jax.training.prepared import keep, prepared
 
 
 @together
@@ -73,7 +73,7 @@ def train(options: Options, workdir: str | pathlib.Path, progress: bool = True) 
     goes_on = trained(workdir)
     session = Session.open(options, training=True, run=workdir if goes_on else None, use=Use.GOING_ON)
     check_images(fingerprint(session.dataset))
-    members_class(session.space, options.sandwich.members)
+    made = prepared(workdir, session.space, Recipe.of(options))
     loader = session.loader("train", options.batch_size, train=True)
     session.check_evaluation("val", watched_split(options.data))
     origin = None if begun(workdir) else Origin.open(session)
@@ -83,15 +83,16 @@ def train(options: Options, workdir: str | pathlib.Path, progress: bool = True) 
             return reporting.left(workdir, finished)
         if jax.process_index() == 0 and not goes_on:
             session.note_data(workdir)
-        return _trained(session, loader, workdir, origin, progress)
+        keep(workdir, made)
+        return _trained(session, loader, workdir, origin, progress, made)
 
 
 def _trained(
-    session: Session, loader: Loader, workdir: pathlib.Path, origin: Origin | None, progress: bool
+    session: Session, loader: Loader, workdir: pathlib.Path, origin: Origin | None, progress: bool, made: Any
 ) -> list[dict[str, Any]]:
     """Trains to the end of the plan, and gives the rows of the final evaluation."""
     checkpoints = Checkpoints(workdir, session.options.checkpoint.keep, on_damage=session.options.checkpoint.on_damage)
-    run = Run(session, loader, workdir, checkpoints, origin, progress)
+    run = Run(session, loader, workdir, checkpoints, origin, progress, made)
     try:
         state = run.start()
         before = run.before(state)
@@ -116,6 +117,7 @@ class Run:
         checkpoints: Checkpoints,
         origin: Origin | None,
         progress: bool,
+        made: Any = None,
     ):
         options = session.options
         self.session, self.options, self.loader, self.workdir = session, options, loader, workdir
@@ -134,7 +136,7 @@ class Run:
             session.mesh,
             schedule,
             identity=identity_of(session.network, recipe, options.optimizer, sizes, *map(source, plugged)),
-            prepared=prepared(workdir, session.space, recipe),
+            prepared=made,
         )
         self.watch = Watch(options.max_nonfinite_steps, options.model.num_classes)
         self.corrupt = 0  # images replaced since this process began

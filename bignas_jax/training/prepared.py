@@ -16,24 +16,25 @@ FILE = "members.json"
 def prepared(workdir: pathlib.Path, space: Space, recipe: Recipe) -> Any:
     """What the sampler of this recipe prepares, see `Members`; None if it prepares nothing. It is equal on all hosts.
 
-    The first process reads it from the run's folder, or has it made and writes it there.
+    The first process reads it from the run's folder, or has it made.
 
     Args:
       workdir: the run's folder.
       space: the search space.
       recipe: the settings of the step.
+    Raises:
+      ConfigError: there is no such sampler, or it cannot work with these settings.
     """
     prepare = getattr(members_class(space, recipe.members), "prepare", None)
     if prepare is None:
         return None
-    made = None
-    if own_index() == 0:
-        path = workdir / FILE
-        before = _read(path)
-        made = prepare(space, recipe, before)
-        if made != before:
-            write_json(path, made)
-    return gather(made)[0]
+    return gather(prepare(space, recipe, _read(workdir / FILE)) if own_index() == 0 else None)[0]
+
+
+def keep(workdir: pathlib.Path, made: Any) -> None:
+    """Writes what `prepared` gave into the run's folder, if there is something and it is not there yet."""
+    if made is not None and own_index() == 0 and made != _read(workdir / FILE):
+        write_json(workdir / FILE, made)
 
 
 def _read(path: pathlib.Path) -> Any:

@@ -63,6 +63,7 @@ IMPOSSIBLE = [
     ("data.augment.cutmix", "yes"),
     ("sandwich.num_random", -1), ("sandwich.label_smoothing", 1.0), ("sandwich.members", "attentive"),
     ("sandwich.candidates", 0), ("sandwich.budget_macs", -25e6), ("sandwich.uniform_budgets", 1),
+    ("sandwich.predictor", 3),
     ("sandwich.loss", "hinge"), ("optimizer.name", "adam"),
     ("optimizer.learning_rate", 0.0), ("optimizer.learning_rate", float("nan")),
     ("optimizer.learning_rate", float("inf")), ("optimizer.schedule", "step"), ("optimizer.decay_rate", 1.1),

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bignas_jax.config.files import from_json, to_json
-from bignas_jax.search.predictor import Predictor
 from bignas_jax.search.problem import Budget, Problem
 from bignas_jax.search.strategies.coarse_to_fine import CoarseToFine, skeletons
 from bignas_jax.search.strategies.evolution import Evolution
@@ -18,6 +17,7 @@ from bignas_jax.search.strategies.pareto import Pareto
 from bignas_jax.spaces.architecture import Architecture
 from bignas_jax.spaces.cost import count, executed
 from bignas_jax.spaces.mobilenet import SearchSpace, Stage
+from bignas_jax.spaces.predictor import Predictor
 from bignas_jax.spaces.registry import space_of
 from configs import digits
 

@@ -26,7 +26,7 @@ from bignas_jax.step.recipe import Recipe
 from bignas_jax.step.state import TrainState
 from bignas_jax.step.train_step import TrainStep
 from bignas_jax.training.curves import curves
-from bignas_jax.training.prepared import prepared
+from bignas_jax.training.prepared import keep, prepared
 
 RECIPE = Recipe(num_random=2, label_smoothing=0.1, sync_batch_norm=True, mean=MEAN, std=STD, seed=3, members="best_up",
                 num_classes=CLASSES)  # fmt: skip
@@ -191,9 +191,9 @@ SMALL = SearchSpace((8,), (8,), 1, (Stage("mb1", (8, 16), (1, 2), (3,), (2, 3), 
 def small_step(folder, members):
     recipe = dataclasses.replace(RECIPE, members=members, sync_batch_norm=False)
     graphdef, params = build(SMALL, CLASSES)
-    mesh = make_mesh(4, {"batch_size": BATCH})
-    step = TrainStep(SMALL, graphdef, recipe, optimizer(SGD, lambda step: RATE), mesh,
-                     prepared=prepared(folder, SMALL, recipe))  # fmt: skip
+    mesh, made = make_mesh(4, {"batch_size": BATCH}), prepared(folder, SMALL, recipe)
+    keep(folder, made)
+    step = TrainStep(SMALL, graphdef, recipe, optimizer(SGD, lambda step: RATE), mesh, prepared=made)
     return step, step.init(params)
 
 
@@ -244,17 +244,62 @@ def test_a_run_that_goes_on_chooses_the_same_and_ends_with_the_same_bits(tmp_pat
 
 def test_the_folder_s_table_is_the_one_that_a_run_goes_on_with(tmp_path):
     recipe = dataclasses.replace(RECIPE, members="best_up")
-    made = prepared(tmp_path, SMALL, recipe)
-    path = tmp_path / "members.json"
+
+    def kept(recipe):
+        made = prepared(tmp_path, SMALL, recipe)
+        keep(tmp_path, made)
+        return made
+
+    made, path = kept(recipe), tmp_path / "members.json"
     assert json.loads(path.read_text()) == made
     of_older_code = made | {"budgets": made["budgets"][:3]}
     path.write_text(json.dumps(of_older_code))
-    assert prepared(tmp_path, SMALL, recipe) == of_older_code
+    assert kept(recipe) == of_older_code == json.loads(path.read_text())
     damaged = [json.dumps(made)[:-9], "[]", json.dumps(made | {"budgets": []}),
                json.dumps(made | {"budgets": [made["budgets"][0] | {"counts": [[1]]}]})]  # fmt: skip
     for text in damaged:
         path.write_text(text)
-        assert prepared(tmp_path, SMALL, recipe) == made == json.loads(path.read_text())
-    other = prepared(tmp_path, SMALL, dataclasses.replace(recipe, seed=9))
+        assert kept(recipe) == made == json.loads(path.read_text())
+    other = kept(dataclasses.replace(recipe, seed=9))
     assert other != made and other == json.loads(path.read_text())
-    assert prepared(tmp_path / "none", SMALL, Recipe()) is None and not (tmp_path / "none").exists()
+    keep(tmp_path / "none", prepared(tmp_path / "none", SMALL, Recipe()))
+    assert not (tmp_path / "none").exists()
+
+
+def searched(folder, archs):
+    """A run's folder with a search whose accuracies rise with the depth and the width alone."""
+    rows = [{"architecture": arch.to_dict(), "top1": sum(arch.depth) / 10 + sum(arch.width) / 1000} for arch in archs]
+    (folder / "search").mkdir(parents=True, exist_ok=True)
+    (folder / "search" / "result.json").write_text(json.dumps({"evaluations": rows}))
+
+
+def test_a_predictor_chooses_what_it_predicts_best_or_worst(tmp_path):
+    rng = np.random.default_rng(0)
+    searched(tmp_path / "run", [SPACE.sample(rng) for _ in range(60)])
+    recipe = dataclasses.replace(RECIPE, predictor=str(tmp_path / "run"))
+    keep(tmp_path, prepared(tmp_path, SPACE, recipe))
+    (tmp_path / "run/search/result.json").unlink()  # a run goes on with what its own folder holds
+    made = prepared(tmp_path, SPACE, recipe)
+    samplers = [sampler(SPACE, recipe, made) for sampler in (BestUp, WorstUp)]
+    found = []
+    for step in range(15):
+        drawn = samplers[0].candidates(step)
+        for own, *chosen in zip(drawn, *(sampler.choose(step, None)[1:-1] for sampler in samplers), strict=True):
+            true = {arch: sum(arch.depth) / 10 + sum(arch.width) / 1000 for arch in own}
+            best, worst = (true[member.arch] for member in chosen)
+            found.append((best - min(true.values()), max(true.values()) - best, worst - min(true.values())))
+    above, missed, wrong = np.mean(found, axis=0)
+    assert missed < 0.2 * above and wrong < 0.2 * above and not samplers[0].scores
+    loss_again = prepared(tmp_path, SPACE, RECIPE)
+    assert "evaluations" not in loss_again and loss_again == budgets.make(SPACE, CLASSES, 3, made["made_for"]["width"])
+
+
+@pytest.mark.parametrize("prepare, message", [
+    (lambda folder: None, "cannot read .*result.json .*expected the folder of a run that search.py has searched"),
+    (lambda folder: searched(folder, [SPACE.smallest] * 7), "found 7 evaluations, expected at least 8"),
+    (lambda folder: searched(folder, [SMALL.smallest] * 9), "found an evaluation of another search space"),
+])  # fmt: skip
+def test_a_predictor_without_evaluations_is_refused(tmp_path, prepare, message):
+    prepare(tmp_path)
+    with pytest.raises(ConfigError, match=f"config.sandwich.predictor: .*{message}"):
+        prepared(tmp_path, SPACE, dataclasses.replace(RECIPE, predictor=str(tmp_path)))

@@ -222,8 +222,9 @@ def test_recipe_reads_the_options():
     config.model.dropout, config.model.sync_batch_norm = 0.1, True
     config.sandwich.num_random, config.sandwich.label_smoothing = 3, 0.2
     config.sandwich.candidates, config.sandwich.budget_macs, config.sandwich.uniform_budgets = 5, 2e4, True
+    config.sandwich.predictor = "exp/a"
     expected = Recipe(3, 0.2, 0.1, 0.3, True, 0.99, True, config.data.mean, config.data.std, 5, candidates=5,
-                      budget_macs=2e4, uniform_budgets=True, num_classes=10)
+                      budget_macs=2e4, uniform_budgets=True, predictor="exp/a", num_classes=10)
     assert Recipe.of(Options.of(config)) == expected
 
 

@@ -5,24 +5,26 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from bignas_jax.programs.processes import gather
 from bignas_jax.spaces.architecture import Architecture
 from bignas_jax.spaces.space import Space
-from bignas_jax.step.members import budgets
+from bignas_jax.step.members import budgets, evaluations
 from bignas_jax.step.members.protocol import Member, Part, Score
 from bignas_jax.step.members.sandwich import Sandwich
 from bignas_jax.step.recipe import Recipe
 
 
 class _Attentive:
-    """A sandwich whose random members are chosen among candidates of a budget by their loss on the step's batch.
+    """A sandwich whose random members are chosen among candidates of a budget.
 
-    For each such member a budget is drawn, then `recipe.candidates` architectures at this budget. The budgets and the
-    candidates follow from (space, seed, step). The choice follows from the weights and the batch, too. All devices and
-    hosts choose alike, because the loss is the mean over all devices.
+    For each such member a budget is drawn, then `recipe.candidates` architectures at this budget. They follow from
+    (space, seed, step). They are scored by their loss on the step's batch, or by a predictor of accuracies if
+    `recipe.predictor` names a run with a search to fit it to. All devices and hosts choose alike: the loss is the mean
+    over all devices, and the first process predicts for all.
 
     Args:
       space: the search space.
-      recipe: `num_random`, `candidates`, `budget_macs`, `uniform_budgets` and `seed` matter.
+      recipe: `num_random`, `candidates`, `budget_macs`, `uniform_budgets`, `predictor` and `seed` matter.
       prepared: what `prepare` gives; None makes it.
     """
 
@@ -32,17 +34,27 @@ class _Attentive:
 
     def __init__(self, space: Space, recipe: Recipe, prepared: Any = None):
         table = prepared or self.prepare(space, recipe)
+        self._predictor = evaluations.fitted(space, table["evaluations"]) if recipe.predictor else None
         self._recipe, self._sandwich = recipe, Sandwich(space, recipe)
         self._budgets = budgets.Budgets(space, recipe.num_classes, table)
         self.names = ("biggest", *(f"{self.name}{n + 1}" for n in range(recipe.num_random)), "smallest")
-        self.scores = recipe.num_random > 0 and recipe.candidates > 1
+        self._chooses = recipe.num_random > 0 and recipe.candidates > 1
+        self.scores = self._chooses and self._predictor is None
 
     @staticmethod
     def prepare(space: Space, recipe: Recipe, before: Any = None) -> Any:
-        """The table of architectures by budget; see `Members`."""
+        """The table of architectures by budget, and the evaluations that the predictor is fitted to; see `Members`."""
         classes = recipe.num_classes
         arguments = space, classes, recipe.seed, budgets.width_of(space, classes, recipe.budget_macs)
-        return before if budgets.made_for(before, *arguments) else budgets.make(*arguments)
+        kept = budgets.made_for(before, *arguments)
+        table = {name: value for name, value in (before if kept else budgets.make(*arguments)).items()
+                 if name != "evaluations"}  # fmt: skip
+        if not recipe.predictor:
+            return table
+        found = before.get("evaluations") if kept else None
+        if not evaluations.are_of(found, space, recipe.predictor):
+            found = evaluations.read(space, recipe.predictor)
+        return table | {"evaluations": found}
 
     def programs(self, space: Space) -> tuple[Part, ...]:
         """See `Members.programs`."""
@@ -51,9 +63,10 @@ class _Attentive:
     def choose(self, step: int, score: Score) -> tuple[Member, ...]:
         """See `Members.choose`."""
         drawn = self.candidates(step)
-        if not self.scores:
+        if not self._chooses:
             return self._sandwich.around([own[0] for own in drawn])
-        losses = np.reshape(score([arch for own in drawn for arch in own]), (len(drawn), -1))
+        archs = [arch for own in drawn for arch in own]
+        losses = np.reshape(self._predicted(archs) if self._predictor else score(archs), (len(drawn), -1))
         return self._sandwich.around([own[self.best(row)] for own, row in zip(drawn, losses, strict=True)])
 
     def candidates(self, step: int) -> list[list[Architecture]]:
@@ -64,6 +77,10 @@ class _Attentive:
             budget = self._budgets.draw(rng, recipe.uniform_budgets)
             found.append([self._budgets.candidate(budget, rng) for _ in range(recipe.candidates)])
         return found
+
+    def _predicted(self, archs: Sequence[Architecture]) -> list[float]:
+        """Predicted errors. The first process tells its own to the others: their last bits may differ."""
+        return gather((-self._predictor.predict(archs)).tolist())[0]
 
     def best(self, losses: Sequence[float]) -> int:
         """The position of the candidate that trains; of equal ones the first."""

@@ -9,8 +9,8 @@ from landscape import SPACE, accuracy
 from scipy.stats import kendalltau
 
 from bignas_jax.nets.slicing import single
-from bignas_jax.search.predictor import Predictor
 from bignas_jax.spaces.cost import count
+from bignas_jax.spaces.predictor import Predictor
 
 
 def sample(number: int, seed: int = 0, space=SPACE) -> list:
