@@ -37,11 +37,13 @@ from bignas_jax.step.losses import loss_class
 from bignas_jax.step.members.registry import members_class
 from bignas_jax.step.recipe import Recipe
 from bignas_jax.step.state import TrainState
+from bignas_jax.step.teacher import Teacher
 from bignas_jax.step.train_step import TrainStep
 from bignas_jax.text import shown
 from bignas_jax.training import origin as child_training
 from bignas_jax.training.origin import Origin
 from bignas_jax.training.plan import Plan, Watch
+from bignas_jax.training.teacher import keep, open_teacher
 
 
 @together
@@ -49,8 +51,9 @@ def train(options: Options, workdir: str | pathlib.Path, progress: bool = True) 
     """Trains a supernet, or goes on where a run in `workdir` stopped, and evaluates its biggest and smallest child.
 
     With `config.arch` it is that child alone that is trained and evaluated. `config.init_from` gives the weights to
-    begin with. Writes config.json, classes.json, data.json, checkpoints/, metrics.jsonl, TensorBoard
-    events and evaluation_val.json under `workdir`; evaluation_before.json, too, where a child began as a slice.
+    begin with, and `config.teacher` a network whose predictions are learnt from. Writes config.json, classes.json,
+    data.json, checkpoints/, metrics.jsonl, TensorBoard events and evaluation_val.json under `workdir`; teacher/ and
+    evaluation_before.json, too, where there is a teacher, and where a child began as a slice.
     A run that was interrupted at any step and continued ends with the same bits as one that never was, on the same
     devices.
 
@@ -75,21 +78,29 @@ def train(options: Options, workdir: str | pathlib.Path, progress: bool = True) 
     loader = session.loader("train", options.batch_size, train=True)
     session.check_evaluation("val", watched_split(options.data))
     origin = None if begun(workdir) else Origin.open(session)
+    teacher = open_teacher(session, workdir, goes_on)
     with held(workdir, "training"):
         finished = claim(workdir, options, Plan.of(options, loader.steps_per_epoch).stop)
         if finished is not None:
             return reporting.left(workdir, finished)
         if jax.process_index() == 0 and not goes_on:
             session.note_data(workdir)
-        return _trained(session, loader, workdir, origin, progress)
+            if teacher is not None:
+                keep(teacher, workdir)
+        return _trained(session, loader, workdir, origin, teacher, progress)
 
 
 def _trained(
-    session: Session, loader: Loader, workdir: pathlib.Path, origin: Origin | None, progress: bool
+    session: Session,
+    loader: Loader,
+    workdir: pathlib.Path,
+    origin: Origin | None,
+    teacher: Teacher | None,
+    progress: bool,
 ) -> list[dict[str, Any]]:
     """Trains to the end of the plan, and gives the rows of the final evaluation."""
     checkpoints = Checkpoints(workdir, session.options.checkpoint.keep, on_damage=session.options.checkpoint.on_damage)
-    run = Run(session, loader, workdir, checkpoints, origin, progress)
+    run = Run(session, loader, workdir, checkpoints, origin, progress, teacher)
     try:
         state = run.start()
         before = run.before(state)
@@ -114,6 +125,7 @@ class Run:
         checkpoints: Checkpoints,
         origin: Origin | None,
         progress: bool,
+        teacher: Teacher | None = None,
     ):
         options = session.options
         self.session, self.options, self.loader, self.workdir = session, options, loader, workdir
@@ -132,6 +144,7 @@ class Run:
             session.mesh,
             schedule,
             identity=identity_of(session.network, recipe, options.optimizer, sizes, *map(source, plugged)),
+            teacher=teacher,
         )
         self.watch = Watch(options.max_nonfinite_steps, options.model.num_classes)
         self.corrupt = 0  # images replaced since this process began
