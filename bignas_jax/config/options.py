@@ -362,6 +362,17 @@ class Sandwich(Group, part="sandwich"):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Teacher(Group, part="teacher"):
+    """A frozen network from outside the run, whose predictions are learnt from beside the labels."""
+
+    source: str = _text("", expected="a run's folder or an ONNX file whose logits teach, or nothing")
+    arch: str = _text("max", bool, "max, min, a JSON file or JSON: the architecture of the run in source")
+    checkpoint: str = _text("newest", lambda v: bool(re.fullmatch(r"newest|best|\d+", v)), "newest, best or a step")
+    weight: float = _positive(1.0)
+    label_weight: float = _not_negative(1.0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Optimizer(Group, part="optimizer"):
     """The update of a step, and the learning rate over the run."""
 
@@ -507,6 +518,7 @@ class Options(Group):
     model: Model
     data: Data
     sandwich: Sandwich = Sandwich()
+    teacher: Teacher = Teacher()
     optimizer: Optimizer = Optimizer()
     calibration: Calibration = Calibration()
     evaluation: Evaluation = Evaluation()

@@ -67,6 +67,7 @@ BINDINGS = (
     Binding("arch", Use.GOING_ON),
     Binding("init_from", Use.GOING_ON),
     Binding("init_checkpoint", Use.GOING_ON),
+    Binding("teacher.", Use.GOING_ON, after_steps=True),
     Binding("optimizer.name", Use.GOING_ON),
     Binding("optimizer.ema_decay", Use.GOING_ON, to_zero=True),
     Binding("optimizer.momentum", Use.GOING_ON, to_zero=True),

@@ -32,6 +32,8 @@ class Recipe:
         never.
       mixup: alpha of mixup's distribution; 0 switches it off.
       cutmix: alpha of CutMix's distribution; 0 switches it off.
+      teacher_weight: the weight of what a teacher from outside the run teaches, where there is one.
+      label_weight: the weight of the labels beside it.
       micro_batches: the parts of a batch whose gradients are computed one after another and summed.
     """
 
@@ -56,6 +58,8 @@ class Recipe:
     predictor: str = ""
     num_classes: int = 1
     micro_batches: int = 1
+    teacher_weight: float = 1.0
+    label_weight: float = 1.0
 
     @classmethod
     def of(cls, options: Options, steps_per_epoch: int = 1) -> "Recipe":
@@ -89,4 +93,6 @@ class Recipe:
             mixup=options.data.augment.mixup,
             cutmix=options.data.augment.cutmix,
             micro_batches=options.micro_batches,
+            teacher_weight=options.teacher.weight,
+            label_weight=options.teacher.label_weight,
         )

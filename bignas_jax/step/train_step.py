@@ -36,6 +36,7 @@ from bignas_jax.step.members.protocol import Member, Part, Target
 from bignas_jax.step.members.registry import make_members
 from bignas_jax.step.recipe import Recipe
 from bignas_jax.step.state import TrainState
+from bignas_jax.step.teacher import Teacher
 from bignas_jax.step.update import make_update
 
 
@@ -51,6 +52,7 @@ class TrainStep:
       schedule: the optimizer's learning rate by update; it is only reported.
       identity: a text that determines these arguments and the shapes to compile for; see `compile.compile_ahead`.
       prepared: what the sampler of members made at the start of the run; see `Members`.
+      teacher: a frozen network from outside the run. Members that learn from the labels learn from it, too.
     Attributes:
       members: the sampler of members.
       chosen: the members of the last step.
@@ -70,9 +72,11 @@ class TrainStep:
         schedule: optax.Schedule = lambda step: 0.0,
         identity: str | None = None,
         prepared: Any = None,
+        teacher: Teacher | None = None,
     ):
         self.space, self.graphdef, self.recipe, self.optimizer, self.mesh = space, graphdef, recipe, optimizer, mesh
-        self.schedule, self.identity = schedule, identity
+        self.schedule, self.teacher = schedule, teacher
+        self.identity = identity if identity is None or teacher is None else f"{identity} {teacher.identity}"
         self.members, self.loss = make_members(space, recipe, prepared), loss_class(recipe.loss)(recipe)
         self.chosen: tuple[Member, ...] = ()
         self.executables: dict[Any, Any] = {}
@@ -111,6 +115,9 @@ class TrainStep:
             drawn, integers = shapes(np.zeros(6, np.float32), whole), label
             jobs["mix"] = lambda: mixing.program(self.mesh, classes).trace(image, integers, drawn)
             label = jax.ShapeDtypeStruct((image.shape[0], classes), np.float32, sharding=split)
+        if self.teacher is not None:
+            jobs |= self.teacher.programs(image)
+        outside = jax.ShapeDtypeStruct((image.shape[0], classes), np.float32, sharding=split)
         step = shapes(np.zeros(2, np.int32), whole)
         total, metrics = self._shape_of_totals(params)
 
@@ -124,8 +131,9 @@ class TrainStep:
             arguments = step if part.regularised else None, teacher if part.target == Target.TEACHER else None
             begins = part.first and micro is None
             return self._gradient(part).trace(
-                params, image, label, *arguments, told(part.bucket), None if begins else total, micro
-            )
+                params, image, label, *arguments, told(part.bucket), None if begins else total, micro,
+                outside if self._is_taught(part) else None,
+            )  # fmt: skip
 
         def score(bucket: Bucket):
             return self._loss_of(bucket).trace(params, image, label, told(bucket), micro)
@@ -153,7 +161,7 @@ class TrainStep:
           the scalars in `Loss.metrics` are [members] each. `gradient_norm` (before clipping), `learning_rate`, `finite`
           (whether the update was made), and the counters `skipped` and `skipped_in_row` are scalars.
         """
-        batch = self.mixed(batch, step)
+        batch = self.seen(batch, step)
         self.chosen = self.members.choose(step, partial(self.score, state.params, batch))
         # The first member's gradient is the start of the sum, unless there are several micro-batches to add up.
         zeros = self.executables.get("zeros")
@@ -172,19 +180,28 @@ class TrainStep:
             all_metrics.append(metrics)
         return self.executables["update"](state, (biggest, grads) if self._resolves else (grads,), all_metrics)
 
-    def mixed(self, batch: dict[str, jax.Array], step: int) -> dict[str, jax.Array]:
-        """The batch of a step as its members see it, with the labels as probabilities if the recipe mixes images.
+    def seen(self, batch: dict[str, jax.Array], step: int) -> dict[str, jax.Array]:
+        """The batch of a step as its members see it.
+
+        If the recipe mixes images, the labels are probabilities, [B, classes]. If there is a teacher from outside the
+        run, `teacher` is its logits of the same images, [B, classes].
 
         Args:
           batch: `image` uint8 [B, S, S, 3] and `label` int32 [B] on the devices.
           step: the number of the step.
         """
-        if not self._mixes:
-            return batch
-        recipe = self.recipe
-        drawn = mixing.draw(recipe.mixup, recipe.cutmix, recipe.seed, step, batch["image"].shape[1])
-        image, label = self.executables["mix"](batch["image"], batch["label"], drawn)
-        return batch | {"image": image, "label": label}
+        if self._mixes:
+            recipe = self.recipe
+            drawn = mixing.draw(recipe.mixup, recipe.cutmix, recipe.seed, step, batch["image"].shape[1])
+            image, label = self.executables["mix"](batch["image"], batch["label"], drawn)
+            batch = batch | {"image": image, "label": label}
+        if self.teacher is not None:
+            batch = batch | {"teacher": self.teacher.logits(self.executables, batch["image"])}
+        return batch
+
+    def _is_taught(self, part: Part) -> bool:
+        """Whether a member learns from the teacher from outside the run."""
+        return self.teacher is not None and part.target == Target.LABELS
 
     @property
     def _mixes(self) -> bool:
@@ -215,7 +232,7 @@ class TrainStep:
 
         Args:
           params: the weights.
-          batch: `image` uint8 [B, S, S, 3] and `label` on the devices, as `mixed` returns them.
+          batch: `image` uint8 [B, S, S, 3] and `label` on the devices, as `seen` returns them.
           member: the member.
           step: the number of the step.
           teacher: [B / micro-batches, classes] logits of the first member; None for the first member itself.
@@ -236,6 +253,7 @@ class TrainStep:
             part.bucket.sampled(self.space, member.arch),
             total,
             np.int32(micro) if self._parts > 1 else None,
+            batch["teacher"] if self._is_taught(part) else None,
         )
 
     def score(self, params: Any, batch: dict[str, jax.Array], archs: Sequence[Architecture]) -> list[float]:
@@ -243,7 +261,7 @@ class TrainStep:
 
         Args:
           params: the weights.
-          batch: `image` uint8 [B, S, S, 3] and `label` on the devices, as `mixed` returns them.
+          batch: `image` uint8 [B, S, S, 3] and `label` on the devices, as `seen` returns them.
           archs: the architectures.
         Raises:
           RuntimeError: `Members.scores` of the sampler is False, so that no programs were compiled for scores.
@@ -297,8 +315,8 @@ class TrainStep:
         """The program of `learn`. The gradient has a leading axis of devices; each device holds its own gradient."""
         recipe, bucket = self.recipe, part.bucket
 
-        def learn(params, image, label, step, teacher, sampled, total, micro):
-            image, label = self._part_of((image, label), micro)
+        def learn(params, image, label, step, teacher, sampled, total, micro, outside):
+            image, label, outside = self._part_of((image, label, outside), micro)
             rng = None
             if part.regularised:
                 key = jax.random.fold_in(jax.random.key(recipe.seed), step[0])
@@ -310,8 +328,15 @@ class TrainStep:
 
             def loss(params):
                 logits = self._logits(params, image, bucket.arch, sampled, rng)
-                value, extra = self.loss(logits, _probabilities(label, logits.shape[-1]), teacher)
-                return value / self._parts, (value, logits, extra)
+                targets = _probabilities(label, logits.shape[-1])
+                value, extra = self.loss(logits, targets, teacher)
+                if outside is None:
+                    return value / self._parts, (value, logits, extra)
+                taught, extra = self.loss(logits, targets, outside)
+                both = recipe.label_weight * value + recipe.teacher_weight * taught
+                # What is logged is a mean, so that guessing has the same loss as without a teacher.
+                mean = both / (recipe.label_weight + recipe.teacher_weight)
+                return both / self._parts, (mean, logits, extra)
 
             (_, (value, logits, extra)), grads = jax.value_and_grad(loss, has_aux=True)(params)
             grads = _stack(grads)
@@ -320,7 +345,7 @@ class TrainStep:
             further = [extra[name] for name in self.loss.metrics]
             return grads, _metrics(value, logits, label, further), logits if part.first else None
 
-        specs = (REPLICATED, SPLIT, SPLIT, REPLICATED, SPLIT, REPLICATED, SPLIT, REPLICATED)
+        specs = (REPLICATED, SPLIT, SPLIT, REPLICATED, SPLIT, REPLICATED, SPLIT, REPLICATED, SPLIT)
         donated = {} if part.first and self._parts == 1 else {"donate_argnums": (6,)}
         return over_devices(self.mesh, learn, specs, (SPLIT, SPLIT, SPLIT), **donated)
 

@@ -37,13 +37,17 @@ from bignas_jax.step.losses import loss_class
 from bignas_jax.step.members.registry import members_class
 from bignas_jax.step.recipe import Recipe
 from bignas_jax.step.state import TrainState
+from bignas_jax.step.teacher import Teacher
 from bignas_jax.step.train_step import TrainStep
 from bignas_jax.text import shown
 from bignas_jax.training import origin as child_training
 from bignas_jax.training.curves import curves
 from bignas_jax.training.origin import Origin
 from bignas_jax.training.plan import Plan, Watch
-from bignas_jax.training.prepared import keep, prepared
+from bignas_jax.training.prepared import keep as keep_prepared
+from bignas_jax.training.prepared import prepared
+from bignas_jax.training.teacher import keep as keep_teacher
+from bignas_jax.training.teacher import open_teacher
 
 
 @together
@@ -51,8 +55,9 @@ def train(options: Options, workdir: str | pathlib.Path, progress: bool = True) 
     """Trains a supernet, or goes on where a run in `workdir` stopped, and evaluates its biggest and smallest child.
 
     With `config.arch` it is that child alone that is trained and evaluated. `config.init_from` gives the weights to
-    begin with. Writes config.json, classes.json, data.json, checkpoints/, metrics.jsonl, TensorBoard
-    events and evaluation_val.json under `workdir`; evaluation_before.json, too, where a child began as a slice.
+    begin with, and `config.teacher` a network whose predictions are learnt from. Writes config.json, classes.json,
+    data.json, checkpoints/, metrics.jsonl, TensorBoard events and evaluation_val.json under `workdir`; teacher/ and
+    evaluation_before.json, too, where there is a teacher, and where a child began as a slice.
     A run that was interrupted at any step and continued ends with the same bits as one that never was, on the same
     devices.
 
@@ -77,22 +82,31 @@ def train(options: Options, workdir: str | pathlib.Path, progress: bool = True) 
     loader = session.loader("train", options.batch_size, train=True)
     session.check_evaluation("val", watched_split(options.data))
     origin = None if begun(workdir) else Origin.open(session)
+    teacher = open_teacher(session, workdir, goes_on)
     with held(workdir, "training"):
         finished = claim(workdir, options, Plan.of(options, loader.steps_per_epoch).stop)
         if finished is not None:
             return reporting.left(workdir, finished)
         if jax.process_index() == 0 and not goes_on:
             session.note_data(workdir)
-        keep(workdir, made)
-        return _trained(session, loader, workdir, origin, progress, made)
+            if teacher is not None:
+                keep_teacher(teacher, workdir)
+        keep_prepared(workdir, made)
+        return _trained(session, loader, workdir, origin, teacher, progress, made)
 
 
 def _trained(
-    session: Session, loader: Loader, workdir: pathlib.Path, origin: Origin | None, progress: bool, made: Any
+    session: Session,
+    loader: Loader,
+    workdir: pathlib.Path,
+    origin: Origin | None,
+    teacher: Teacher | None,
+    progress: bool,
+    made: Any,
 ) -> list[dict[str, Any]]:
     """Trains to the end of the plan, and gives the rows of the final evaluation."""
     checkpoints = Checkpoints(workdir, session.options.checkpoint.keep, on_damage=session.options.checkpoint.on_damage)
-    run = Run(session, loader, workdir, checkpoints, origin, progress, made)
+    run = Run(session, loader, workdir, checkpoints, origin, progress, teacher, made)
     try:
         state = run.start()
         before = run.before(state)
@@ -117,6 +131,7 @@ class Run:
         checkpoints: Checkpoints,
         origin: Origin | None,
         progress: bool,
+        teacher: Teacher | None = None,
         made: Any = None,
     ):
         options = session.options
@@ -137,6 +152,7 @@ class Run:
             schedule,
             identity=identity_of(session.network, recipe, options.optimizer, sizes, *map(source, plugged)),
             prepared=made,
+            teacher=teacher,
         )
         self.watch = Watch(options.max_nonfinite_steps, options.model.num_classes)
         self.corrupt = 0  # images replaced since this process began

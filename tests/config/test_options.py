@@ -75,7 +75,7 @@ def test_every_option_is_a_field_a_group_or_the_space():
                 field = option.metadata["field"]
                 assert field.kind is (typing.get_origin(option.type) or option.type), (group, option.name)
                 assert field.expected and callable(field.ok), (group, option.name)
-    assert len(groups()) == 12
+    assert len(groups()) == 13
 
 
 def test_groups_are_named_as_they_stand_in_a_config():

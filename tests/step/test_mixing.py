@@ -78,7 +78,7 @@ def one(tiny):
 def test_one_device_and_eight_mix_to_the_same_bits(one):
     mesh, batch = make_mesh(8, {"batch_size": BATCH}), batches()[0]
     for step in range(4):
-        expected = one.mixed(placed(one.mesh, batch), step)
+        expected = one.seen(placed(one.mesh, batch), step)
         drawn = mixing.draw(0.4, 1.0, 3, step, SIDE)
         found = mixing.program(mesh, CLASSES)(*placed(mesh, (batch["image"], batch["label"])), drawn)
         for name, array in zip(("image", "label"), found, strict=True):
@@ -87,7 +87,7 @@ def test_one_device_and_eight_mix_to_the_same_bits(one):
 
 def test_a_step_learns_from_mixed_labels_as_pytorch_does(tiny, one):
     batch, state = batches()[1], one.init(tiny.params)
-    mixed = jax.tree.map(np.asarray, one.mixed(placed(one.mesh, batch), 1))
+    mixed = jax.tree.map(np.asarray, one.seen(placed(one.mesh, batch), 1))
     arch = tiny.space.biggest
     child, leaves = tiny.child(arch)
     logits = run_child(child.statistics("batch"), leaves, torch_images(mixed, arch.resolution))
@@ -102,5 +102,5 @@ def test_nothing_is_mixed_without_a_recipe(tiny, one):
     batch = placed(one.mesh, batches()[0])
     plain = TrainStep(tiny.space, tiny.graphdef, dataclasses.replace(RECIPE, mixup=0.0, cutmix=0.0), one.optimizer,
                       one.mesh)  # fmt: skip
-    assert plain.mixed(batch, 0) is batch
+    assert plain.seen(batch, 0) is batch
     assert "mix" not in plain.programs(plain.init(tiny.params), batches()[0])

@@ -13,7 +13,7 @@ from bignas_jax.spaces.space import Space
 class Target(enum.StrEnum):
     """What a member learns from."""
 
-    LABELS = "labels"
+    LABELS = "labels"  # and the predictions of the teacher from outside the run, where there is one
     TEACHER = "teacher"  # the predictions of the step's first member
 
 
