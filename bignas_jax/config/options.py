@@ -86,6 +86,7 @@ class MemberSamplers(enum.StrEnum):
 
     SANDWICH = "sandwich"
     SINGLE = "single"
+    SLICES = "slices"
 
 
 class Losses(enum.StrEnum):

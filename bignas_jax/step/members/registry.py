@@ -6,9 +6,14 @@ from bignas_jax.spaces.space import Space
 from bignas_jax.step.members.protocol import Members
 from bignas_jax.step.members.sandwich import Sandwich
 from bignas_jax.step.members.single import Single
+from bignas_jax.step.members.slices import Slices
 from bignas_jax.step.recipe import Recipe
 
-MEMBERS: dict[str, type[Members]] = {MemberSamplers.SANDWICH: Sandwich, MemberSamplers.SINGLE: Single}
+MEMBERS: dict[str, type[Members]] = {
+    MemberSamplers.SANDWICH: Sandwich,
+    MemberSamplers.SINGLE: Single,
+    MemberSamplers.SLICES: Slices,
+}
 
 
 def members_class(space: Space, name: str) -> type[Members]:
