@@ -116,6 +116,9 @@ def tiny_resnet():
 
 SAMPLERS = [*MEMBERS, f"{__name__}:Hardest"]
 KINDS_OF_LOSS = [*LOSSES, f"{__name__}:HalfAndHalf"]
+# Slices learn from the labels alone here, where all losses but one of one's own are the same.
+PAIRS = [(members, loss) for members in SAMPLERS for loss in KINDS_OF_LOSS
+         if members != "slices" or loss in (KINDS_OF_LOSS[0], KINDS_OF_LOSS[-1])]  # fmt: skip
 EACH_STRATEGY = [*STRATEGIES, f"{__name__}:Cheapest"]
 SPACES = {"mobilenet": tiny_mobilenet, "ofa": tiny_ofa, "resnet": tiny_resnet, "own": lambda: OWN_SPACE}
 
@@ -188,8 +191,7 @@ def test_every_family_is_here():
 
 
 @pytest.mark.parametrize("family", SPACES)
-@pytest.mark.parametrize("loss", KINDS_OF_LOSS)
-@pytest.mark.parametrize("members", SAMPLERS)
+@pytest.mark.parametrize("members, loss", PAIRS)
 def test_a_step_an_evaluation_and_a_search_with_each_strategy(members, loss, family):
     step, before, params, metrics = trained(family, members, loss)
     assert len(metrics["loss"]) == len(step.members.names) and np.isfinite(metrics["loss"]).all()

@@ -88,6 +88,7 @@ class MemberSamplers(enum.StrEnum):
     BEST_UP = "best_up"
     WORST_UP = "worst_up"
     SINGLE = "single"
+    SLICES = "slices"
 
 
 class Losses(enum.StrEnum):

@@ -9,6 +9,7 @@ from bignas_jax.step.members.attentive import BestUp, WorstUp
 from bignas_jax.step.members.protocol import Members
 from bignas_jax.step.members.sandwich import Sandwich
 from bignas_jax.step.members.single import Single
+from bignas_jax.step.members.slices import Slices
 from bignas_jax.step.recipe import Recipe
 
 MEMBERS: dict[str, type[Members]] = {
@@ -16,6 +17,7 @@ MEMBERS: dict[str, type[Members]] = {
     MemberSamplers.BEST_UP: BestUp,
     MemberSamplers.WORST_UP: WorstUp,
     MemberSamplers.SINGLE: Single,
+    MemberSamplers.SLICES: Slices,
 }
 
 
