@@ -219,7 +219,6 @@ class Child:
         batch: int = 0,
         images: int = 128,
         features_only: bool = False,
-        calibration_images: int = 256,
     ) -> dict[str, pathlib.Path]:
         """Writes files that do not need this package, and runs each: its logits must be those of the child.
 
@@ -232,7 +231,6 @@ class Child:
           images: held-out images to compare on; 0 compares on noise, and opens no data set.
           features_only: writes features.onnx, whose outputs are the feature maps of `features` ([batch, C, H, W]), in
             place of logits. For ONNX alone; `features` of an exported PyTorch child gives the same.
-          calibration_images: training images that the ranges of onnx_int8 are taken from.
         Returns:
           The file of each format.
         Raises:
@@ -246,7 +244,7 @@ class Child:
         formats = formats.split(",") if isinstance(formats, str) else list(formats)
         if features_only:
             check_features(self._space, self.arch)
-        form = Form(formats, fold, batch, max(images, 1), features_only, calibration_images)
+        form = Form(formats, fold, batch, max(images, 1), features_only)
         return write(self, form, pathlib.Path(folder), images=images)
 
     def _checked(self, images: Any) -> Any:

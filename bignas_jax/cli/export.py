@@ -4,12 +4,11 @@
     python export.py --config configs/cifar10.py --arch exp/cifar10/children/NAME/architecture.json --format onnx,torch
     python export.py --arch min --nofold --batch 1 --checkpoint best
     python export.py --arch max --features_only
-    python export.py --arch max --arch min --format onnx_int8
+    python export.py --arch max --arch min --format onnx,onnx-int8
 
 Writes children/<name>/ in the run's folder: the child's slice of the weights with its calibrated statistics, batch norm
 folded into the convolutions (--nofold keeps it), preprocessing.json with the class names, and the comparison in
-export.json. A file whose logits differ from the supernet's by more than 1e-3 of the largest is an error. onnx_int8, in
-8-bit integers, is written on demand, and its top-1 is measured beside that of child.onnx.
+export.json. A file whose logits differ from the supernet's by more than 1e-3 of the largest is an error.
 --format onnx-int8 writes child-int8.onnx, quantised to 8 bits on training images, and prints its top-1 beside float's.
 The config is the one that the run left in its folder; overrides such as --config.data.root=DIR come on top.
 """
@@ -39,9 +38,6 @@ def define(values: absl_flags.FlagValues) -> None:
     )
     absl_flags.DEFINE_integer("batch", 0, "images of a call; 0 leaves it open", flag_values=values)
     absl_flags.DEFINE_integer("images", 128, "held-out images to compare on", flag_values=values)
-    absl_flags.DEFINE_integer(
-        "calibration_images", 256, "training images that the ranges of onnx_int8 are taken from", flag_values=values
-    )
     absl_flags.DEFINE_string(
         "out", "", "gets a folder for each child; by default children in the run's folder", flag_values=values
     )
@@ -57,8 +53,7 @@ def main() -> int:
     def work() -> None:
         every = arguments.features_only and arguments.format == FORMATS
         formats = ["onnx"] if every else arguments.format
-        how = export.Form(formats, arguments.fold, arguments.batch, arguments.images, arguments.features_only,
-                          arguments.calibration_images)  # fmt: skip
+        how = export.Form(formats, arguments.fold, arguments.batch, arguments.images, arguments.features_only)
         rows, where = [], (arguments.checkpoint, arguments.out)
         for row in export.export_run(options, arguments.workdir, arguments.arch, how, *where):
             rows.append(row)

@@ -10,16 +10,14 @@ from bignas_jax.errors import ExportError
 from bignas_jax.interop.exports.formats import INTEGERS
 from bignas_jax.interop.exports.run_back import Outputs
 
-ROUNDED = "onnx_int8"  # a format of rounded numbers: its logits differ, and are measured by top-1
 LIMIT = 1e-3  # greatest difference of a logit, as a fraction of the largest logit
 ROUNDED = (INTEGERS,)  # formats whose logits differ by design; their accuracy is told instead
 
 
-def compare(found: Outputs, expected: Outputs, labels: np.ndarray | None = None) -> dict[str, Any]:
+def compare(found: Outputs, expected: Outputs) -> dict[str, Any]:
     """The greatest difference of a logit, as a fraction of the largest |logit|, and how often top-1 agrees.
 
-    With the images' labels: the file's own top-1, too. Of feature maps: for each map the same difference, and the
-    greatest of them.
+    Of feature maps: for each map the same difference, and the greatest of them.
     """
     if isinstance(expected, Mapping):
         if {name: a.shape for name, a in found.items()} != {name: a.shape for name, a in expected.items()}:
@@ -27,11 +25,10 @@ def compare(found: Outputs, expected: Outputs, labels: np.ndarray | None = None)
         maps = {name: compare(found[name], value)["difference"] for name, value in expected.items()}
         return {"difference": float(np.max(list(maps.values()))), "maps": maps}
     largest = max(float(np.abs(expected).max()), np.finfo(np.float32).tiny)
-    top1 = {} if labels is None else {"top1": float(np.mean(found.argmax(1) == labels))}
     return {
         "difference": float(np.abs(found.astype(np.float64) - expected).max() / largest),
         "agreement": float(np.mean(found.argmax(1) == expected.argmax(1))),
-    } | top1
+    }
 
 
 def accuracy(file: Mapping[str, Any], logits: Outputs, labels: np.ndarray) -> dict[str, float]:
@@ -43,7 +40,7 @@ def check(rows: Iterable[Mapping[str, Any]]) -> None:
     """Refuses children whose files compute other logits than the supernet. Those of integers need only be numbers.
 
     Raises:
-      ExportError: a difference is beyond LIMIT, or not a number. Numbers that were rounded on purpose may differ more.
+      ExportError: a difference is beyond LIMIT, or not a number.
     """
     wrong = [
         f"{row['folder']}/{file['file']} ({file['difference']:.1e})"
@@ -63,15 +60,13 @@ def table(row: Mapping[str, Any]) -> str:
     lines = [
         f"{row['name']}: {macs:,.2f} M multiply-adds, {params:,.2f} M parameters, step {row['step']}; "
         f"on {row['images']} {row['split']} images, top-1 {row['top1']:.2%}",
-        f"{'format':<12}{'file':<20}{'MB':>9}{'nodes':>7}{'difference':>12}{'same top-1':>12}"
-        + (f"{'top-1':>9}" if any("top1" in file for file in row["files"]) else ""),
+        f"{'format':<12}{'file':<20}{'MB':>9}{'nodes':>7}{'difference':>12}{'same top-1':>12}",
     ]
     for file in row["files"]:
         nodes = sum(file["nodes"].values()) if "nodes" in file else ""
         lines.append(
             f"{file['format']:<12}{file['file']:<20}{file['bytes'] / 1e6:>9.2f}{nodes:>7}"
             f"{file['difference']:>12.1e}" + (f"{file['agreement']:>12.2%}" if "agreement" in file else "")
-            + (f"{file['top1']:>9.2%}" if "top1" in file else "")
         )
         if "top1" in file:
             lines.append(f"  top-1 {file['top1']:.2%} in 8 bits, {row['top1']:.2%} in float32")

@@ -16,9 +16,9 @@ from bignas_jax.config.options import Data, Options
 from bignas_jax.data import prefetch
 from bignas_jax.errors import ConfigError, FileError
 from bignas_jax.files import locked, read_json, read_text, write_json
-from bignas_jax.interop.exports import formats, int8, run_back
+from bignas_jax.interop.exports import formats, run_back
 from bignas_jax.interop.exports.comparing import accuracy, compare
-from bignas_jax.interop.exports.images import real_images, spread_images
+from bignas_jax.interop.exports.images import real_images
 from bignas_jax.interop.exports.preprocess import preprocess
 from bignas_jax.nets.child import Child, feature_maps, fold, take
 from bignas_jax.nets.mode import Mode
@@ -49,7 +49,6 @@ class Form:
       batch: images of a call; 0 allows any number.
       images: number of held-out images to compare on.
       features_only: whether `features.onnx`, which gives feature maps, is written in place of the formats.
-      calibration_images: number of training images that the ranges of `onnx_int8` are taken from.
     """
 
     formats: Sequence[str] = tuple(formats.WRITERS)
@@ -57,7 +56,6 @@ class Form:
     batch: int = 0
     images: int = 128
     features_only: bool = False
-    calibration_images: int = 256
 
     def __post_init__(self):
         object.__setattr__(self, "formats", formats.check_formats(self.formats))
@@ -72,18 +70,6 @@ class Form:
             raise ConfigError(f"--batch: found {self.batch}, expected the images of a call, or 0 for any")
         if self.images < 1:
             raise ConfigError(f"--images: found {self.images}, expected at least 1 to compare on")
-        if self.calibration_images < 1:
-            raise ConfigError(f"--calibration_images: found {self.calibration_images}, expected at least 1")
-        if self.int8 and not self.fold:
-            raise ConfigError(
-                "--format onnx_int8: found batch norm kept, expected it folded into the convolutions, so that their "
-                "weights are rounded as they are used: leave --nofold out"
-            )
-
-    @property
-    def int8(self) -> bool:
-        """Whether a file in small integers is written."""
-        return int8.FORMAT in self.formats
 
 
 def export_run(
@@ -126,7 +112,6 @@ def _exported(
 ) -> Iterable[dict[str, Any]]:
     """The rows of `export_run`, each once its files are written and checked."""
     comparison = real_images(session, form.images)
-    training = spread_images(session, "train", form.calibration_images).decoded if form.int8 else ()
     statistics = _calibrate(session, weights, found.values())
     for name, arch in found.items():
         logits, maps = _outputs(session, weights, statistics[arch], arch, comparison.cropped, form.features_only)
@@ -199,6 +184,20 @@ def _calibrate(session: Session, weights: Any, archs: Iterable[Architecture]) ->
         return session.evaluator.calibrate(weights, buckets, batches, loader.steps_per_epoch)
 
 
+def training_images(session: Session, resolution: int, form: Form) -> Iterator[np.ndarray]:
+    """Batches of float32 [B, 3, R, R], of up to `RANGE_IMAGES` of the training images that calibration uses.
+
+    They are read when the first one is asked for.
+    """
+    options, data = session.options.calibration, session.options.data
+    limit = max(min(options.num_images, RANGE_IMAGES), options.batch_size)
+    batch = form.batch or options.batch_size
+    for part in session.loader("calibration", options.batch_size, limit=limit).once():
+        images = np.moveaxis(np.asarray(prepare(part["image"], resolution, data.mean, data.std)), -1, 1)
+        images = _filled(images, batch)
+        yield from (images[start : start + batch] for start in range(0, len(images), batch))
+
+
 def _outputs(
     session: Session, weights: Any, statistics: Any, arch: Architecture, images: np.ndarray, features: bool
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -261,7 +260,7 @@ def preprocessing(data: Data, class_names: Sequence[str], resolution: int) -> di
         "input": {
             "dtype": "float32",
             "onnx": ["batch", 3, resolution, resolution],
-            "onnx_int8": ["batch", 3, resolution, resolution],
+            "onnx-int8": ["batch", 3, resolution, resolution],
             "torch": ["batch", 3, resolution, resolution],
             "safetensors": ["batch", 3, resolution, resolution],
             "stablehlo": ["batch", resolution, resolution, 3],

@@ -151,20 +151,17 @@ WRITERS: dict[str, Writer] = {
 # Written where it is asked for, because it needs training images; see integers.py.
 INTEGERS, INTEGERS_FILE = "onnx-int8", "child-int8.onnx"
 FEATURES = "features.onnx"  # written in place of logits, never beside them in one export
-INT8 = "child_int8.onnx"  # written on demand, from child.onnx (int8.py)
 FILES = ("child.onnx", "child.stablehlo", "child.pt", "child.py", "child.safetensors")
 _NEEDED = {"onnx": ("onnx", "onnxruntime"), INTEGERS: ("onnx", "onnxruntime"), "safetensors": ("safetensors",)}
 
 
 def check_formats(formats: Sequence[str]) -> tuple[str, ...]:
-    """The formats, each once. `onnx_int8` brings `onnx` with it, and comes after it.
+    """The formats, each once.
 
     Raises:
       ConfigError: a format is unknown, none is given, or a library that a format needs is not installed.
     """
     known = (*WRITERS, INTEGERS)
-    if "onnx_int8" in formats:
-        formats = ["onnx", *formats]
     for name in formats:
         if name not in known:
             raise ConfigError(f"--format: found {name!r}, expected some of {','.join(known)}")
@@ -174,21 +171,9 @@ def check_formats(formats: Sequence[str]) -> tuple[str, ...]:
                 f"--format {name}: {', '.join(missing)} not installed: pip install -r requirements.txt, "
                 "or leave the format out"
             )
-    if "onnx_int8" in formats and not _quantises():
-        raise ConfigError(
-            "--format onnx_int8: found an onnxruntime without onnxruntime.quantization, expected it whole: "
-            "pip install --force-reinstall onnxruntime, or leave the format out"
-        )
     if not formats:
         raise ConfigError(f"--format: found nothing, expected some of {','.join(known)}")
     return tuple(dict.fromkeys(formats))
-
-
-def _quantises() -> bool:
-    """Whether onnxruntime.quantization is installed. Nothing is imported: see `run_back.NO_TELEMETRY`."""
-    found = importlib.util.find_spec("onnxruntime")
-    places = (found.submodule_search_locations if found else None) or ()
-    return any((pathlib.Path(place) / "quantization" / "__init__.py").is_file() for place in places)
 
 
 def onnx_nodes(path: pathlib.Path) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Real images of a run's data, for the checks of exported files and for the ranges of small integers."""
+"""Real images of a run's data, for the checks of exported files."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -32,18 +32,10 @@ def real_images(session: Session, number: int) -> Comparison:
     """Up to `number` images, spread over the held-out images, or over the validation split if none are held out.
 
     Raises:
-      DataError: as `spread_images`.
-    """
-    return spread_images(session, "holdout" if session.dataset.splits["holdout"] else "val", number)
-
-
-def spread_images(session: Session, split: str, number: int) -> Comparison:
-    """Up to `number` images, spread over a split: 'holdout', 'val' or 'train' (without what is held out).
-
-    Raises:
       DataError: there are no images, one cannot be read, or one is corrupt and the options do not allow to skip it.
     """
     dataset = session.dataset
+    split = "holdout" if dataset.splits["holdout"] else "val"
     source, indices = dataset.select(split)
     spread = np.unique(np.linspace(0, len(indices) - 1, min(number, len(indices))).round().astype(int))
     decoded, labels = [], []
@@ -56,20 +48,6 @@ def spread_images(session: Session, split: str, number: int) -> Comparison:
             raise DataError(f"corrupt image {error}; mend it, or set config.data.on_corrupt=skip") from error
         labels.append(int(source.labels[index]))
     if not decoded:
-        raise DataError(f"found no image in the {split} split, expected at least one")
+        raise DataError(f"found no image in the {split} split to compare on, expected at least one")
     cropped = np.stack([dataset.evaluation(image) for image in decoded])
     return Comparison(decoded, cropped, np.array(labels), split)
-
-
-def training_images(session: Session, resolution: int, form: Form) -> Iterator[np.ndarray]:
-    """Batches of float32 [B, 3, R, R], of up to `RANGE_IMAGES` of the training images that calibration uses.
-
-    They are read when the first one is asked for.
-    """
-    options, data = session.options.calibration, session.options.data
-    limit = max(min(options.num_images, RANGE_IMAGES), options.batch_size)
-    batch = form.batch or options.batch_size
-    for part in session.loader("calibration", options.batch_size, limit=limit).once():
-        images = np.moveaxis(np.asarray(prepare(part["image"], resolution, data.mean, data.std)), -1, 1)
-        images = _filled(images, batch)
-        yield from (images[start : start + batch] for start in range(0, len(images), batch))

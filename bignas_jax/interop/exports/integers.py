@@ -5,6 +5,7 @@ and an offset for each tensor, from the least and the greatest value over traini
 2). Activation functions, sums and means stay in float32 between them.
 """
 
+import contextlib
 import os
 import pathlib
 from collections.abc import Iterable, Iterator
@@ -12,13 +13,14 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import onnx
 
-from bignas_jax.errors import ExportError
+from bignas_jax.errors import ExportError, UserError
 from bignas_jax.files import write_with
 from bignas_jax.interop.exports.formats import INTEGERS_FILE
 from bignas_jax.interop.exports.onnx_graph import INPUT, onnx_model
 from bignas_jax.interop.exports.run_back import NO_TELEMETRY
 from bignas_jax.interop.exports.tensors import tensors
 from bignas_jax.nets.child import Child, fold
+from bignas_jax.text import one_line
 
 OPERATORS = ("Conv", "Gemm")
 _PREPARED = "onnx.quant.pre_process"  # onnxruntime warns of a model that its own preparation has not marked
@@ -36,10 +38,16 @@ def write_integers(
       about: properties of the model.
       images: batches of training images, float32 [B, 3, R, R], normalised. B is `batch` where that is fixed.
     Raises:
-      ExportError: there are no images.
+      ExportError: there are no images, or onnxruntime does not quantise the model.
     """
     os.environ.update(NO_TELEMETRY)  # read when onnxruntime is loaded
-    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+    try:
+        from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+    except ImportError as error:
+        raise ExportError(
+            f"onnx-int8: found an onnxruntime whose quantization cannot be imported ({one_line(str(error))}), expected "
+            "it whole: pip install --force-reinstall onnxruntime"
+        ) from error
 
     child = fold(child)
     model = onnx_model(child, tensors(child), batch, about)
@@ -47,24 +55,38 @@ def write_integers(
     reader = _reader(images)
 
     def write(temporary: pathlib.Path) -> None:
-        quantize_static(
-            model,
-            temporary,
-            reader,
-            quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=list(OPERATORS),
-            per_channel=True,
-            activation_type=QuantType.QInt8,
-            weight_type=QuantType.QInt8,
-            extra_options={"WeightSymmetric": True, "ActivationSymmetric": False},
-        )
+        with _one_line():
+            quantize_static(
+                model,
+                temporary,
+                reader,
+                quant_format=QuantFormat.QDQ,
+                op_types_to_quantize=list(OPERATORS),
+                per_channel=True,
+                activation_type=QuantType.QInt8,
+                weight_type=QuantType.QInt8,
+                extra_options={"WeightSymmetric": True, "ActivationSymmetric": False},
+            )
         made = onnx.load(temporary)
         onnx.helper.set_model_props(made, about)
+        if not any(node.op_type == "QuantizeLinear" for node in made.graph.node):
+            raise ExportError(f"onnx-int8: found no {' or '.join(OPERATORS)} to quantise, expected at least one")
         temporary.write_bytes(made.SerializeToString())
 
     path = folder / INTEGERS_FILE
     write_with(path, write)
     return path
+
+
+@contextlib.contextmanager
+def _one_line() -> Iterator[None]:
+    """What onnxruntime raises, as an error of one line. Its errors have no class of their own."""
+    try:
+        yield
+    except UserError:
+        raise  # of the images
+    except Exception as error:
+        raise ExportError(f"onnx-int8: onnxruntime does not quantise the child: {one_line(str(error))}") from error
 
 
 def _reader(images: Iterable[np.ndarray]):

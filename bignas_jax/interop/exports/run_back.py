@@ -58,7 +58,6 @@ run = lambda part: {"logits": model(torch.from_numpy(part))}
 _NO_ONNX = ("bignas_jax", "jax", "flax", "torch")
 _PROGRAMS = {
     "onnx": (_ONNX.replace("FILE", "child.onnx"), _NO_ONNX),
-    "onnx_int8": (_ONNX.replace("FILE", INT8), _NO_ONNX),
     "features": (_ONNX.replace("FILE", FEATURES), _NO_ONNX),
     INTEGERS: (_ONNX.replace("FILE", INTEGERS_FILE), _NO_ONNX),
     "stablehlo": (_STABLEHLO, ("bignas_jax", "flax", "torch")),

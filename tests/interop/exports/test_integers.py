@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 
 import numpy as np
 import onnx
@@ -60,6 +61,17 @@ def test_no_images_are_refused(tiny, tmp_path):
     child = take(tiny.space, tiny.params, tiny.statistics, tiny.space.smallest)
     with pytest.raises(ExportError, match="found no training image"):
         integers.write_integers(child, tmp_path, 0, ABOUT, [])
+    assert not os.listdir(tmp_path)
+
+
+def test_what_onnxruntime_refuses_is_an_error_of_one_line(tiny, tmp_path, monkeypatch):
+    child = take(tiny.space, tiny.params, tiny.statistics, tiny.space.smallest)
+    wrong = np.zeros((2, 3, 5, 7), np.float32)  # images of another size
+    with pytest.raises(ExportError, match="^onnx-int8: onnxruntime does not quantise the child: [^\n]*$"):
+        integers.write_integers(child, tmp_path, 0, ABOUT, [wrong])
+    monkeypatch.setitem(sys.modules, "onnxruntime.quantization", None)
+    with pytest.raises(ExportError, match="whose quantization cannot be imported [^\n]*: pip install [^\n]*$"):
+        integers.write_integers(child, tmp_path, 0, ABOUT, [wrong])
     assert not os.listdir(tmp_path)
 
 
