@@ -223,7 +223,8 @@ class Child:
         """Writes files that do not need this package, and runs each: its logits must be those of the child.
 
         Args:
-          formats: some of onnx, stablehlo, torch, safetensors; several as 'onnx,torch' or in a list.
+          formats: some of onnx, stablehlo, torch, safetensors, onnx-int8 (quantised to 8 bits on training images, which
+            are read for it); several as 'onnx,torch' or in a list.
           folder: gets the files, and preprocessing.json with the class names.
           fold: whether batch norm is folded into the convolutions.
           batch: images of a call; 0 allows any number.

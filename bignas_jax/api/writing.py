@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +11,8 @@ import numpy as np
 from bignas_jax.errors import ConfigError
 from bignas_jax.files import write_json
 from bignas_jax.interop.exports import comparing, export
+from bignas_jax.interop.exports.formats import INTEGERS
+from bignas_jax.interop.exports.images import real_images
 from bignas_jax.interop.exports.preprocess import preprocess
 
 if TYPE_CHECKING:
@@ -33,11 +36,19 @@ def write(child: Child, form: export.Form, folder: pathlib.Path, *, images: int)
         "step": run.step,
     }
     inputs, compared = _inputs(child, specification, images)
-    files = export.write_child(child.net(), folder, about, specification, form)
+    training: Iterable[np.ndarray] = ()
+    if INTEGERS in form.formats:
+        training = export.training_images(run.session, child.resolution, form)
+    files = export.write_child(child.net(), folder, about, specification, form, training)
     found = export.run_child(folder, np.moveaxis(inputs, -1, 1), form)
     logits = child(inputs)
     expected = _maps(child, inputs) if form.features_only else logits
-    files = [file | comparing.compare(found[file["format"]], expected) for file in files]
+    files = [
+        file
+        | comparing.compare(found[file["format"]], expected)
+        | (comparing.accuracy(file, found[file["format"]], compared["labels"]) if "labels" in compared else {})
+        for file in files
+    ]
     row = about | {"folder": str(folder), "files": files, **compared}
     if "labels" in row:
         row["top1"] = float(np.mean(logits.argmax(1) == row.pop("labels")))
@@ -57,6 +68,6 @@ def _inputs(child: Child, specification: dict[str, Any], number: int) -> tuple[n
     if not number:
         noise = np.random.default_rng(0).standard_normal((NOISE, side, side, 3)).astype(np.float32)
         return noise, {"images": NOISE, "split": "noise"}
-    real = export.real_images(child.run.session, number)
+    real = real_images(child.run.session, number)
     images = np.stack([np.moveaxis(preprocess(image, specification), 0, -1) for image in real.decoded])
     return images, {"images": len(images), "split": real.split, "labels": real.labels}

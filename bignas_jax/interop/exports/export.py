@@ -4,7 +4,7 @@ import dataclasses
 import json
 import pathlib
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,12 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from bignas_jax.config.options import Data, OnCorrupt, Options
-from bignas_jax.data import DataError, prefetch
-from bignas_jax.errors import ConfigError, CorruptImage, FileError
+from bignas_jax.config.options import Data, Options
+from bignas_jax.data import prefetch
+from bignas_jax.errors import ConfigError, FileError
 from bignas_jax.files import locked, read_json, read_text, write_json
 from bignas_jax.interop.exports import formats, run_back
-from bignas_jax.interop.exports.comparing import compare
+from bignas_jax.interop.exports.comparing import accuracy, compare
+from bignas_jax.interop.exports.images import real_images
 from bignas_jax.interop.exports.preprocess import preprocess
 from bignas_jax.nets.child import Child, feature_maps, fold, take
 from bignas_jax.nets.mode import Mode
@@ -35,6 +36,7 @@ from bignas_jax.spaces.naming import read_architectures
 from bignas_jax.spaces.space import Space
 
 _CHECK_BATCH = 16
+RANGE_IMAGES = 512  # from which the ranges of integers are taken
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Form:
     """How children are written.
 
     Attributes:
-      formats: names of `formats.WRITERS`.
+      formats: names of `formats.WRITERS`, or `formats.INTEGERS`.
       fold: whether batch norm is folded into the convolutions.
       batch: images of a call; 0 allows any number.
       images: number of held-out images to compare on.
@@ -68,23 +70,6 @@ class Form:
             raise ConfigError(f"--batch: found {self.batch}, expected the images of a call, or 0 for any")
         if self.images < 1:
             raise ConfigError(f"--images: found {self.images}, expected at least 1 to compare on")
-
-
-@dataclasses.dataclass(frozen=True)
-class Comparison:
-    """Real images in every form that the checks need.
-
-    Attributes:
-      decoded: the decoded images, uint8 [H, W, 3] each.
-      cropped: uint8 [N, S, S, 3], as training's evaluation prepares them.
-      labels: int [N].
-      split: the split that they come from.
-    """
-
-    decoded: Sequence[np.ndarray]
-    cropped: np.ndarray
-    labels: np.ndarray
-    split: str
 
 
 def export_run(
@@ -135,12 +120,18 @@ def _exported(
         about = _about(session, name, arch, step)
         specification = preprocessing(session.options.data, session.dataset.class_names, arch.resolution)
         folder = out / name
-        files = write_child(child, folder, about, specification, form)
+        training = training_images(session, arch.resolution, form)
+        files = write_child(child, folder, about, specification, form, training)
         images = np.stack([preprocess(image, specification) for image in comparison.decoded])
         found_logits = run_child(folder, images, form)
         row = about | {
             "folder": str(folder),
-            "files": [file | compare(found_logits[file["format"]], expected) for file in files],
+            "files": [
+                file
+                | compare(found_logits[file["format"]], expected)
+                | accuracy(file, found_logits[file["format"]], comparison.labels)
+                for file in files
+            ],
             "images": len(images),
             "split": comparison.split,
             "top1": float(np.mean(logits.argmax(1) == comparison.labels)),
@@ -193,29 +184,18 @@ def _calibrate(session: Session, weights: Any, archs: Iterable[Architecture]) ->
         return session.evaluator.calibrate(weights, buckets, batches, loader.steps_per_epoch)
 
 
-def real_images(session: Session, number: int) -> Comparison:
-    """Up to `number` images, spread over the held-out images, or over the validation split if none are held out.
+def training_images(session: Session, resolution: int, form: Form) -> Iterator[np.ndarray]:
+    """Batches of float32 [B, 3, R, R], of up to `RANGE_IMAGES` of the training images that calibration uses.
 
-    Raises:
-      DataError: there are no images, one cannot be read, or one is corrupt and the options do not allow to skip it.
+    They are read when the first one is asked for.
     """
-    dataset = session.dataset
-    split = "holdout" if dataset.splits["holdout"] else "val"
-    source, indices = dataset.select(split)
-    spread = np.unique(np.linspace(0, len(indices) - 1, min(number, len(indices))).round().astype(int))
-    decoded, labels = [], []
-    for index in indices[spread]:
-        try:
-            decoded.append(source.load(int(index)))
-        except CorruptImage as error:
-            if dataset.on_corrupt == OnCorrupt.SKIP:
-                continue
-            raise DataError(f"corrupt image {error}; mend it, or set config.data.on_corrupt=skip") from error
-        labels.append(int(source.labels[index]))
-    if not decoded:
-        raise DataError(f"found no image in the {split} split to compare on, expected at least one")
-    cropped = np.stack([dataset.evaluation(image) for image in decoded])
-    return Comparison(decoded, cropped, np.array(labels), split)
+    options, data = session.options.calibration, session.options.data
+    limit = max(min(options.num_images, RANGE_IMAGES), options.batch_size)
+    batch = form.batch or options.batch_size
+    for part in session.loader("calibration", options.batch_size, limit=limit).once():
+        images = np.moveaxis(np.asarray(prepare(part["image"], resolution, data.mean, data.std)), -1, 1)
+        images = _filled(images, batch)
+        yield from (images[start : start + batch] for start in range(0, len(images), batch))
 
 
 def _outputs(
@@ -280,6 +260,7 @@ def preprocessing(data: Data, class_names: Sequence[str], resolution: int) -> di
         "input": {
             "dtype": "float32",
             "onnx": ["batch", 3, resolution, resolution],
+            "onnx-int8": ["batch", 3, resolution, resolution],
             "torch": ["batch", 3, resolution, resolution],
             "safetensors": ["batch", 3, resolution, resolution],
             "stablehlo": ["batch", resolution, resolution, 3],
@@ -290,8 +271,9 @@ def preprocessing(data: Data, class_names: Sequence[str], resolution: int) -> di
 
 
 def write_child(
-    child: Child, folder: pathlib.Path, about: Mapping[str, Any], specification: Mapping[str, Any], form: Form
-) -> list[dict[str, Any]]:
+    child: Child, folder: pathlib.Path, about: Mapping[str, Any], specification: Mapping[str, Any], form: Form,
+    training: Iterable[np.ndarray] = (),
+) -> list[dict[str, Any]]:  # fmt: skip
     """Writes a child's files into `folder`.
 
     Files of other formats stay if they were exported from the same architecture and step; otherwise they are removed.
@@ -303,6 +285,7 @@ def write_child(
       about: name, architecture (a dictionary), macs, params, step.
       specification: the result of `preprocessing`.
       form: how the child is written.
+      training: batches of `training_images`, for integers alone.
     Returns:
       A dictionary for each format: format, file, bytes and, for ONNX, nodes (number of each operator).
     """
@@ -316,8 +299,13 @@ def write_child(
     texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in texts.items()}
     files = []
     for name in form.formats:
-        writer = formats.write_features if name == "features" else formats.WRITERS[name]
-        path = writer(child, folder, form.batch, texts)
+        if name == formats.INTEGERS:
+            from bignas_jax.interop.exports import integers
+
+            path = integers.write_integers(child, folder, form.batch, texts, training)
+        else:
+            writer = formats.write_features if name == "features" else formats.WRITERS[name]
+            path = writer(child, folder, form.batch, texts)
         file = {"format": name, "file": path.name, "bytes": path.stat().st_size}
         files.append(file | ({"nodes": formats.onnx_nodes(path)} if path.suffix == ".onnx" else {}))
     return files
@@ -334,7 +322,7 @@ def _remove_outdated(folder: pathlib.Path, about: Mapping[str, Any]) -> None:
     except FileError:
         same = False
     record.unlink()
-    for name in () if same else (*formats.FILES, formats.FEATURES):
+    for name in () if same else (*formats.FILES, formats.FEATURES, formats.INTEGERS_FILE):
         (folder / name).unlink(missing_ok=True)
 
 

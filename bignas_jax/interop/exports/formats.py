@@ -148,9 +148,11 @@ WRITERS: dict[str, Writer] = {
     "torch": write_torch,
     "safetensors": write_safetensors,
 }
+# Written where it is asked for, because it needs training images; see integers.py.
+INTEGERS, INTEGERS_FILE = "onnx-int8", "child-int8.onnx"
 FEATURES = "features.onnx"  # written in place of logits, never beside them in one export
 FILES = ("child.onnx", "child.stablehlo", "child.pt", "child.py", "child.safetensors")
-_NEEDED = {"onnx": ("onnx", "onnxruntime"), "safetensors": ("safetensors",)}
+_NEEDED = {"onnx": ("onnx", "onnxruntime"), INTEGERS: ("onnx", "onnxruntime"), "safetensors": ("safetensors",)}
 
 
 def check_formats(formats: Sequence[str]) -> tuple[str, ...]:
@@ -159,9 +161,10 @@ def check_formats(formats: Sequence[str]) -> tuple[str, ...]:
     Raises:
       ConfigError: a format is unknown, none is given, or a library that a format needs is not installed.
     """
+    known = (*WRITERS, INTEGERS)
     for name in formats:
-        if name not in WRITERS:
-            raise ConfigError(f"--format: found {name!r}, expected some of {','.join(WRITERS)}")
+        if name not in known:
+            raise ConfigError(f"--format: found {name!r}, expected some of {','.join(known)}")
         missing = [library for library in _NEEDED.get(name, ()) if importlib.util.find_spec(library) is None]
         if missing:
             raise ConfigError(
@@ -169,7 +172,7 @@ def check_formats(formats: Sequence[str]) -> tuple[str, ...]:
                 "or leave the format out"
             )
     if not formats:
-        raise ConfigError(f"--format: found nothing, expected some of {','.join(WRITERS)}")
+        raise ConfigError(f"--format: found nothing, expected some of {','.join(known)}")
     return tuple(dict.fromkeys(formats))
 
 

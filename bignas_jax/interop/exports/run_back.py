@@ -15,7 +15,7 @@ from collections.abc import Callable
 import numpy as np
 
 from bignas_jax.errors import ExportError
-from bignas_jax.interop.exports.formats import FEATURES, WRITERS, torch_classes
+from bignas_jax.interop.exports.formats import FEATURES, INTEGERS, INTEGERS_FILE, torch_classes
 
 # In the environment before onnxruntime is loaded. From 1.29 on, it would send data on the model to Microsoft, and leave
 # files in the user's cache and in the folder for temporary files (github.com/microsoft/onnxruntime/pull/27379).
@@ -59,6 +59,7 @@ _NO_ONNX = ("bignas_jax", "jax", "flax", "torch")
 _PROGRAMS = {
     "onnx": (_ONNX.replace("FILE", "child.onnx"), _NO_ONNX),
     "features": (_ONNX.replace("FILE", FEATURES), _NO_ONNX),
+    INTEGERS: (_ONNX.replace("FILE", INTEGERS_FILE), _NO_ONNX),
     "stablehlo": (_STABLEHLO, ("bignas_jax", "flax", "torch")),
     "torch": (_TORCH, ("bignas_jax", "jax", "flax", "torchvision")),
 }
@@ -101,7 +102,7 @@ def _run_safetensors(folder: pathlib.Path, images: np.ndarray, batch: int) -> np
 Outputs = np.ndarray | dict[str, np.ndarray]
 Runner = Callable[[pathlib.Path, np.ndarray, int], Outputs]
 RUNNERS: dict[str, Runner] = {
-    **{name: (lambda *args, name=name: _run_alone(name, *args)["logits"]) for name in _PROGRAMS if name in WRITERS},
+    **{name: (lambda *args, name=name: _run_alone(name, *args)["logits"]) for name in _PROGRAMS if name != "features"},
     "safetensors": _run_safetensors,
     "features": lambda *args: _run_alone("features", *args),
 }

@@ -20,7 +20,7 @@ import export as script
 from bignas_jax.data import open_dataset
 from bignas_jax.errors import ExportError, UnreadableImage
 from bignas_jax.files import locked
-from bignas_jax.interop.exports import comparing, export, formats
+from bignas_jax.interop.exports import comparing, export, formats, images
 from bignas_jax.interop.exports.tensors import tensors
 from bignas_jax.nets.child import take
 from bignas_jax.programs import memory
@@ -229,7 +229,7 @@ def test_a_comparison_leaves_out_what_cannot_be_decoded_and_nothing_else(tmp_pat
     root = make_folder(tmp_path / "set", train=2, val=2)
     session = SimpleNamespace(dataset=open_dataset(data_options(root, on_corrupt="skip")))
     (root / "val" / "bee" / "001.png").write_bytes(b"no image")
-    assert len(export.real_images(session, 6).labels) == 5
+    assert len(images.real_images(session, 6).labels) == 5
     (root / "val" / "bee" / "000.jpg").unlink()
     with pytest.raises(UnreadableImage, match="000.jpg cannot be read"):
-        export.real_images(session, 6)
+        images.real_images(session, 6)
