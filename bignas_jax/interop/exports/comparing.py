@@ -45,7 +45,7 @@ def check(rows: Iterable[Mapping[str, Any]]) -> None:
     wrong = [
         f"{row['folder']}/{file['file']} ({file['difference']:.1e})"
         for row, file in itertools.chain.from_iterable(((row, file) for file in row["files"]) for row in rows)
-        if not file["difference"] <= (np.finfo(np.float32).max if file["format"] in ROUNDED else LIMIT)
+        if not file["difference"] <= (np.finfo(np.float32).max if file.get("format") in ROUNDED else LIMIT)
     ]
     if wrong:
         raise ExportError(

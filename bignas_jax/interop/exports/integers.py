@@ -23,7 +23,9 @@ from bignas_jax.nets.child import Child, fold
 from bignas_jax.text import one_line
 
 OPERATORS = ("Conv", "Gemm")
-_PREPARED = "onnx.quant.pre_process"  # onnxruntime warns of a model that its own preparation has not marked
+# onnxruntime warns of a model without this mark of its own preparation, which would fold what is folded here already.
+# The file does not keep the mark.
+_PREPARED = ("onnx.quant.pre_process", "onnxruntime.quant")
 
 
 def write_integers(
@@ -51,7 +53,7 @@ def write_integers(
 
     child = fold(child)
     model = onnx_model(child, tensors(child), batch, about)
-    model.metadata_props.add(key=_PREPARED, value="bignas_jax")
+    model.metadata_props.add(key=_PREPARED[0], value=_PREPARED[1])
     reader = _reader(images)
 
     def write(temporary: pathlib.Path) -> None:
