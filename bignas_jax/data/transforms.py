@@ -2,7 +2,7 @@
 
 Resizing runs in torch, whose uint8 kernels are several times faster than PIL's. AutoAugment, RandAugment and colour
 jitter run on PIL images: they are two to three times faster there than on tensors, and the policies were searched with
-PIL.
+PIL. torchvision is imported where they are used, because its import takes as long as that of JAX.
 """
 
 import math
@@ -14,8 +14,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.nn.functional import interpolate
-from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional as F
 
 from bignas_jax.config.options import Augment, Crops, Policies
 from bignas_jax.data.decode import Reduction
@@ -173,21 +171,34 @@ _CROPS = {
 _GREY = [128, 128, 128]
 
 
-def _auto_augment(policy: v2.AutoAugmentPolicy) -> Callable[[Augment], torch.nn.Module]:
-    return lambda how: v2.AutoAugment(policy, fill=_GREY)
+def _auto_augment(policy: str) -> Callable[[Augment], torch.nn.Module]:
+    def make(how: Augment) -> torch.nn.Module:
+        from torchvision.transforms import v2
+
+        return v2.AutoAugment(v2.AutoAugmentPolicy[policy], fill=_GREY)
+
+    return make
+
+
+def _rand_augment(how: Augment) -> torch.nn.Module:
+    from torchvision.transforms import v2
+
+    return v2.RandAugment(how.rand_ops, how.rand_magnitude, fill=_GREY)
 
 
 _POLICIES: dict[str, Callable[[Augment], torch.nn.Module | None]] = {
     Policies.NONE: lambda how: None,
-    Policies.IMAGENET: _auto_augment(v2.AutoAugmentPolicy.IMAGENET),
-    Policies.CIFAR10: _auto_augment(v2.AutoAugmentPolicy.CIFAR10),
-    Policies.SVHN: _auto_augment(v2.AutoAugmentPolicy.SVHN),
-    Policies.RAND: lambda how: v2.RandAugment(how.rand_ops, how.rand_magnitude, fill=_GREY),
+    Policies.IMAGENET: _auto_augment("IMAGENET"),
+    Policies.CIFAR10: _auto_augment("CIFAR10"),
+    Policies.SVHN: _auto_augment("SVHN"),
+    Policies.RAND: _rand_augment,
 }
 
 
 def _adjust(image: Image.Image, which: int, strength: float, draw: float) -> Image.Image:
     """Brightness, contrast, saturation (0, 1, 2) by a factor around 1, or hue (3) by a shift around 0."""
+    from torchvision.transforms.v2 import functional as F
+
     if which == 3:
         return F.adjust_hue(image, strength * (2 * draw - 1))
     low = max(0.0, 1 - strength)
