@@ -20,6 +20,7 @@ COMMANDS = {
     "latency": ("latency", "measure a space's blocks on another device: export them, check the table that comes back"),
     "import": ("importing", "import a supernet that PyTorch-BigNAS, AttentiveNAS or AlphaNet trained"),
     "init": ("beginning", "write a recipe that fits a folder of images"),
+    "index": ("indexing", "index a folder of tar shards, to train on them"),
     "doctor": ("doctor", "what this machine is, and whether it computes what it should"),
     "report": ("reporting", "write the report of a finished search again"),
 }

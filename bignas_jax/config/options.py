@@ -330,7 +330,7 @@ class Data(Group, part="data"):
 
     source: str = _text(
         ok=lambda v: bool(re.fullmatch(r"\w+", v)),
-        expected="folder, digits, or the name of a torchvision data set such as cifar10",
+        expected="folder, tar, digits, or the name of a torchvision data set such as cifar10",
     )
     root: str = _text()
     train_split: str = _name()

@@ -9,12 +9,13 @@ import numpy as np
 from bignas_jax.config.options import Data
 from bignas_jax.data.folder import open_folder
 from bignas_jax.data.packaged import TORCHVISION, open_digits, open_torchvision, stratified
+from bignas_jax.data.shards import open_shards
 from bignas_jax.data.sources import Source
 from bignas_jax.data.transforms import Augmentation, CenterCrop
 from bignas_jax.errors import DataError
 from bignas_jax.text import shown
 
-SOURCES = ("folder", "digits", *TORCHVISION)
+SOURCES = ("folder", "tar", "digits", *TORCHVISION)
 
 
 class Images(NamedTuple):
@@ -71,6 +72,8 @@ def open_images(options: Data, tell: bool = True) -> Images:
     """
     if options.source == "folder":
         found = Images(*open_folder(options.root, options.train_split, options.val_split, tell))
+    elif options.source == "tar":
+        found = Images(*open_shards(options.root, options.train_split, options.val_split))
     elif options.source == "digits":
         found = Images(*open_digits())
     elif options.source in TORCHVISION:

@@ -63,6 +63,13 @@ def read_reduced(
             content = bytearray(file.readall())  # torch warns of buffers it could not write to
     except OSError as error:
         raise UnreadableImage(f"{shown(path)} cannot be read ({error.strerror or error})") from None
+    return decode_reduced(content, path, reduction, max_pixels)
+
+
+def decode_reduced(
+    content: bytearray, path: str, reduction: Reduction | None, max_pixels: int = MAX_PIXELS
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """As `read_reduced`, of what an image file holds; `path` is its name in messages."""
     try:
         return _decoded(content, reduction, max_pixels)
     except MemoryError:

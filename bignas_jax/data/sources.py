@@ -1,4 +1,4 @@
-"""Where images come from: files by name, or arrays in memory.
+"""Where images come from: files by name, parts of larger files (`packed`), or arrays in memory.
 
 A source has
 - `labels`: int32 [N];
@@ -20,24 +20,19 @@ import torch
 from bignas_jax.data.decode import MAX_PIXELS, Reduction, read_image, read_reduced
 
 
-class FileSource:
-    """Image files under `root`. The names of 1.28 million files take some 60 MB, once for all workers."""
+def joined_names(names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """The bytes of all names behind each other, uint8, and where they end, int64 [N + 1], from 0 on."""
+    encoded = [os.fsencode(name) for name in names]
+    ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+    return np.frombuffer(b"".join(encoded), np.uint8).copy(), ends
+
+
+class NamedSource:
+    """Images with names below `root`. The names of 1.28 million images take some 60 MB, once for all workers."""
 
     def __init__(self, root: str, names: torch.Tensor, ends: torch.Tensor, labels: torch.Tensor):
         self.root, self.max_pixels = root, MAX_PIXELS
         self._tensors = (names, ends, labels)
-
-    @classmethod
-    def from_names(cls, root: str, names: Sequence[str], labels: Sequence[int]) -> "FileSource":
-        """The source of the files `names`, paths relative to `root`, with one label each."""
-        encoded = [os.fsencode(name) for name in names]
-        ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
-        joined = np.frombuffer(b"".join(encoded), np.uint8).copy()
-        labels = torch.as_tensor(labels, dtype=torch.int32)
-        return cls(root, torch.from_numpy(joined), torch.from_numpy(ends), labels)
-
-    def __reduce__(self):
-        return FileSource, (self.root, *self._tensors), {"max_pixels": self.max_pixels}
 
     @property
     def labels(self) -> np.ndarray:
@@ -46,7 +41,7 @@ class FileSource:
 
     @property
     def arrays(self) -> tuple[np.ndarray, ...]:
-        """The arrays that identify the source: the names and labels of its files."""
+        """The arrays that identify the source: the names and labels of its images."""
         return tuple(tensor.numpy() for tensor in self._tensors)
 
     def __len__(self) -> int:
@@ -56,6 +51,20 @@ class FileSource:
         """The path of image `i`."""
         names, ends, _ = (tensor.numpy() for tensor in self._tensors)
         return os.path.join(self.root, os.fsdecode(names[ends[i] : ends[i + 1]].tobytes()))
+
+
+class FileSource(NamedSource):
+    """Image files under `root`."""
+
+    @classmethod
+    def from_names(cls, root: str, names: Sequence[str], labels: Sequence[int]) -> "FileSource":
+        """The source of the files `names`, paths relative to `root`, with one label each."""
+        joined, ends = joined_names(names)
+        labels = torch.as_tensor(labels, dtype=torch.int32)
+        return cls(root, torch.from_numpy(joined), torch.from_numpy(ends), labels)
+
+    def __reduce__(self):
+        return FileSource, (self.root, *self._tensors), {"max_pixels": self.max_pixels}
 
     def load(self, i: int) -> np.ndarray:
         """Image `i`, uint8 [H, W, 3]. Raises CorruptImage and UnreadableImage."""
@@ -110,4 +119,4 @@ class ArraySource:
         return image, image.shape[:2]
 
 
-Source = FileSource | ArraySource
+Source = NamedSource | ArraySource
