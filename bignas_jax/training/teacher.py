@@ -150,7 +150,7 @@ def _kept(session: Session, folder: pathlib.Path) -> Teacher:
         return _of_file(session, folder / FILE)
     try:
         about = read_json(folder / NETWORK)
-        with np.load(io.BytesIO(read_bytes(folder / WEIGHTS, largest=8 << 30)), allow_pickle=False) as file:
+        with np.load(io.BytesIO(read_bytes(folder / WEIGHTS, largest=8 << 30))) as file:
             arrays = dict(file)
         space, classes = space_of(about["space"]), session.options.model.num_classes
         form = param_shapes(space, classes)
