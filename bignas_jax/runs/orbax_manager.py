@@ -31,7 +31,12 @@ class Manager(ocp.CheckpointManager):
 
 
 def _of_the_system(error: Exception, folder: pathlib.Path) -> Exception:
-    """The error of the system, such as that of a full disk, that tensorstore tells of in a ValueError."""
+    """The error of the system, such as that of a full disk, with a folder in it.
+
+    tensorstore tells of it in a ValueError. A write to an open file, such as orbax's own, raises it without a name.
+    """
+    if isinstance(error, OSError) and error.errno and not error.filename:
+        return OSError(error.errno, error.strerror, str(folder))
     found = re.search(r"os_error_code='(\d+)'", str(error))
     return OSError(int(found[1]), os.strerror(int(found[1])), str(folder)) if found else error
 
@@ -78,13 +83,17 @@ def writing(folder: pathlib.Path) -> Iterator[None]:
 
     Raises:
       SaveError: there is no room in the folder, or it may not be written to.
+      OSError: another error of the system, with the folder as its file if it had none.
     """
     try:
         yield
     except (OSError, ValueError, RuntimeError) as error:
         found = _NO_ROOM.search(str(error))
         if not found:
-            raise
+            named = _of_the_system(error, folder)
+            if named is error:
+                raise
+            raise named from error
         raise SaveError(
             f"a checkpoint cannot be written to {folder} ({found[0]}); the steps in it are whole: make room, "
             "and the same command goes on from the newest"

@@ -1,6 +1,7 @@
 """Checkpoints on disk: what orbax alone reads from them, which are kept, and what is refused."""
 
 import contextlib
+import errno
 import json
 import shutil
 
@@ -15,6 +16,7 @@ from tiny import flat
 from bignas_jax.errors import CheckpointError
 from bignas_jax.programs.devices import make_mesh, replicate
 from bignas_jax.runs.checkpoint import Checkpoints
+from bignas_jax.runs.orbax_manager import writing
 from bignas_jax.step.state import TrainState
 
 MESH = make_mesh(2, {})
@@ -300,3 +302,19 @@ def test_the_accuracy_of_a_checkpoint_lies_beside_it_as_json(saved):
     folder = saved / "checkpoints"
     assert json.loads((folder / "3" / "metrics" / "metrics").read_text()) == {"top1": 0.5}
     assert not (folder / "6" / "metrics").exists()
+
+
+@pytest.mark.parametrize("error", [
+    OSError(errno.EFBIG, "File too large"), ValueError(f"Error writing [os_error_code='{errno.EFBIG}']"),
+])  # fmt: skip
+def test_an_error_of_the_system_without_a_file_names_the_folder(error, tmp_path):
+    with pytest.raises(OSError) as raised, writing(tmp_path):
+        raise error
+    assert (raised.value.errno, raised.value.strerror) == (errno.EFBIG, "File too large")
+    assert raised.value.filename == str(tmp_path)
+
+
+def test_an_error_that_names_its_file_stays(tmp_path):
+    with pytest.raises(FileNotFoundError) as raised, writing(tmp_path):
+        (tmp_path / "nothing").read_text()
+    assert raised.value.filename == str(tmp_path / "nothing")
