@@ -18,16 +18,9 @@ from bignas_jax.cli import flags
 from bignas_jax.text import shown
 
 
-class _Parser(argparse.ArgumentParser):
-    """Its mistakes end as those of the other commands do."""
-
-    def error(self, message):
-        flags.refuse(self.prog, message)
-
-
 def main() -> int:
     program, *rest = flags.take_debug(sys.argv)
-    parser = _Parser(program, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = flags.Parser(program, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", metavar="ROOT", help="the folder of images")
     parser.add_argument("--out", default="", help="the recipe's file; by default ROOT's name and .py")
     arguments = parser.parse_args(rest)

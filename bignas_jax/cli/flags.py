@@ -1,5 +1,6 @@
 """The command line of the scripts: a recipe, overrides of its fields, and a few flags."""
 
+import argparse
 import contextlib
 import os
 import re
@@ -28,6 +29,13 @@ def refuse(program: str, message: str) -> NoReturn:
     """Ends the program as a user's mistake does: one line on stderr, exit code 2."""
     complain(program, message)
     raise SystemExit(2)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose mistakes end as those of the other commands do."""
+
+    def error(self, message):
+        refuse(self.prog, message)
 
 
 def complain(program: str, message: str) -> None:

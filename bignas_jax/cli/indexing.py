@@ -15,16 +15,9 @@ from bignas_jax.cli import flags
 from bignas_jax.text import shown
 
 
-class _Parser(argparse.ArgumentParser):
-    """Its mistakes end as those of the other commands do."""
-
-    def error(self, message):
-        flags.refuse(self.prog, message)
-
-
 def main() -> int:
     program, *rest = flags.take_debug(sys.argv)
-    parser = _Parser(program, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = flags.Parser(program, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", metavar="FOLDER", help="a folder of tar files, or of folders of tar files")
     arguments = parser.parse_args(rest)
     from bignas_jax.cli import scripts

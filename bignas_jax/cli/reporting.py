@@ -20,18 +20,11 @@ from bignas_jax.search.report.page import read, write
 from bignas_jax.text import shown
 
 
-class _Parser(argparse.ArgumentParser):
-    """Its mistakes end as those of the other commands do."""
-
-    def error(self, message):
-        flags.refuse(self.prog, message)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Writes the report of the run's folder that `argv` names, or the comparison of several; ends with code 2 after a
     line on a mistake."""
     program, *rest = flags.take_debug(sys.argv if argv is None else argv)
-    parser = _Parser(program, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = flags.Parser(program, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="the folder of a run that was searched")
     parser.add_argument("--out", default="comparison.html", help="the page that compares several runs")
     parser.add_argument("--cost", default="", choices=["", *Costs], help="its axis; by default the first run's")
@@ -41,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ReportError, ConfigError) as error:
         flags.refuse(program, str(error))
     except OSError as error:
-        flags.refuse(program, f"{error.filename}: {error.strerror}")
+        flags.refuse(program, f"{error.filename or 'a file'}: {error.strerror}")
     print(*map(shown, map(str, paths)), sep="\n")
     return 0
 
