@@ -1,5 +1,6 @@
 """Packaged data sets: scikit-learn's digits, and torchvision's data sets that are on disk."""
 
+import importlib.util
 import os
 from dataclasses import dataclass
 
@@ -89,17 +90,32 @@ def _source(name: str, dataset) -> Source:
 
 def open_digits() -> Opened:
     """scikit-learn's 1,797 handwritten digits (8x8), a fifth of every class for validation."""
+    levels, labels = _digits()
+    images = np.rint(levels * (255 / 16)).astype(np.uint8)[..., None]
+    val = stratified(labels, len(images) // 5)
+    train = np.setdiff1d(np.arange(len(images)), val)
+    split = [
+        ArraySource.from_numpy(f"digits, {part}", images[rows], labels[rows])
+        for part, rows in (("train", train), ("val", val))
+    ]
+    return tuple(map(str, range(10))), *split
+
+
+def _digits() -> tuple[np.ndarray, np.ndarray]:
+    """The digits in 17 levels, [N, 8, 8], and their labels, [N].
+
+    From scikit-learn's file, where it lies as ever: to import scikit-learn takes longer than to import JAX.
+    """
+    package = importlib.util.find_spec("sklearn")
+    for folder in (package and package.submodule_search_locations) or ():
+        path = os.path.join(folder, "datasets", "data", "digits.csv.gz")
+        if os.path.isfile(path):
+            rows = np.loadtxt(path, delimiter=",")
+            return rows[:, :-1].reshape(-1, 8, 8), rows[:, -1].astype(np.int64)
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None]
-    val = stratified(digits.target, len(images) // 5)
-    train = np.setdiff1d(np.arange(len(images)), val)
-    split = [
-        ArraySource.from_numpy(f"digits, {part}", images[rows], digits.target[rows])
-        for part, rows in (("train", train), ("val", val))
-    ]
-    return tuple(map(str, digits.target_names)), *split
+    return digits.images, digits.target
 
 
 def stratified(labels: np.ndarray, count: int) -> np.ndarray:

@@ -19,6 +19,7 @@ from data_folders import data_options, make_folder, picture
 from run_states import MESH, PARAMS, state
 from tiny import tiny_space
 
+from bignas_jax import files
 from bignas_jax.cli import evaluate, export, flags, importing, reporting, scripts, searching, train
 from bignas_jax.config.files import load_run_options, to_json
 from bignas_jax.config.recipes import load_recipe
@@ -153,6 +154,11 @@ def check(work, path, root, where="") -> bool:
         assert listing(root) == before, where
         assert any(str(place) in said for place in (path.name, path.parent, root)), said
     return bool(code)
+
+
+@pytest.fixture(autouse=True)
+def pipes_are_given_up_soon(monkeypatch):
+    monkeypatch.setattr(files, "_PATIENCE", 0.2)
 
 
 each_reader = pytest.mark.parametrize("work", READERS, ids=lambda work: work.__name__)

@@ -18,7 +18,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torchvision.datasets import ImageFolder
 
-from bignas_jax.data import DataError, decode, open_dataset
+from bignas_jax.data import DataError, decode, open_dataset, packaged
 from bignas_jax.data.decode import read_image, read_reduced
 from bignas_jax.data.fingerprint import fingerprint
 from bignas_jax.data.packaged import TORCHVISION, stratified
@@ -276,7 +276,11 @@ def test_stratified_follows_the_sizes_of_classes():
     assert 200 < np.mean(chosen[labels[chosen] == 3]) < 400
 
 
-def test_digits_are_scikit_learns():
+@pytest.mark.parametrize("has_file", [True, False])
+def test_digits_are_scikit_learns(has_file, monkeypatch):
+    """Read from scikit-learn's file, and by its function where the file is elsewhere."""
+    if not has_file:
+        monkeypatch.setattr(packaged.importlib.util, "find_spec", lambda name: None)
     dataset = open_dataset(data_options("", source="digits", holdout=100))
     assert dataset.class_names == tuple("0123456789") and dataset.num_classes == 10
     assert dataset.splits == {"train": 1338, "holdout": 100, "val": 359}
