@@ -50,7 +50,7 @@ IMPOSSIBLE = [
     ("seed", -1), ("seed", 1.0), ("seed", True), ("batch_size", 0), ("batch_size", "64"), ("epochs", 0),
     ("model.num_classes", 1), ("model.dropout", 1.0), ("model.drop_connect", -0.1),
     ("model.dtype", "float16"), ("model.sync_batch_norm", 1), ("data.source", "no such"),
-    ("data.train_split", ""), ("data.image_size", 0), ("data.mean", (0.5, 0.5)),
+    ("data.train_split", ""), ("data.image_column", 3), ("data.label_column", None), ("data.image_size", 0), ("data.mean", (0.5, 0.5)),
     ("data.mean", (0.5, 0.5, 127.0)), ("data.mean", 0.5), ("data.std", (0.2, 0.0, 0.2)),
     ("data.std", (0.2, True, 0.2)), ("data.num_workers", -1), ("data.holdout", -1),
     ("data.on_corrupt", "stop"), ("data.max_pixels", 0), ("data.augment.crop", "random"),
