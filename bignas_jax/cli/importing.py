@@ -30,7 +30,7 @@ from bignas_jax.text import shown
 
 def following(workdir: str, options: Options) -> str:
     """What to do next, as text: the commands that go on from an import, with the images where none are known."""
-    known = options.data.source not in ("folder", "tar") or pathlib.Path(options.data.root).is_dir()
+    known = options.data.source not in ("folder", "tar", "arrow") or pathlib.Path(options.data.root).is_dir()
     folder = f"--workdir {shlex.quote(workdir)}{'' if known else ' --config.data.root=ROOT'}"
     if space_of(options.space).size == 1:
         commands = (f"eval {folder} --arch max --statistics stored", f"export {folder} --arch max")

@@ -330,11 +330,13 @@ class Data(Group, part="data"):
 
     source: str = _text(
         ok=lambda v: bool(re.fullmatch(r"\w+", v)),
-        expected="folder, tar, digits, or the name of a torchvision data set such as cifar10",
+        expected="folder, tar, arrow, digits, or the name of a torchvision data set such as cifar10",
     )
     root: str = _text()
     train_split: str = _name()
     val_split: str = _name()
+    image_column: str = _text("", expected="a column of the Arrow files, or nothing for the only one of images")
+    label_column: str = _text("", expected="a column of the Arrow files, or nothing for the only one of classes")
     image_size: int = _integer(1, below=10_000)
     eval_resize: int = _integer(1, below=10_000)
     mean: tuple[float, ...] = _numbers(3, lambda v: all(0 <= x <= 1 for x in v), "three numbers from 0 to 1")

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bignas_jax.config.options import Data
+from bignas_jax.data.arrow import open_saved
 from bignas_jax.data.folder import open_folder
 from bignas_jax.data.packaged import TORCHVISION, open_digits, open_torchvision, stratified
 from bignas_jax.data.shards import open_shards
@@ -15,7 +16,7 @@ from bignas_jax.data.transforms import Augmentation, CenterCrop
 from bignas_jax.errors import DataError
 from bignas_jax.text import shown
 
-SOURCES = ("folder", "tar", "digits", *TORCHVISION)
+SOURCES = ("folder", "tar", "arrow", "digits", *TORCHVISION)
 
 
 class Images(NamedTuple):
@@ -74,6 +75,9 @@ def open_images(options: Data, tell: bool = True) -> Images:
         found = Images(*open_folder(options.root, options.train_split, options.val_split, tell))
     elif options.source == "tar":
         found = Images(*open_shards(options.root, options.train_split, options.val_split))
+    elif options.source == "arrow":
+        splits = options.train_split, options.val_split
+        found = Images(*open_saved(options.root, *splits, options.image_column, options.label_column))
     elif options.source == "digits":
         found = Images(*open_digits())
     elif options.source in TORCHVISION:

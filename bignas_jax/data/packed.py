@@ -31,7 +31,7 @@ class Packed(NamedTuple):
     """
 
     class_names: tuple[str, ...]
-    source: "PackedSource"
+    source: NamedSource
     places: frozenset[Place]
 
 
@@ -196,7 +196,7 @@ def sizes_and_places(folder: str, files: Iterable[str]) -> tuple[list[int], froz
     return sizes, frozenset(places)
 
 
-def as_pair(train: Packed, val: Packed) -> tuple[tuple[str, ...], PackedSource, PackedSource]:
+def as_pair(train: Packed, val: Packed) -> tuple[tuple[str, ...], NamedSource, NamedSource]:
     """The names of the classes, and the images of the two splits, of a data set.
 
     Without names, classes are called by their numbers.

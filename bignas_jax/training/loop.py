@@ -173,7 +173,7 @@ class Run:
         )
         newest = self.checkpoints.newest()
         if newest is None and self.origin is not None:
-            params = self.origin.weights(params, session.space.biggest, session.mesh)
+            params = self.origin.weights(session.space, params, session.mesh)
             if self.first:
                 print(shown(f"starting from {self.origin}"))
         state = self.step.init(params)

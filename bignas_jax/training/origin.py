@@ -2,29 +2,32 @@
 
 A single child's run is that of a supernet whose space has the one architecture `config.arch` (`slicing.single`): the
 loop, the data, the checkpoints and the evaluation know no difference. Without `config.arch`, the whole supernet in
-`config.init_from` is the start. Its resolutions may be others, because no weight depends on them.
+`config.init_from` is the start. Its space may be a part of the run's (`spaces.nesting`). Weights that it lacks are then
+fresh: matrices of kernel transforms are the identity. Channels are sorted by importance where blocks can be narrower
+than before. Neither changes the function of an architecture of the smaller space.
 """
 
 import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from bignas_jax.config import fields as configs
-from bignas_jax.config.fields import flat
 from bignas_jax.config.files import load_run_options
 from bignas_jax.config.options import Options, plain
 from bignas_jax.errors import CheckpointError, ConfigError
 from bignas_jax.nets.slicing import param_shapes, single, slice_params
+from bignas_jax.nets.sorting import sort_for
 from bignas_jax.runs.checkpoint import Checkpoints
 from bignas_jax.runs.folder import begun, supernet_options
 from bignas_jax.runs.session import Session, class_names
-from bignas_jax.spaces.architecture import Architecture
 from bignas_jax.spaces.naming import read_architectures
+from bignas_jax.spaces.nesting import why_not_within
 from bignas_jax.spaces.registry import space_of
 from bignas_jax.spaces.space import Space
 
@@ -51,16 +54,13 @@ def resolve(options: Options, workdir: str | pathlib.Path) -> Options:
 
 
 def _check_same_network(options: Options, supernet: Options) -> None:
-    """Refuses a space whose weights would be others than the supernet's."""
-    theirs, ours = (flat(space_of(some.space).to_dict()) for some in (supernet, options))
-    names = [name for name in dict.fromkeys([*theirs, *ours]) if name != "resolution"]
-    other = [name for name in names if theirs.get(name) != ours.get(name)]
-    if other:
-        listed = "; ".join(f"{name}: {ours.get(name)!r}, there {theirs.get(name)!r}" for name in other[:2])
-        more = f", and {len(other) - 2} more" if len(other) > 2 else ""
+    """Refuses a space whose weights would be others than the supernet's, or that leaves some of its choices out."""
+    reason = why_not_within(space_of(supernet.space), space_of(options.space))
+    if reason is not None:
         raise ConfigError(
-            f"config.space: found another network than in {options.init_from} ({listed}{more}), expected the same "
-            "choices, resolutions apart: begin with that run's recipe, or give config.arch to take a child"
+            f"config.space: found another network than in {options.init_from} ({reason}), expected the same choices "
+            "or more below the largest ones, resolutions apart: begin with that run's recipe, or give config.arch to "
+            "take a child"
         )
 
 
@@ -114,25 +114,36 @@ class Origin:
         same = _same_classes(session, folder, supernet)
         return cls(folder, step, space_of(supernet.space), supernet.model.num_classes, same, bool(options.arch))
 
-    def weights(self, fresh: dict, arch: Architecture, mesh: Mesh) -> dict:
+    def weights(self, space: Space, fresh: dict, mesh: Mesh) -> dict:
         """The supernet's weights (their moving average, where there is one), or the slice of them.
 
         Args:
-          fresh: the run's parameters as they are initialised; their classifier is kept where the classes differ.
-          arch: the child's architecture; not used for a whole supernet.
+          space: of this run; for a child its one architecture.
+          fresh: the run's parameters as they are initialised. Those that the supernet lacks are kept, and the
+            classifier where the classes differ.
           mesh: of this run.
         """
         with _checkpoints(self.folder) as checkpoints:
             whole, _ = checkpoints.weights(param_shapes(self.space, self.num_classes), mesh, self.step)
         whole = jax.tree.map(np.asarray, whole)
-        cut = slice_params(self.space, whole, arch) if self.slices else dict(whole)
+        if self.slices:
+            found = slice_params(self.space, whole, space.biggest)
+        else:
+            found = sort_for(space, _overlaid(fresh, whole), self.space)
         kept = {} if self.keeps_classifier else {"classifier": fresh["classifier"]}
-        return jax.tree.map(np.ascontiguousarray, cut | kept)
+        return jax.tree.map(np.ascontiguousarray, found | kept)
 
     def __str__(self) -> str:
         head = "its classifier is kept" if self.keeps_classifier else "the classifier is new, for the classes differ"
         what = "slice" if self.slices else "supernet"
         return f"the {what} of step {self.step} of {self.folder}; {head}"
+
+
+def _overlaid(under: Any, over: Any) -> Any:
+    """Nested arrays, with those of `over` in the place of those of `under`."""
+    if not isinstance(under, dict):
+        return over
+    return {key: _overlaid(value, over[key]) if key in over else value for key, value in under.items()}
 
 
 @contextlib.contextmanager

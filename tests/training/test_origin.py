@@ -225,7 +225,7 @@ def fresh_weights(session):
 
 def test_the_first_weights_are_the_moving_average_s_slice(lab, whole):
     session, origin = opened(lab)
-    found = origin.weights(fresh_weights(session), session.space.biggest, session.mesh)
+    found = origin.weights(session.space, fresh_weights(session), session.mesh)
     arrays = last_checkpoint(lab.folder / "supernet")
     assert jax.tree.map(np.shape, found) == jax.tree.map(np.shape, session.shapes)
     # Blocks 0 and 1 of mb1, block 2 of mb2; the supernet has two of each.
@@ -243,7 +243,7 @@ def test_a_child_of_other_classes_has_a_new_classifier_and_the_slice_s_other_wei
     assert kept.keeps_classifier and not other.keeps_classifier
     assert "the classifier is new" in str(other)
     fresh = fresh_weights(session)
-    ours, theirs = (origin.weights(fresh, session.space.biggest, session.mesh) for origin in (kept, other))
+    ours, theirs = (origin.weights(session.space, fresh, session.mesh) for origin in (kept, other))
     differ = {path for path, a in flat(ours).items() if not np.array_equal(a, flat(theirs)[path])}
     assert {path.split(".")[0] for path in differ} == {"classifier"}
     np.testing.assert_array_equal(theirs["classifier"]["conv"]["kernel"], fresh["classifier"]["conv"]["kernel"])
@@ -306,7 +306,7 @@ def test_the_space_of_a_slice_is_the_supernet_s_own(lab):
 def test_a_supernet_starts_from_a_whole_supernet_at_other_resolutions(lab):
     session, origin = opened(lab, arch="", space__resolution=(6, 8))
     assert not origin.space == session.space and "the supernet of step 30" in str(origin)
-    found = origin.weights(fresh_weights(session), session.space.biggest, session.mesh)
+    found = origin.weights(session.space, fresh_weights(session), session.mesh)
     arrays = last_checkpoint(lab.folder / "supernet")
     # All values were drawn, so that no two tensors are alike. The names in a checkpoint are shorter.
     averages = [value for name, value in arrays.items() if name.startswith("ema.")]
@@ -372,7 +372,7 @@ def test_without_an_architecture_the_config_stands(lab):
         (dict(init_from="EMPTY"), r"^config\.init_from: found no checkpoint under"),
         (dict(init_checkpoint="29"), r"^config\.init_checkpoint: found 29, expected newest, best or one of .*30"),
         (dict(arch="", space__head_width=(24,)),
-         r"^config\.space: found another network than in .*head_width: \[24\], there \[16\]\), expected the same"),
+         r"^config\.space: found another network than in .*head width: \(24,\), there \(16,\)\), expected the same"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(lab, changes, message):
