@@ -170,7 +170,7 @@ def check_run(options: Options, workdir: str | pathlib.Path, use: Use) -> None:
 
 
 def check_finished(workdir: pathlib.Path, options: Options) -> None:
-    """Refuses options other than those that a phase was trained with, where the phase after it has begun.
+    """Refuses options other than those that a phase which is over was trained with, as far as they shape its weights.
 
     Raises:
       ConfigError: with the differences.

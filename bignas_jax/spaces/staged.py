@@ -129,4 +129,4 @@ class StagedSpace(Space):
 
 def natural_key(name: str) -> list:
     """A key that sorts names by the numbers in them: mb10 follows mb9."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]

@@ -40,8 +40,10 @@ def through(options: Options, workdir: pathlib.Path, train: Callable[[Options, p
     """
     runs = runs_of(options)
     phases = [name for name in runs if name]
-    if begun(workdir) or not phases:  # the phases are done then, and the run holds their config
-        _check_no_phases(workdir, phases)
+    if not phases:
+        _check_no_phases(workdir)
+        return train(runs[""], workdir)
+    if gather(begun(workdir))[0]:  # the phases are over, and the run holds their config
         return train(runs[""], workdir)
     check_options(options)
     folders = {name: workdir / PHASES / name for name in phases}
@@ -51,6 +53,7 @@ def through(options: Options, workdir: pathlib.Path, train: Callable[[Options, p
         first = gather(max((n for n, name in enumerate(phases) if begun(folders[name])), default=0))[0]
         for number, name in enumerate(phases[first:], first + 1):
             if gather(_is_done(folders[name], stops[name]))[0]:
+                check_finished(folders[name], runs[name])
                 continue
             _say(f"phase {number} of {len(runs)}, {name}: in {folders[name]}")
             _say(_summary(name, train(runs[name], folders[name])))
@@ -89,9 +92,9 @@ def _begun_in(workdir: pathlib.Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if begun(path)) if folder.is_dir() else []
 
 
-def _check_no_phases(workdir: pathlib.Path, phases: list[str]) -> None:
+def _check_no_phases(workdir: pathlib.Path) -> None:
     """Refuses a config without phases for a folder in which phases have begun, and the run itself has not."""
-    if not phases and not begun(workdir) and (found := _begun_in(workdir)):
+    if not begun(workdir) and (found := _begun_in(workdir)):
         raise ConfigError(
             f"config.phases: found none, but {workdir / PHASES} holds {', '.join(found)}: give the phases that the run "
             "was started with, or another --workdir"

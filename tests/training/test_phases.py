@@ -133,9 +133,14 @@ def test_phases_are_trained_in_order_from_the_last_that_has_begun(tmp_path):
     workdir = began(tmp_path / "begun", config, "p1_full", "p2_kernel")
     assert trained_by(workdir, config) == later, "the first one is over, the second one has steps to make"
     config.phases.p2_kernel.max_steps = 3
-    assert trained_by(workdir, config) == later, "it has, but no score of the last one"
+    workdir = began(tmp_path / "stopped", config, "p1_full", "p2_kernel")
+    assert trained_by(workdir, config) == later, "it has made them, but the last one has no score"
     (workdir / "phases" / "p2_kernel" / "evaluation_val.json").write_text('{"step": 3, "split": "val", "rows": []}')
     assert trained_by(workdir, config) == later[1:]
+    config.phases.p2_kernel.epochs = 2
+    with pytest.raises(ConfigError, match=r"p2_kernel is over, .* \(config\.epochs: 1 -> 2\)"):
+        trained_by(workdir, config)
+    config.phases.p2_kernel.epochs = 1
     assert trained_by(began(workdir, config, ""), config) == later[2:]
 
 
