@@ -20,6 +20,9 @@ from bignas_jax.runs.folder import PHASES, begun, scored_step, steps
 from bignas_jax.runs.hold import held
 from bignas_jax.runs.identity import Use, check_data, check_finished
 from bignas_jax.runs.session import check_fit
+from bignas_jax.spaces.registry import space_of
+from bignas_jax.step.losses import loss_class
+from bignas_jax.step.members.registry import members_class
 from bignas_jax.text import shown
 from bignas_jax.training.plan import Plan
 
@@ -68,6 +71,8 @@ def _checked(runs: Mapping[str, Options], workdir: pathlib.Path) -> dict[str, in
     for name, options in runs.items():
         try:
             check_fit(options, images)
+            members_class(space_of(options.space), options.sandwich.members)
+            loss_class(options.sandwich.loss)
         except ConfigError as error:
             raise ConfigError(f"phase {name or 'of the run itself'}: {error}") from error
         left = len(images.train) - options.data.holdout

@@ -155,6 +155,8 @@ OVER = r"phases/p1_full is over, and was trained with another config "
         (lambda c: c.phases.p1_full.largest.update(kernel_size=2), OVER + r".*kernel_size: \(\(5,\), .* -> \(\(3, 5\)"),
         (lambda c: c.phases.__delattr__("p2_kernel"), r"holds phases that config\.phases does not have \(p2_kernel\)"),
         (lambda c: c.__delattr__("phases"), r"config\.phases: found none, but .*phases holds p1_full, p2_kernel: give"),
+        (lambda c: c.phases.p3_depth.update(sandwich=ConfigDict(dict(loss="no.such:Loss"))),
+         r"^phase p3_depth: config\.sandwich\.loss: "),
         (lambda c: c.phases.p3_depth.update(batch_size=9999), r"^phase p3_depth: config\.batch_size: found 9999"),
     ],
 )
