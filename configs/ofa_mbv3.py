@@ -4,8 +4,8 @@
 
 For 8 GPUs, 80 images on each; ImageNet as data/imagenet/{train,val}/<class>/*. The space is the paper's: kernel and
 expansion are chosen block by block. Its 25 resolutions are cut to the four of its own short list, so that few programs
-are compiled. Batch size, learning rate and epochs are our choice, those of bignas.py; the paper trains by progressive
-shrinking.
+are compiled. Batch size, learning rate and epochs are our choice, those of bignas.py. The paper's own training is in
+ofa_mbv3_shrinking.py.
 Result: not run to the end yet.
 """
 

@@ -18,6 +18,7 @@ from ml_collections.config_flags import config_flags
 from bignas_jax.config import distributed
 from bignas_jax.config import fields as config_lib
 from bignas_jax.config.files import load_run_config
+from bignas_jax.config.names import field_of
 from bignas_jax.config.options import Options
 from bignas_jax.config.recipes import DEFAULT_CONFIG, find_config, load_config
 from bignas_jax.errors import ConfigError
@@ -198,7 +199,7 @@ def _wrong_type(error: flags.IllegalFlagValueError, known: dict) -> ConfigError:
     if not override:
         return ConfigError(str(error))
     name, value = override.groups()
-    field = config_lib.FIELDS.get(name)
+    field = field_of(name)
     expected = field.expected if field else f"a value such as {known[name]!r}"
     return ConfigError(f"config.{name}: found {value!r}, expected {expected}")
 
@@ -210,6 +211,6 @@ def _help(doc: str, program: str, path: Path, config: ConfigDict, values: flags.
     lines += ["  --debug: show the traceback of an error, too"]
     lines += ["", f"fields of {path}, each an override such as --config.seed=1:"]
     for name, value in config_lib.flat(config).items():
-        field = config_lib.FIELDS.get(name)
+        field = field_of(name)
         lines.append(f"  --config.{name}={value!r}" + (f"  ({field.expected})" if field else ""))
     return "\n".join(lines)

@@ -1,21 +1,19 @@
 """The fields of a config: their names, their defaults, and the checks of their values.
 
-The fields themselves are declared in `options`.
+The fields themselves are declared in `options`, and the runs of a schedule made in `phases`.
 """
 
 import dataclasses
-import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from bignas_jax.config.options import Costs, Crops, Field, Optimizers, Policies, declared, plain
+from bignas_jax.config.names import FIELDS, flat, nearest
+from bignas_jax.config.options import Costs, Crops, Optimizers, Policies, declared, plain
+from bignas_jax.config.phases import configs_of
 from bignas_jax.errors import ConfigError
 from bignas_jax.spaces.registry import space_of
-
-# Every field except the fields of `space`, which the space's family checks.
-FIELDS: dict[str, Field] = {name: field for name, field, _ in declared()}
 
 # Position n of each is the n-th budget of a search. A single value belongs to all budgets.
 BUDGETS = tuple(f"search.{end}_{cost}" for end in ("max", "min") for cost in Costs)
@@ -34,26 +32,9 @@ def base() -> ConfigDict:
     return ConfigDict(values)
 
 
-def flat(config: Mapping[str, Any] | ConfigDict, prefix: str = "") -> dict[str, Any]:
-    """The values of a config by dotted name, in order."""
-    values = {}
-    for name, value in config.items():
-        if isinstance(value, Mapping | ConfigDict) and value:
-            values.update(flat(value, f"{prefix}{name}."))
-        else:
-            values[prefix + name] = value
-    return values
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """The text ', did you mean config.<one of names>?'; '' if no name is near."""
-    close = difflib.get_close_matches(name, list(names), n=1)
-    return f", did you mean config.{close[0]}?" if close else ""
-
-
 def _check_fields(config: ConfigDict) -> dict[str, Any]:
-    """Checks each field on its own. Returns the values by name, without the fields of `space`."""
-    values = {name: value for name, value in flat(config).items() if name.split(".")[0] != "space"}
+    """Checks each field on its own. Returns the values by name, without the fields of `space` and of `phases`."""
+    values = {name: value for name, value in flat(config).items() if name.split(".")[0] not in ("space", "phases")}
     for name in values:
         if name not in FIELDS:
             raise ConfigError(f"config.{name}: found an unknown field" + nearest(name, FIELDS))
@@ -117,6 +98,11 @@ def validate(config: ConfigDict | Mapping[str, Any]) -> None:
     except ValueError as error:
         raise ConfigError(f"config.{error}") from error
     _check_together(values)
+    for name, own in configs_of(config).items():
+        try:
+            _check_together(_check_fields(own))
+        except ConfigError as error:
+            raise ConfigError(f"config.phases.{name}: with its fields, {error}") from error
 
 
 def canonical(config: ConfigDict) -> ConfigDict:

@@ -274,12 +274,13 @@ class Group:
 def _members(group: type[Group]) -> Iterator[tuple[str, Field | None, type[Group] | None, Any]]:
     """Name, field, group type and default of each option of a group.
 
-    An option is a field, or another group, or the space. The field is None unless the option is a field, and the type
-    is None unless it is a group.
+    An option is a field, or another group, or the space, or the phases. The field is None unless the option is a field,
+    and the type is None unless it is a group.
     """
     for option in dataclasses.fields(group):
         inner = option.type if isinstance(option.type, type) and issubclass(option.type, Group) else None
-        yield option.name, option.metadata.get("field"), inner, option.default
+        made = option.default_factory is not dataclasses.MISSING
+        yield option.name, option.metadata.get("field"), inner, option.default_factory() if made else option.default
 
 
 def plain(value: Any) -> Any:
@@ -506,6 +507,7 @@ class Options(Group):
 
     Attributes:
       space: the choices of the search space, as `registry.space_of` reads them: plain dictionaries and tuples.
+      phases: the phases before the run, as `phases.configs_of` reads them: name to fields; none by default.
     """
 
     seed: int = _option(int, lambda v: 0 <= v < 2**32, "an integer >= 0 and < 2**32", 0)
@@ -537,10 +539,16 @@ class Options(Group):
     micro_batches: int = _integer(1, 1)
     deterministic: bool = _switch(False)
     space: Mapping[str, Any]
+    phases: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """See `Group.to_dict`. A run without phases says nothing of them."""
+        values = super().to_dict()
+        return values if self.phases else {name: value for name, value in values.items() if name != "phases"}
 
 
 def declared(group: type = Options, prefix: str = "") -> Iterator[tuple[str, Field, Any]]:
-    """Every field except the space: its dotted name, its Field, and its default or dataclasses.MISSING."""
+    """Every field but the space and the phases: its dotted name, its Field, its default or dataclasses.MISSING."""
     for name, field, inner, default in _members(group):
         if inner is not None:
             yield from declared(inner, f"{prefix}{name}.")

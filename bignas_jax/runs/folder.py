@@ -1,12 +1,16 @@
 """What lies in a run's folder."""
 
+import dataclasses
 import json
 import os
 import pathlib
 
 from bignas_jax.config.files import load_run_options
 from bignas_jax.config.options import Options
+from bignas_jax.config.phases import PHASE
 from bignas_jax.errors import ConfigError
+
+PHASES = "phases"  # the folder of the runs before a run, in its own folder
 
 
 def steps(workdir: pathlib.Path) -> list[int]:
@@ -31,6 +35,27 @@ def scored_step(workdir: pathlib.Path) -> int | None:
         return json.loads((workdir / "evaluation_val.json").read_text())["step"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def located(options: Options, workdir: pathlib.Path) -> Options:
+    """The options with folders in place of the phases that `init_from` and `teacher.source` name.
+
+    A phase is named and not its folder, so that the folder of all can be moved.
+
+    Args:
+      options: of a run.
+      workdir: its folder, in which the phases are, or which is one of them.
+    """
+
+    def folder(source: str) -> str:
+        if not source.startswith(PHASE):
+            return source
+        beside = workdir.parent / source.removeprefix(PHASE)
+        is_phase = workdir.parent.name == PHASES and beside.is_dir()
+        return str(beside if is_phase else workdir / PHASES / beside.name)
+
+    teacher = dataclasses.replace(options.teacher, source=folder(options.teacher.source))
+    return dataclasses.replace(options, init_from=folder(options.init_from), teacher=teacher)
 
 
 def supernet_options(folder: str) -> Options:

@@ -67,6 +67,7 @@ BINDINGS = (
     Binding("arch", Use.GOING_ON),
     Binding("init_from", Use.GOING_ON),
     Binding("init_checkpoint", Use.GOING_ON),
+    Binding("phases.", Use.GOING_ON),
     Binding("teacher.", Use.GOING_ON, after_steps=True),
     Binding("optimizer.name", Use.GOING_ON),
     Binding("optimizer.ema_decay", Use.GOING_ON, to_zero=True),
@@ -83,6 +84,14 @@ BINDINGS = (
 # is calibrated on them. Where they lie, and how they are read, is no part of it.
 _FIGURE = ("config.seed:", "config.data.", "config.calibration.", "config.model.dtype:")
 _NO_FIGURE = ("config.data.root:", "config.data.num_workers:", "config.data.augment.")
+
+
+# What shapes no weights of a phase that is over.
+_NO_WEIGHTS = (
+    "config.distributed.", "config.data.root:", "config.data.num_workers:", "config.data.val_split:",
+    "config.num_devices:", "config.log.", "config.checkpoint.", "config.evaluation.", "config.search.",
+    "config.max_nonfinite_steps:", "config.on_collapse:", "config.remat:",
+)  # fmt: skip
 
 
 def broken(changes: list[str], use: Use, steps_made: bool = True) -> list[str]:
@@ -158,6 +167,21 @@ def check_run(options: Options, workdir: str | pathlib.Path, use: Use) -> None:
     fatal = broken(differences(load_run_options(path), options), use)
     if fatal:
         raise ConfigError(f"{workdir} was trained with another config ({'; '.join(fatal)}): leave these as they were")
+
+
+def check_finished(workdir: pathlib.Path, options: Options) -> None:
+    """Refuses options other than those that a phase which is over was trained with, as far as they shape its weights.
+
+    Raises:
+      ConfigError: with the differences.
+    """
+    changes = differences(load_run_options(workdir / "config.json"), options)
+    fatal = [line for line in changes if not line.startswith(_NO_WEIGHTS)]
+    if fatal:
+        raise ConfigError(
+            f"{workdir} is over, and was trained with another config ({'; '.join(fatal)}): phases that have not begun "
+            "can be changed; give another --workdir for the others"
+        )
 
 
 def other_figures(workdir: str | pathlib.Path, options: Options, found: Mapping[str, Any]) -> list[str]:

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from bignas_jax.config.options import Data, Options
 from bignas_jax.data import DataError, Dataset, Loader, open_dataset, open_images, prefetch
+from bignas_jax.data.dataset import Images
 from bignas_jax.data.fingerprint import fingerprint
 from bignas_jax.errors import ConfigError, FileError
 from bignas_jax.evaluation import Evaluator, Score
@@ -67,15 +68,7 @@ class Session:
           ValueError: the data cannot be used, are not those of the run, numbers in the options do not fit them, or a
             batch does not divide over the devices; one line.
         """
-        space = space_of(options.space)
-        batches = {
-            "calibration.batch_size": options.calibration.batch_size,
-            "evaluation.batch_size": options.evaluation.batch_size,
-        }
-        if options.deterministic:
-            deterministic.check(os.environ, jax.default_backend())
-        mesh = make_mesh(options.num_devices, batches | ({"batch_size": options.batch_size} if training else {}))
-        _check_moments(space, options, mesh.size, training)
+        space, mesh = _placed(options, training)
         images = open_images(options.data, tell=jax.process_index() == 0)
         if run is not None:
             check_data(run, fingerprint(images), use)
@@ -162,6 +155,30 @@ class Session:
         calibration = self._calibration_loader()
         with prefetch(calibration.once(), self.mesh) as batches:
             return self.evaluator.calibrate(weights, archs, _ticked(agreed(batches), tick), calibration.steps_per_epoch)
+
+
+def check_fit(options: Options, images: Images) -> None:
+    """Refuses options of a training that do not fit the devices or the number of images, as `Session.open` does.
+
+    Raises:
+      ValueError: with what does not fit; one line.
+    """
+    _, mesh = _placed(options, training=True)
+    check_sizes(options, images, mesh.size, True, Use.GOING_ON)
+
+
+def _placed(options: Options, training: bool) -> tuple[Space, Mesh]:
+    """The space, and the devices that the batches divide over."""
+    space = space_of(options.space)
+    batches = {
+        "calibration.batch_size": options.calibration.batch_size,
+        "evaluation.batch_size": options.evaluation.batch_size,
+    }
+    if options.deterministic:
+        deterministic.check(os.environ, jax.default_backend())
+    mesh = make_mesh(options.num_devices, batches | ({"batch_size": options.batch_size} if training else {}))
+    _check_moments(space, options, mesh.size, training)
+    return space, mesh
 
 
 def _check_moments(space: Space, options: Options, devices: int, training: bool) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from bignas_jax.spaces.architecture import Architecture
 from bignas_jax.spaces.layers import Path
-from bignas_jax.spaces.space import RESOLUTION, Space
+from bignas_jax.spaces.space import RESOLUTION, Choice, Space
 
 
 def why_not_within(smaller: Space, larger: Space) -> str | None:
@@ -19,9 +19,13 @@ def why_not_within(smaller: Space, larger: Space) -> str | None:
       smaller: the space that may be a part; 'there' in the reason.
       larger: the other one.
     """
-    here, there = (_choices(space) for space in (larger, smaller))
-    for label in dict.fromkeys([*there, *here]):
-        ours, theirs = here.get(label, ()), there.get(label, ())
+    here, there = _choices(larger), _choices(smaller)
+    for key in dict.fromkeys([*there, *here]):
+        ours, theirs = here.get(key), there.get(key) or there.get((*key[:2], None))
+        if ours is None and key[2] is None and any(other[:2] == key[:2] for other in here):
+            continue  # all blocks of the stage have one value there, and their own here: each block is compared
+        label = (ours or theirs).label
+        ours, theirs = (() if choice is None else choice.values for choice in (ours, theirs))
         if ours[-1:] != theirs[-1:] or not set(theirs) <= set(ours):
             return f"{label}: {ours}, there {theirs}"
     # What is left are strides and the like. A space of one architecture shows them.
@@ -32,8 +36,9 @@ def why_not_within(smaller: Space, larger: Space) -> str | None:
     return None
 
 
-def _choices(space: Space) -> dict[str, tuple]:
-    return {choice.label: choice.values for choice in space.choices if choice.part != RESOLUTION}
+def _choices(space: Space) -> dict[tuple[str, str, int | None], Choice]:
+    """The choices by kind, part and block."""
+    return {(choice.kind, choice.part, choice.block): choice for choice in space.choices if choice.part != RESOLUTION}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -52,7 +52,7 @@ class StagedSpace(Space):
             raise ValueError(f"space.stages: found {values['stages']!r}, expected a mapping of name to stage")
         kind = cls.stage_type
         stages = [kind(name=name, **fields_of(kind, f"space.stages.{name}", stage, without="name"))
-                  for name, stage in sorted(values["stages"].items(), key=lambda item: _natural_key(item[0]))]
+                  for name, stage in sorted(values["stages"].items(), key=lambda item: natural_key(item[0]))]
         return cls(**{**values, "stages": tuple(stages)})
 
     def to_dict(self) -> dict[str, Any]:
@@ -127,5 +127,6 @@ class StagedSpace(Space):
         )  # fmt: skip
 
 
-def _natural_key(name: str) -> list:
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+def natural_key(name: str) -> list:
+    """A key that sorts names by the numbers in them: mb10 follows mb9."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]

@@ -22,6 +22,6 @@ def curves(step: TrainStep, metrics: Mapping[str, Any], num_classes: int) -> dic
         for name, value in zip(names, metrics[kind], strict=True)
     }
     for name, member in zip(names, step.chosen, strict=True):
-        if member.part.bucket.masked:  # others are the same in every step
+        if member.part.bucket.masked:  # those of others follow from their resolution alone
             found[f"macs/{name}"] = count(step.space, member.arch, num_classes).macs
     return found

@@ -25,7 +25,7 @@ from bignas_jax.programs.weights import draw_weights
 from bignas_jax.runs import assess as reporting
 from bignas_jax.runs.agree import agreed, check_images, check_options
 from bignas_jax.runs.checkpoint import Checkpoints
-from bignas_jax.runs.folder import begun, trained
+from bignas_jax.runs.folder import begun, located, trained
 from bignas_jax.runs.hold import held
 from bignas_jax.runs.identity import Use, claim
 from bignas_jax.runs.logs import Logs
@@ -43,6 +43,7 @@ from bignas_jax.text import shown
 from bignas_jax.training import origin as child_training
 from bignas_jax.training.curves import curves
 from bignas_jax.training.origin import Origin
+from bignas_jax.training.phases import through
 from bignas_jax.training.plan import Plan, Watch
 from bignas_jax.training.prepared import keep as keep_prepared
 from bignas_jax.training.prepared import prepared
@@ -55,7 +56,8 @@ def train(options: Options, workdir: str | pathlib.Path, progress: bool = True) 
     """Trains a supernet, or goes on where a run in `workdir` stopped, and evaluates its biggest and smallest child.
 
     With `config.arch` it is that child alone that is trained and evaluated. `config.init_from` gives the weights to
-    begin with, and `config.teacher` a network whose predictions are learnt from. Writes config.json, classes.json,
+    begin with, `config.teacher` a network whose predictions are learnt from, and `config.phases` runs that are made
+    before it. Writes config.json, classes.json,
     data.json, checkpoints/, metrics.jsonl, TensorBoard events and evaluation_val.json under `workdir`; teacher/ and
     evaluation_before.json, too, where there is a teacher, and where a child began as a slice.
     A run that was interrupted at any step and continued ends with the same bits as one that never was, on the same
@@ -71,12 +73,16 @@ def train(options: Options, workdir: str | pathlib.Path, progress: bool = True) 
       Stopped: by SIGTERM or SIGINT, after the state was saved.
     """
     use_compilation_cache()
-    workdir = pathlib.Path(workdir)
+    return through(options, pathlib.Path(workdir), lambda run, folder: _one_run(run, folder, progress))
+
+
+def _one_run(options: Options, workdir: pathlib.Path, progress: bool) -> list[dict[str, Any]]:
+    """`train` without regard to phases."""
     options = child_training.resolve(options, workdir)
     check_options(options)
     loss_class(options.sandwich.loss)
-    goes_on = trained(workdir)
-    session = Session.open(options, training=True, run=workdir if goes_on else None, use=Use.GOING_ON)
+    goes_on, run = trained(workdir), located(options, workdir)
+    session = Session.open(run, training=True, run=workdir if goes_on else None, use=Use.GOING_ON)
     check_images(fingerprint(session.dataset))
     made = prepared(workdir, session.space, Recipe.of(options))
     loader = session.loader("train", options.batch_size, train=True)

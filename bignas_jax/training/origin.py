@@ -24,7 +24,7 @@ from bignas_jax.errors import CheckpointError, ConfigError
 from bignas_jax.nets.slicing import param_shapes, single, slice_params
 from bignas_jax.nets.sorting import sort_for
 from bignas_jax.runs.checkpoint import Checkpoints
-from bignas_jax.runs.folder import begun, supernet_options
+from bignas_jax.runs.folder import begun, located, supernet_options
 from bignas_jax.runs.session import Session, class_names
 from bignas_jax.spaces.naming import read_architectures
 from bignas_jax.spaces.nesting import why_not_within
@@ -44,7 +44,8 @@ def resolve(options: Options, workdir: str | pathlib.Path) -> Options:
     """
     if not options.arch:
         if options.init_from and not begun(pathlib.Path(workdir)):  # a run that has begun needs the other no more
-            _check_same_network(options, supernet_options(options.init_from))
+            found = located(options, pathlib.Path(workdir))
+            _check_same_network(found, supernet_options(found.init_from))
         return options
     space = space_of(_options_of_space(options, pathlib.Path(workdir)).space)
     (arch,) = read_architectures(space, [options.arch], "config.arch").values()

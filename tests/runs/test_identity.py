@@ -27,6 +27,7 @@ FIELDS = {
     "arch": ("config.arch: '' -> 'max'", Use.GOING_ON),
     "init_from": ("config.init_from: 'a' -> 'b'", Use.GOING_ON),
     "init_checkpoint": ("config.init_checkpoint: 'best' -> '3'", Use.GOING_ON),
+    "phases.": ("config.phases.p1_full.epochs: 3 -> 4", Use.GOING_ON),
     "teacher.": ("config.teacher.source: 'a' -> 'b'", Use.GOING_ON),
     "optimizer.name": ("config.optimizer.name: 'sgd' -> 'rmsprop'", Use.GOING_ON),
     "optimizer.ema_decay": ("config.optimizer.ema_decay: 0.0 -> 0.9", Use.GOING_ON),

@@ -26,6 +26,14 @@ def test_other_resolutions_do_not_matter():
     assert why_not_within(dataclasses.replace(whole, resolution=(96, 288)), whole) is None
 
 
+def test_one_value_for_a_stage_is_a_part_of_one_for_each_block_and_not_the_reverse():
+    whole = SPACES["ofa_mbv3_w1.0"]
+    by_stage = changed(whole, 1, expand_ratio=(3, 4, 6))
+    assert why_not_within(by_stage, whole) is None
+    assert why_not_within(whole.restricted(only=whole.biggest), whole) is None, "a network that was trained alone"
+    assert why_not_within(whole, by_stage) == "stage mb1 expand_ratio of block 1: (), there (3, 4, 6)"
+
+
 def changed(space: SearchSpace, stage: int, **fields) -> Space:
     stages = list(space.stages)
     stages[stage] = dataclasses.replace(stages[stage], **fields)
@@ -39,7 +47,6 @@ def changed(space: SearchSpace, stage: int, **fields) -> Space:
         (lambda s: changed(s, 1, width=(24, 32)), r"stage mb1 width: (24, 32), there (24,)"),
         (lambda s: changed(s, 2, stride=1), "stages.mb2.stride: 1, there 2"),
         (lambda s: dataclasses.replace(s, epsilon=1e-3), "epsilon: 0.001, there 1e-05"),
-        (lambda s: changed(s, 1, expand_ratio=(3, 4, 6)), "stage mb1 expand_ratio of block 1: (), there (3, 4, 6)"),
         (lambda s: SPACES["ofa_resnet50"], "stem width: (24, 32), there (16,)"),
     ],
 )

@@ -61,3 +61,12 @@ def test_gradients_of_slices_are_summed_and_each_learns_from_the_labels(tiny):
     _, metrics = made(made.init(tiny.params), jax.device_put(batch), step)
     np.testing.assert_allclose(metrics["loss"], [loss.item() for loss in losses], rtol=1e-4)
     np.testing.assert_allclose(metrics["gradient_norm"], norm, rtol=1e-4)
+
+
+def test_a_network_whose_resolution_alone_is_open_runs_without_masks(tiny):
+    full = tiny.space.restricted(largest={"width": 1, "depth": 1, "kernel_size": 1, "expand_ratio": 1})
+    members = make_members(full, dataclasses.replace(RECIPE, num_random=1))
+    assert [part.bucket.masked for part in members.programs(full)] == [False] * len(full.resolutions)
+    drawn = {member.arch: member.part.bucket for step in range(40) for member in members.choose(step, lambda archs: [])}
+    assert {arch.resolution for arch in drawn} == set(full.resolutions)
+    assert all(bucket.sampled(full, arch) is None for arch, bucket in drawn.items())

@@ -6,7 +6,7 @@ import numpy as np
 
 from bignas_jax.programs.buckets import shared
 from bignas_jax.spaces.architecture import Architecture
-from bignas_jax.spaces.space import Space
+from bignas_jax.spaces.space import RESOLUTION, Space
 from bignas_jax.step.members.protocol import Member, Part, Score, Target
 from bignas_jax.step.recipe import Recipe
 
@@ -15,13 +15,15 @@ class Slices:
     """`num_random` drawn architectures, and neither the biggest nor the smallest beside them.
 
     All learn from the labels, and from the teacher from outside the run where there is one. All are regularised. The
-    members of a step have one resolution, which is drawn for the batch. All draws depend on (seed, step) alone.
+    members of a step have one resolution, which is drawn for the batch. All draws depend on (seed, step) alone. Where
+    nothing but the resolution is open, as in a phase that trains the full network, no mask is computed.
     """
 
     scores = False
 
     def __init__(self, space: Space, recipe: Recipe):
         self._space, self._recipe = space, recipe
+        self._one_network = all(len(choice) == 1 for choice in space.choices if choice.part != RESOLUTION)
         self.names = tuple(f"slice{n + 1}" for n in range(max(recipe.num_random, 1)))
 
     def programs(self, space: Space) -> tuple[Part, ...]:
@@ -42,4 +44,5 @@ class Slices:
         return tuple(dataclasses.replace(arch, resolution=resolution) for arch in drawn)
 
     def _part(self, resolution: int, first: bool) -> Part:
-        return Part(shared(self._space, resolution), Target.LABELS, regularised=True, first=first)
+        bucket = dataclasses.replace(shared(self._space, resolution), masked=not self._one_network)
+        return Part(bucket, Target.LABELS, regularised=True, first=first)
