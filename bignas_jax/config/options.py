@@ -479,10 +479,13 @@ class Checkpoint(Group, part="checkpoint"):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Log(Group, part="log"):
-    """How often metrics are logged, and how many images."""
+    """How often metrics are logged, how many images, and to which services besides the run's folder."""
 
     every_steps: int = _integer(1, 50)
     images: int = _integer(0, 16, below=10_000)
+    wandb: str = _text("", lambda v: v in ("", "offline", "online"), "offline or online, or nothing without W&B")
+    mlflow: str = _text("", expected="a tracking URI such as http://HOST:5000, or nothing without MLflow")
+    project: str = _text("bignas_jax", lambda v: bool(v.strip()), "the project of W&B and the experiment of MLflow")
 
 
 def _is_address(text: str) -> bool:
