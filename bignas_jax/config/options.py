@@ -443,6 +443,7 @@ class Search(Group, part="search"):
     first_part: float = _number(lambda v: 0 < v <= 1, "> 0 and <= 1, of the held-out images", 0.25)
     confidence: float = _not_negative(2.0)
     calibration_images: int = _integer(0, 0)
+    quantized: bool = _switch(False)
     predictor: bool = _switch(False)
     predictor_pool: int = _integer(2, 4, below=1000)
     predictor_min_tau: float = _fraction(0.3)

@@ -15,6 +15,7 @@ from flax import nnx
 from bignas_jax.config.options import Data, Options
 from bignas_jax.data import prefetch
 from bignas_jax.errors import ConfigError, FileError
+from bignas_jax.evaluation import RANGE_IMAGES
 from bignas_jax.files import locked, read_json, read_text, write_json
 from bignas_jax.interop.exports import formats, run_back
 from bignas_jax.interop.exports.comparing import accuracy, compare
@@ -36,7 +37,6 @@ from bignas_jax.spaces.naming import read_architectures
 from bignas_jax.spaces.space import Space
 
 _CHECK_BATCH = 16
-RANGE_IMAGES = 512  # from which the ranges of integers are taken
 
 
 @dataclasses.dataclass(frozen=True)
