@@ -66,6 +66,11 @@ class Form:
                     "PyTorch has them by its method features"
                 )
             object.__setattr__(self, "formats", ("features",))
+        if formats.INTEGERS in self.formats and not self.fold:
+            raise ConfigError(
+                f"--nofold: found {formats.INTEGERS}, whose batch norm is always folded, expected other formats: "
+                "export it without --nofold"
+            )
         if self.batch < 0:
             raise ConfigError(f"--batch: found {self.batch}, expected the images of a call, or 0 for any")
         if self.images < 1:
