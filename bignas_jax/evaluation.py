@@ -19,7 +19,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from bignas_jax.errors import EvaluationError
-from bignas_jax.nets.mode import Mode
+from bignas_jax.nets.mode import NOTED, Mode
 from bignas_jax.nets.sizes import sizes
 from bignas_jax.ops import prepare
 from bignas_jax.ops.losses import cross_entropy
@@ -28,6 +28,8 @@ from bignas_jax.programs.compile import compile_ahead, lowering
 from bignas_jax.programs.devices import AXIS, REPLICATED, SPLIT, batch_sharding, over_devices, shapes
 from bignas_jax.spaces.architecture import Architecture
 from bignas_jax.spaces.space import Space
+
+RANGE_IMAGES = 512  # of those for calibration, from which the ranges of 8-bit integers are taken
 
 Batch = Mapping[str, jax.Array]
 
@@ -62,6 +64,8 @@ class Evaluator:
       std: three numbers, one a channel, of images scaled to 0..1.
       identity: a text that determines these arguments and the shapes of the weights; see `compile.compile_ahead`.
       biased: whether calibration averages the biased variances of the batches, as Once-for-All does.
+      rounded: whether architectures are scored in 8-bit integers (`ops.rounding`). Their statistics are then pairs: of
+        the batch norms, and of the ranges of the tensors.
     Attributes:
       executables: the compiled programs by key.
     """
@@ -75,11 +79,13 @@ class Evaluator:
         std: Sequence,
         identity: str | None = None,
         biased: bool = False,
+        rounded: bool = False,
     ):
         self.space, self.graphdef, self.mesh = space, graphdef, mesh
-        self.mean, self.std, self.identity, self.biased = tuple(mean), tuple(std), identity, biased
+        self.mean, self.std, self.biased, self.rounded = tuple(mean), tuple(std), biased, rounded
+        self.identity = f"{identity} rounded" if rounded and identity is not None else identity
         self.executables: dict[Any, Any] = {}
-        self._zeros: dict[Bucket, Any] = {}
+        self._zeros: dict[Any, Any] = {}
 
     def compile(
         self,
@@ -123,6 +129,13 @@ class Evaluator:
             sampled = shapes(sizes(self.space, bucket.arch, bucket.arch), whole) if bucket.masked else None
             return sampled, shapes(self._zero_statistics(params, bucket), whole)
 
+        def ranges(bucket):
+            return shapes(self._zero_ranges(params, bucket), whole)
+
+        def trace_ranges(bucket):
+            operand, statistics = operands(bucket)
+            return self._note(bucket).trace(params, images(calibration_batch), operand, statistics, ranges(bucket))
+
         def trace_calibrate(bucket):
             sampled, statistics = operands(bucket)
             weight = shapes(np.float32(0), whole)
@@ -130,6 +143,7 @@ class Evaluator:
 
         def trace_score(bucket):
             sampled, statistics = operands(bucket)
+            statistics = (statistics, ranges(bucket)) if self.rounded else statistics
             rows = of((batch,), np.int32), of((batch,), np.float32)
             return self._score(bucket).trace(params, statistics, images(batch), *rows, sampled)
 
@@ -137,6 +151,8 @@ class Evaluator:
         for bucket in buckets:
             if calibration_batch:
                 jobs["calibrate", bucket, calibration_batch] = partial(trace_calibrate, bucket)
+                if self.rounded:
+                    jobs["ranges", bucket, calibration_batch] = partial(trace_ranges, bucket)
             if batch:
                 jobs["score", bucket, batch] = partial(trace_score, bucket)
         return jobs
@@ -153,15 +169,17 @@ class Evaluator:
           num_batches: the number of batches.
         Returns:
           By architecture, the statistics that `Mode.statistics` takes: layer name to (mean, unbiased variance), each
-          [width of the bucket], on all devices.
+          [width of the bucket], on all devices. With `rounded`, they come with the ranges, of the first RANGE_IMAGES.
         Raises:
           ValueError: there were more or fewer batches.
         """
         sampled = self._sampled(archs)
         statistics = {arch: self._zero_statistics(params, bucket) for arch, bucket in archs.items()}
-        came = 0
+        came, kept = 0, []
         for batch in batches:
             came += 1
+            if self.rounded and sum(map(len, kept)) < RANGE_IMAGES:
+                kept.append(batch["image"])
             for arch, bucket in archs.items():
                 run = self.executables["calibrate", bucket, len(batch["image"])]
                 statistics[arch] = run(
@@ -169,7 +187,18 @@ class Evaluator:
                 )
         if came != num_batches:
             raise ValueError(f"calibration: found {came} batches of images, expected {num_batches}")
-        return statistics
+        return self._with_ranges(params, archs, statistics, kept) if self.rounded else statistics
+
+    def _with_ranges(self, params: Any, archs: Mapping, statistics: Mapping, images: Sequence[jax.Array]) -> dict:
+        """The statistics of each architecture, with the ranges of its tensors over these batches of images."""
+        sampled, found = self._sampled(archs), {}
+        for arch, bucket in archs.items():
+            ranges = self._zero_ranges(params, bucket)
+            for image in images:
+                run = self.executables["ranges", bucket, len(image)]
+                ranges = run(params, image, sampled[arch], statistics[arch], ranges)
+            found[arch] = statistics[arch], ranges
+        return found
 
     def score(
         self,
@@ -250,6 +279,26 @@ class Evaluator:
         self._zeros[bucket] = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), form)
         return self._zeros[bucket]
 
+    def _zero_ranges(self, params: Any, bucket: Bucket) -> Any:
+        """Zeros in the form of the bucket's ranges."""
+        if ("ranges", bucket) not in self._zeros:
+            side, statistics = bucket.arch.resolution, self._zero_statistics(params, bucket)
+            image = jax.ShapeDtypeStruct((1, side, side, 3), np.uint8)
+            sampled = sizes(self.space, bucket.arch, bucket.arch) if bucket.masked else None
+            mode = Mode(statistics=statistics, ranges=NOTED)
+            form = jax.eval_shape(lambda p, image: self._forward(p, image, bucket, sampled, mode)[1], params, image)
+            self._zeros["ranges", bucket] = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), form)
+        return self._zeros["ranges", bucket]
+
+    def _note(self, bucket: Bucket):
+        def note(params, image, sampled, statistics, before):
+            mode = Mode(statistics=statistics, ranges=NOTED)
+            _, ranges = self._forward(params, image, bucket, sampled, mode)
+            return jax.tree.map(lambda b, r: jnp.maximum(b, jax.lax.pmax(r, AXIS)), before, ranges)
+
+        specs = (REPLICATED, SPLIT, REPLICATED, REPLICATED, REPLICATED)
+        return over_devices(self.mesh, note, specs, REPLICATED)
+
     def _calibrate(self, bucket: Bucket):
         def calibrate(params, image, sampled, total, weight):
             mode = Mode(collect=True, axis_name=AXIS)
@@ -274,7 +323,8 @@ class Evaluator:
 
     def _score(self, bucket: Bucket):
         def score(params, statistics, image, label, weight, sampled):
-            logits, _ = self._forward(params, image, bucket, sampled, Mode(statistics=statistics))
+            statistics, ranges = statistics if self.rounded else (statistics, None)
+            logits, _ = self._forward(params, image, bucket, sampled, Mode(statistics=statistics, ranges=ranges))
             targets = jax.nn.one_hot(label, logits.shape[-1])
             losses = jax.vmap(lambda row, target: cross_entropy(row[None], target[None]))(logits, targets)
             # The rank of the label's logit. Logits that are equal to it count as larger. Where a logit is not a number

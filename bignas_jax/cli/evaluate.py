@@ -4,6 +4,7 @@
     python eval.py --config configs/cifar10.py --arch max --arch min --arch child.json --split val
     python eval.py --arch '{"resolution": 16, ...}' --checkpoint best
     python eval.py --workdir exp/imported --arch max --statistics stored
+    python eval.py --arch max --quantized
 
 The config is the one that the run left in its folder; overrides such as --config.data.root=DIR come on top.
 """
@@ -29,6 +30,9 @@ def define(values: absl_flags.FlagValues) -> None:
         "statistics", "calibrated", ["calibrated", "stored"],
         "of batch norm; stored: what an imported checkpoint keeps for max", flag_values=values
     )  # fmt: skip
+    absl_flags.DEFINE_bool(
+        "quantized", False, "round weights and activations to 8 bits, as an exported onnx-int8 does", flag_values=values
+    )
 
 
 def main() -> int:
@@ -46,6 +50,7 @@ def main() -> int:
             arguments.split,
             arguments.checkpoint,
             stored=arguments.statistics == "stored",
+            rounded=arguments.quantized,
         )
         if options.distributed.process_id:
             return

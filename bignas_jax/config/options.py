@@ -444,6 +444,7 @@ class Search(Group, part="search"):
     first_part: float = _number(lambda v: 0 < v <= 1, "> 0 and <= 1, of the held-out images", 0.25)
     confidence: float = _not_negative(2.0)
     calibration_images: int = _integer(0, 0)
+    quantized: bool = _switch(False)
     predictor: bool = _switch(False)
     predictor_pool: int = _integer(2, 4, below=1000)
     predictor_min_tau: float = _fraction(0.3)
@@ -480,10 +481,13 @@ class Checkpoint(Group, part="checkpoint"):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Log(Group, part="log"):
-    """How often metrics are logged, and how many images."""
+    """How often metrics are logged, how many images, and to which services besides the run's folder."""
 
     every_steps: int = _integer(1, 50)
     images: int = _integer(0, 16, below=10_000)
+    wandb: str = _text("", lambda v: v in ("", "offline", "online"), "offline or online, or nothing without W&B")
+    mlflow: str = _text("", expected="a tracking URI such as http://HOST:5000, or nothing without MLflow")
+    project: str = _text("bignas_jax", lambda v: bool(v.strip()), "the project of W&B and the experiment of MLflow")
 
 
 def _is_address(text: str) -> bool:

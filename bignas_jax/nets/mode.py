@@ -5,6 +5,8 @@ from typing import Any
 
 import jax
 
+NOTED = "noted"
+
 
 @dataclasses.dataclass(frozen=True)
 class Mode:
@@ -14,6 +16,8 @@ class Mode:
       statistics: batch-norm statistics to normalise with, as `Supernet.__call__` returns them; None means the batch's
         own.
       collect: whether the batch's statistics are returned too.
+      ranges: for a network in 8-bit integers (`ops.rounding`), which has given statistics: NOTED returns the ranges of
+        its tensors, and such ranges round to them; None rounds nothing.
       axis_name: mesh axis whose devices share the batch's statistics, or None.
       rng: random key for dropout and drop-connect; None switches both off.
       dropout: the rate of dropout before the classifier.
@@ -23,6 +27,7 @@ class Mode:
 
     statistics: Any = None
     collect: bool = False
+    ranges: Any = None
     axis_name: str | None = None
     rng: jax.Array | None = None
     dropout: float = 0.0

@@ -7,15 +7,16 @@ architecture itself runs and no mask is traced.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from bignas_jax.nets.kinds import module_of
-from bignas_jax.nets.mode import PLAIN, Mode
+from bignas_jax.nets.mode import NOTED, PLAIN, Mode
 from bignas_jax.nets.sizes import ACTIVE, layer_sizes
+from bignas_jax.ops import Size, rounding
 from bignas_jax.spaces.architecture import Architecture
 from bignas_jax.spaces.layers import Layer
 from bignas_jax.spaces.space import Space
@@ -62,16 +63,24 @@ class Supernet(nnx.Module):
         Returns:
           float32 [B, num_classes] logits, and the batch-norm statistics if `mode.collect`; otherwise None. The
           statistics map a layer name (`block3.expand`) to (mean, unbiased variance), each of the outer width.
+          If ranges are noted, they come in place of the statistics: by the label of a layer, as `Tape.noted`.
         """
-        layout, statistics = self.layout(outer), {}
+        layout, statistics, into = self.layout(outer), {}, None
         for number, layer in enumerate(layout):
             row = None if sampled is None else sampled[number]
-            x, found = self.run(layer, x, row, mode, drop_connect_rate(layout, layer, mode))
+            x, found = self.run(layer, x, row, mode, drop_connect_rate(layout, layer, mode), into)
             statistics |= found
-        return x, (statistics if mode.collect else None)
+            into = _behind(layer, row, into)
+        return x, (statistics if mode.collect or mode.ranges is NOTED else None)
 
     def run(
-        self, layer: Layer, x: jax.Array, row: jax.Array | None = None, mode: Mode = PLAIN, drop_rate: float = 0.0
+        self,
+        layer: Layer,
+        x: jax.Array,
+        row: jax.Array | None = None,
+        mode: Mode = PLAIN,
+        drop_rate: float = 0.0,
+        into: Size | None = None,
     ) -> tuple[jax.Array, dict]:
         """Runs one layer, or skips it if the sampled architecture does not have it.
 
@@ -81,8 +90,10 @@ class Supernet(nnx.Module):
           row: the layer's row of `sizes`, or None.
           mode: how batch norm and regularisation act.
           drop_rate: the rate of drop-connect at this layer.
+          into: the channels of x where they are rounded, or None.
         Returns:
-          The output, and the statistics of the layer's batch norms by name (none without `mode.collect`).
+          The output, and the statistics of the layer's batch norms by name (none without `mode.collect`), or the ranges
+          of its tensors by its label.
         """
         module, position = (self.blocks[layer.path[1]], layer.path[1]) if layer.stage is not None else (
             getattr(self, layer.path[0]), len(self.blocks))  # fmt: skip
@@ -97,6 +108,8 @@ class Supernet(nnx.Module):
             y, statistics = module(x, layer, size, mode, drop_rate, rng)
             return y, (statistics if mode.collect else {})
 
+        if mode.ranges is not None:
+            return _on_tape(layer, x, row, mode, run, into)
         if mode.remat and layer.stage is not None:
             run = jax.checkpoint(run)
         if row is None or not layer.optional:
@@ -104,6 +117,38 @@ class Supernet(nnx.Module):
         else:
             y, found = jax.lax.cond(row[ACTIVE] > 0, run, lambda x: (x, _zero_statistics(layer, mode)), x)
         return y, {layer.statistics_name(conv): found[conv.name] for conv in layer.convs if conv.name in found}
+
+
+def _behind(layer: Layer, row: jax.Array | None, before: Size | None) -> Size | None:
+    """The channels behind a layer, of which `before` were before it; None where all are sampled."""
+    out = layer_sizes(layer, row).get("out")
+    if row is None or out is None:
+        return None
+    if layer.optional and before is not None:
+        return Size(out.computed, jnp.where(row[ACTIVE] > 0, out.sampled, before.sampled))
+    return out
+
+
+def _on_tape(layer: Layer, x: jax.Array, row, mode: Mode, run: Callable, into: Size | None) -> tuple[jax.Array, dict]:
+    """Runs one layer with the ranges of its tensors noted, or with its tensors rounded; see `ops.rounding`.
+
+    What comes in is rounded at once where a convolution takes it, so that a shortcut around this gets the same.
+    """
+    label, noting = layer.label, mode.ranges is NOTED
+    rounds = bool(layer.convs) and not (layer.pools and not layer.convs[0].norm)  # a classifier takes the mean first
+
+    def taped(x):
+        with rounding.on(rounding.Tape(None if noting else mode.ranges[label], into)) as tape:
+            y, _ = run(tape.values(x) if rounds else x)
+        return y, (tape.noted if noting else ())
+
+    if row is None or not layer.optional:
+        y, found = taped(x)
+    else:
+        form = jax.eval_shape(taped, x)[1]
+        nothing = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), form)
+        y, found = jax.lax.cond(row[ACTIVE] > 0, taped, lambda x: (x, nothing), x)
+    return y, ({label: found} if noting else {})
 
 
 def drop_connect_rate(layout: Sequence[Layer], layer: Layer, mode: Mode) -> float:

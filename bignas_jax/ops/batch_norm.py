@@ -4,7 +4,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from bignas_jax.kernels.activation import FUNCTIONS
 from bignas_jax.kernels.norm.normalize import EPSILON, normalize
+from bignas_jax.kernels.precision import at_least_float32
+from bignas_jax.ops import rounding, squeeze_excite
 from bignas_jax.ops.size import Size
 
 
@@ -50,6 +53,10 @@ class BatchNorm(nnx.Module):
         bias = size.mask(self.bias[...][: size.computed])
         if statistics is not None:
             statistics = tuple(jnp.asarray(s[: size.computed]) for s in statistics)
+            tape = rounding.tape()
+            if tape is not None:
+                affine = scale, bias, *statistics, self.epsilon
+                return _rounded(x, affine, size, activation, gate, weights, residual, tape), statistics
         y, mean, variance = normalize(
             x, scale, bias, size.sampled, statistics, weights, keep, residual, moments, activation, gate, axis_name,
             self.epsilon,
@@ -58,3 +65,15 @@ class BatchNorm(nnx.Module):
             return y, statistics
         count = x.size // x.shape[-1] * (1 if axis_name is None else jax.lax.axis_size(axis_name))
         return y, (mean, variance * (count / max(count - 1, 1)))
+
+
+def _rounded(x, affine, size: Size, activation: str, gate, weights, residual, tape: rounding.Tape) -> jax.Array:
+    """What `BatchNorm.__call__` computes with given statistics, where the output of the norm is rounded to 8 bits."""
+    scale, bias, mean, variance, epsilon = affine
+    gain = scale * jax.lax.rsqrt(variance + epsilon)
+    y = FUNCTIONS[activation](tape.values(at_least_float32(x) * gain + (bias - mean * gain)))
+    if gate is squeeze_excite.gate:
+        y = y * squeeze_excite.rounded_gate(jnp.mean(y, (1, 2)), weights, tape, size)[:, None, None]
+    elif gate is not None:
+        y = y * gate(jnp.mean(y, (1, 2)), weights)[:, None, None]
+    return (y if residual is None else y + residual).astype(x.dtype)

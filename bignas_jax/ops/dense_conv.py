@@ -4,6 +4,7 @@ import jax
 from flax import nnx
 
 from bignas_jax.kernels.corner import conv_of_corner, dense_conv
+from bignas_jax.ops import rounding
 from bignas_jax.ops.pointwise import fan_out_normal
 from bignas_jax.ops.size import Size
 
@@ -36,6 +37,9 @@ class DenseConv(nnx.Module):
             at the same end on both sides.
         """
         kernel = self.kernel[...][:, :, : x.shape[-1], : out.computed]
+        tape = rounding.tape()
+        if tape is not None:
+            x, kernel = tape.values(x), tape.weights(kernel, into)
         if into is out and out.stops:
             return conv_of_corner(x, kernel, out.end, out.ends, self.stride)
         return dense_conv(x, kernel, self.stride)

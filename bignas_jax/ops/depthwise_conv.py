@@ -6,6 +6,7 @@ from flax import nnx
 
 from bignas_jax.kernels.depthwise.choice import depthwise_conv
 from bignas_jax.kernels.transform import centre, matrix_name, transformed
+from bignas_jax.ops import rounding
 from bignas_jax.ops.size import Size
 
 
@@ -56,6 +57,9 @@ class DepthwiseConv(nnx.Module):
                     other = jnp.pad(self._kernel(x.shape[-1], smaller), ((pad, pad), (pad, pad), (0, 0)))
                     kernel = jnp.where(kernel_size.sampled == smaller, other, kernel)
             kernel = jnp.where((inside[:, None] & inside[None, :])[:, :, None], kernel, 0)
+        tape = rounding.tape()
+        if tape is not None:
+            x, kernel = tape.values(x), tape.depthwise_weights(kernel)
         return depthwise_conv(x, kernel, self.stride, used)
 
     def _kernel(self, features: int, side: int) -> jax.Array:

@@ -13,6 +13,7 @@ from bignas_jax.kernels import product_pallas
 from bignas_jax.kernels.corner import product, product_of_corner
 from bignas_jax.kernels.precision import at_least_float32
 from bignas_jax.kernels.target import current
+from bignas_jax.ops import rounding
 from bignas_jax.ops.size import Size
 
 
@@ -47,7 +48,10 @@ class PointwiseConv(nnx.Module):
         """
         if _told(x, out):
             return self._product_told(x, out, into, whole=True, moments=False)[0]
-        kernel, flat = self.kernel[...][: x.shape[-1], : out.computed], x.reshape(-1, x.shape[-1])
+        tape, kernel = rounding.tape(), self.kernel[...][: x.shape[-1], : out.computed]
+        if tape is not None:
+            x, kernel = tape.values(x), tape.weights(kernel, into)
+        flat = x.reshape(-1, x.shape[-1])
         if self.mask_out:
             kernel = out.mask(kernel)
         if into is not None and into.stops:
@@ -56,7 +60,8 @@ class PointwiseConv(nnx.Module):
             y = product_of_corner(flat, kernel, out.end, tuple((x.shape[-1], end) for end in out.ends))
         else:
             y = product(flat, kernel)
-        return y.reshape(*x.shape[:-1], out.computed)
+        y = y.reshape(*x.shape[:-1], out.computed)
+        return tape.values(y) if tape is not None and self.mask_out else y  # otherwise the norm behind it rounds
 
     def before_norm(
         self, x: jax.Array, out: Size, into: Size | None = None, moments: bool = True
@@ -85,7 +90,9 @@ class PointwiseConv(nnx.Module):
 
 def _told(x: jax.Array, out: Size) -> bool:
     """Whether the product is told the sampled channels: on GPUs, as batch norm's passes are."""
-    return current().platform == "gpu" and product_pallas.supports(x.shape, out.computed, x.dtype)
+    if rounding.tape() is not None or current().platform != "gpu":
+        return False
+    return product_pallas.supports(x.shape, out.computed, x.dtype)
 
 
 class Linear(nnx.Module):
@@ -104,4 +111,7 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, I] -> [B, out_features], float32; unused input channels are zero."""
-        return at_least_float32(x) @ self.kernel[...][: x.shape[-1]] + self.bias[...]
+        x, kernel, tape = at_least_float32(x), self.kernel[...][: x.shape[-1]], rounding.tape()
+        if tape is not None:
+            x, kernel = tape.values(x), tape.weights(kernel)
+        return x @ kernel + self.bias[...]

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from bignas_jax.ops.rounding import Tape
 from bignas_jax.ops.size import Size
 
 
@@ -52,6 +53,25 @@ def _product(a: jax.Array, b: jax.Array, contracted: tuple[int, int]) -> jax.Arr
 
 
 gate.defvjp(_forward, _backward)
+
+
+def rounded_gate(pooled: jax.Array, weights: tuple[jax.Array, ...], tape: Tape, channels: Size) -> jax.Array:
+    """The gate in 8-bit integers, see `rounding`: both products round their inputs, weights and outputs.
+
+    Args:
+      pooled: as for `gate`.
+      weights: as for `gate`.
+      tape: of the layer.
+      channels: the channels of `pooled`.
+    """
+    reduce_kernel, reduce_bias, expand_kernel, expand_bias, used = weights
+    hidden = tape.values(pooled.astype(reduce_kernel.dtype)) @ tape.weights(reduce_kernel, channels) + reduce_bias
+    if used is not None:
+        hidden = jnp.where(used, hidden, 0)
+        expand_kernel = jnp.where(used[:, None], expand_kernel, 0)
+    hidden = tape.values(jax.nn.relu(tape.values(hidden)))
+    expanded = hidden @ tape.weights(expand_kernel, Size(len(expand_kernel))) + expand_bias
+    return jnp.clip(tape.values(channels.mask(expanded)) + 3, 0, 6) / 6
 
 
 class SqueezeExcite(nnx.Module):

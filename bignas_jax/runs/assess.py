@@ -86,6 +86,7 @@ def evaluate_run(
     split: str,
     checkpoint: str = "newest",
     stored: bool = False,
+    rounded: bool = False,
 ) -> tuple[list[dict[str, Any]], int, list[str]]:
     """Evaluates architectures on a run's checkpoint, each in an executable of its own.
 
@@ -94,6 +95,7 @@ def evaluate_run(
       checkpoint: 'newest', 'best' or a step.
       stored: evaluate the biggest architecture with the batch-norm statistics that an imported checkpoint keeps for it,
         in place of calibrated ones.
+      rounded: evaluate with weights and activations rounded to 8 bits.
     Returns:
       The rows of `assess`, the step of the checkpoint, and what makes the rows others than the run's own, as
       `identity.other_figures` gives it.
@@ -102,12 +104,14 @@ def evaluate_run(
     """
     use_compilation_cache()
     check_options(options)
-    check_same("--arch, --split, --statistics", [*names, split, stored])
+    if stored and rounded:
+        raise ConfigError("--quantized: found --statistics=stored, expected calibrated ones: leave one of the two out")
+    check_same("--arch, --split, --statistics, --quantized", [*names, split, stored, rounded])
     use = Use.HELD_OUT if split == "holdout" else Use.EVALUATION
     check_run(options, workdir, use)
     checkpoints = Checkpoints(workdir, read_only=True, on_damage=options.checkpoint.on_damage)
     try:
-        session = Session.open(options, run=workdir, use=use)
+        session = Session.open(options, run=workdir, use=use, rounded=rounded)
         images = fingerprint(session.dataset)
         check_images(images)
         session.check_evaluation(split)
@@ -117,7 +121,8 @@ def evaluate_run(
         statistics = _stored(session, found, checkpoints, step) if stored else None
     finally:
         checkpoints.close()
-    names = {f"{name} (stored)" if stored else name: arch for name, arch in found.items()}
+    suffix = " (stored)" if stored else " (8 bits)" if rounded else ""
+    names = {f"{name}{suffix}": arch for name, arch in found.items()}
     archs = {arch: Bucket(arch, masked=False) for arch in found.values()}
     session.compile_evaluation(archs.values(), progress=own_index() == 0, calibrate=not stored)
     rows = assess(session, weights, archs, split, names, statistics)

@@ -1,4 +1,4 @@
-"""What a run tells while it trains: a progress bar, metrics.jsonl and TensorBoard."""
+"""What a run tells while it trains: a progress bar, metrics.jsonl, TensorBoard and trackers."""
 
 import contextlib
 import json
@@ -7,7 +7,7 @@ import pathlib
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from bignas_jax.errors import ConfigError, FileError
 from bignas_jax.files import add_line, open_lines, whole_lines, write_text
+from bignas_jax.runs.trackers import Tracker
 
 
 class Logs:
@@ -27,9 +28,18 @@ class Logs:
       workdir: the run's folder. start, stop: steps; records of later steps than `start`, left by a run that was
         killed after its last checkpoint, are dropped.
       active: False writes and shows nothing. bar: whether to show the progress bar.
+      track: starts the trackers, given a function that shows a line. They get the records from before, too.
     """
 
-    def __init__(self, workdir: pathlib.Path, start: int, stop: int, active: bool = True, bar: bool = True):
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        start: int,
+        stop: int,
+        active: bool = True,
+        bar: bool = True,
+        track: Callable[[Callable[[str], None]], Sequence[Tracker]] | None = None,
+    ):
         self.active, self.evaluated = active, True
         self._before: list[dict[str, Any]] = []
         if not active:
@@ -45,6 +55,10 @@ class Logs:
             total=stop, initial=start, desc="train", unit="step", file=sys.stderr, mininterval=0.5, disable=not bar
         )
         self._clock = time.perf_counter(), start
+        self._step, self._stop = start, stop
+        self._trackers = track(self.say) if track else []
+        for record in self._before:
+            self._track(record["step"], {name: value for name, value in record.items() if name != "step"})
 
     def losses(self, members: Sequence[str]) -> list[tuple[int, list[float]]]:
         """The members' losses by step, as far as they were logged before this start; those of NaN are left out.
@@ -57,6 +71,7 @@ class Logs:
 
     def advance(self) -> None:
         if self.active:
+            self._step += 1
             self._bar.update()
 
     def images_per_second(self, step: int, batch_size: int) -> float:
@@ -80,6 +95,7 @@ class Logs:
         add_line(self._file, {"step": step, **finite}, sync=False)
         for name, value in values.items():
             self._board.add("scalar", name, value, step)
+        self._track(step, values)
         if show:
             self._bar.set_postfix(show, refresh=False)
 
@@ -93,8 +109,15 @@ class Logs:
         if self.active:
             self._bar.write(text, file=sys.stderr)
 
+    def _track(self, step: int, values: Mapping[str, Any]) -> None:
+        numbers = {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
+        for tracker in self._trackers:
+            tracker.add(step, numbers)
+
     def close(self) -> None:
         if self.active:
+            for tracker in self._trackers:
+                tracker.close(finished=self._step >= self._stop)
             self._bar.close()
             self._board.close()
             self._file.close()

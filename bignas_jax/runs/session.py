@@ -56,6 +56,7 @@ class Session:
         training: bool = False,
         run: str | pathlib.Path | None = None,
         use: Use = Use.EVALUATION,
+        rounded: bool = False,
     ) -> "Session":
         """Checks the data and the devices against the options, and builds what is static.
 
@@ -64,6 +65,7 @@ class Session:
           training: whether `batch_size` matters.
           run: the folder of a run whose data these must be; None: of a run that begins.
           use: what is done with that run.
+          rounded: whether architectures are scored in 8-bit integers.
         Raises:
           ValueError: the data cannot be used, are not those of the run, numbers in the options do not fit them, or a
             batch does not divide over the devices; one line.
@@ -83,7 +85,7 @@ class Session:
         mean, std = options.data.mean, options.data.std
         biased = options.calibration.biased_variance
         identity = identity_of(network, mean, std, biased)
-        evaluator = Evaluator(space, graphdef, mesh, mean, std, identity, biased)
+        evaluator = Evaluator(space, graphdef, mesh, mean, std, identity, biased, rounded)
         return cls(options, space, dataset, mesh, graphdef, nnx.to_pure_dict(state), evaluator, network)
 
     def note_class_names(self, workdir: str | pathlib.Path) -> None:

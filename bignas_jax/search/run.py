@@ -148,7 +148,7 @@ def open_run(options: Options, workdir: pathlib.Path, checkpoint: str) -> tuple[
     try:
         check_run(options, workdir, Use.SEARCH)
         checkpoints.find(checkpoint)  # refused before the images are looked at
-        session = Session.open(options, run=workdir, use=Use.SEARCH)
+        session = Session.open(options, run=workdir, use=Use.SEARCH, rounded=options.search.quantized)
         session.check_evaluation("holdout", "val")
         weights, step = checkpoints.weights(session.shapes, session.mesh, checkpoint)
     finally:
@@ -200,7 +200,7 @@ def identity(session: Session, held_out: HeldOut, weights: Any, step: int) -> di
         "pixels": held_out.checksum,
         "val": fingerprint(session.dataset)["val"],
         "final": options.calibration.to_dict(),
-    }
+    } | ({"quantized": True} if options.search.quantized else {})
 
 
 def _checksum(weights: Any) -> int:

@@ -4,6 +4,7 @@ A single child is trained by the same loop, as the supernet of a space without c
 """
 
 import contextlib
+import functools
 import math
 import pathlib
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from bignas_jax.programs.kept import identity_of, use_compilation_cache
 from bignas_jax.programs.processes import gather, together
 from bignas_jax.programs.weights import draw_weights
 from bignas_jax.runs import assess as reporting
+from bignas_jax.runs import trackers
 from bignas_jax.runs.agree import agreed, check_images, check_options
 from bignas_jax.runs.checkpoint import Checkpoints
 from bignas_jax.runs.folder import begun, located, trained
@@ -80,6 +82,7 @@ def _one_run(options: Options, workdir: pathlib.Path, progress: bool) -> list[di
     """`train` without regard to phases."""
     options = child_training.resolve(options, workdir)
     check_options(options)
+    trackers.missing(options)
     loss_class(options.sandwich.loss)
     goes_on, run = trained(workdir), located(options, workdir)
     session = Session.open(run, training=True, run=workdir if goes_on else None, use=Use.GOING_ON)
@@ -226,7 +229,8 @@ class Run:
     def loop(self, state: TrainState) -> TrainState:
         """Steps until the plan's end. Raises TrainingError, Stopped or DataError; what was done is saved first."""
         plan, step = self.plan, int(state.step)
-        logs = Logs(self.workdir, step, plan.stop, active=self.first, bar=self.progress)
+        track = functools.partial(trackers.start, self.options, self.workdir)
+        logs = Logs(self.workdir, step, plan.stop, active=self.first, bar=self.progress, track=track)
         with contextlib.closing(logs):
             # A slice's curve begins before the first step. After it: a signal came between a step and its evaluation.
             if (step or self.origin) and plan.evaluates(step) and not _same_everywhere(logs.evaluated):

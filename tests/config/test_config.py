@@ -61,6 +61,7 @@ IMPOSSIBLE = [
     ("data.augment.rand_magnitude", 31), ("data.augment.color_jitter", (0.1, 0.1, 0.1, 0.6)),
     ("data.augment.erasing", 1.5),
     ("data.augment.mixup", -0.1),
+    ("log.wandb", "on"), ("log.mlflow", 5000), ("log.project", " "), ("search.quantized", 1),
     ("data.augment.cutmix", "yes"),
     ("sandwich.num_random", -1), ("sandwich.label_smoothing", 1.0), ("sandwich.members", "attentive"),
     ("sandwich.candidates", 0), ("sandwich.budget_macs", -25e6), ("sandwich.uniform_budgets", 1),

@@ -70,5 +70,17 @@ def table(row: Mapping[str, Any]) -> str:
         )
         if "top1" in file:
             lines.append(f"  top-1 {file['top1']:.2%} in 8 bits, {row['top1']:.2%} in float32")
+            lines += _growth(row, file)
         lines += [f"  {name:<66}{difference:>12.1e}".rstrip() for name, difference in file.get("maps", {}).items()]
     return "\n".join(lines)
+
+
+def _growth(row: Mapping[str, Any], file: Mapping[str, Any]) -> list[str]:
+    """A line if a file in 8 bits is no smaller than the one in float32, or than its weights where that is not there."""
+    exact = next((other["bytes"] for other in row["files"] if other["format"] == "onnx"), 4 * row["params"])
+    if file["bytes"] < exact:
+        return []
+    return [
+        f"  no smaller than in float32 ({file['bytes']:,} bytes, {exact:,}): the nodes that round, and the scale of "
+        "each channel, take more than so few weights save"
+    ]

@@ -15,6 +15,7 @@ from flax import nnx
 from bignas_jax.config.options import Data, Options
 from bignas_jax.data import prefetch
 from bignas_jax.errors import ConfigError, FileError
+from bignas_jax.evaluation import RANGE_IMAGES
 from bignas_jax.files import locked, read_json, read_text, write_json
 from bignas_jax.interop.exports import formats, run_back
 from bignas_jax.interop.exports.comparing import accuracy, compare
@@ -36,7 +37,6 @@ from bignas_jax.spaces.naming import read_architectures
 from bignas_jax.spaces.space import Space
 
 _CHECK_BATCH = 16
-RANGE_IMAGES = 512  # from which the ranges of integers are taken
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +66,11 @@ class Form:
                     "PyTorch has them by its method features"
                 )
             object.__setattr__(self, "formats", ("features",))
+        if formats.INTEGERS in self.formats and not self.fold:
+            raise ConfigError(
+                f"--nofold: found {formats.INTEGERS}, whose batch norm is always folded, expected other formats: "
+                "export it without --nofold"
+            )
         if self.batch < 0:
             raise ConfigError(f"--batch: found {self.batch}, expected the images of a call, or 0 for any")
         if self.images < 1:

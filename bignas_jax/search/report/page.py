@@ -80,9 +80,10 @@ def _finite(value: Any) -> Any:
 def commands(result: Mapping[str, Any]) -> dict[str, str]:
     """The shell commands that evaluate the winners again, by the budget's name."""
     workdir = pathlib.PurePath(result["run"]["workdir"])
+    how = ["--quantized"] if result["run"].get("quantized") else []
     return {
         budget["name"]: shlex.join(
-            ["python", "eval.py", "--workdir", str(workdir), "--arch", str(workdir / budget["file"])])
+            ["python", "eval.py", "--workdir", str(workdir), "--arch", str(workdir / budget["file"]), *how])
         for budget in result["budgets"]
     }
 

@@ -57,6 +57,7 @@ def result_of(
             "costs": list(problem.front_costs),
             "own_cost": problem.own_about,
             "seed": options.search.seed,
+            "quantized": options.search.quantized,
             "seconds": round(found.race.seconds, 1),
             "screened_rounds": found.screening.rounds,
             "device": f"{device.device_kind} x {session.mesh.size}",
@@ -191,6 +192,11 @@ def notes(result: dict[str, Any]) -> list[str]:
         f"{len(result['evaluations'])} architectures evaluated in {run['seconds']:.0f} s, {complete} of them on all "
         f"{held_out:,} held-out images, the others on {first:,}"
     ]
+    if run.get("quantized"):
+        lines.append(
+            "accuracies, held-out and val, are those of weights and activations rounded to 8 bits: "
+            "python -m bignas_jax export --format onnx-int8 writes such a network"
+        )
     if len(run["costs"]) > 1:
         lines.append(
             f"{len(result['surface'])} of them are on the front of accuracy against {', '.join(run['costs'])} "

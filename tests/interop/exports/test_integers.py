@@ -11,7 +11,7 @@ from saved_run import save, tiny_config
 
 import bignas_jax
 from bignas_jax.config.files import load_run_options
-from bignas_jax.errors import ExportError
+from bignas_jax.errors import ConfigError, ExportError
 from bignas_jax.interop.exports import comparing, export, formats, integers, run_back
 from bignas_jax.interop.exports.tensors import tensors
 from bignas_jax.nets.child import fold, take
@@ -91,6 +91,21 @@ def test_a_run_exports_integers_by_command_and_api_alike(tmp_path, caplog):
         tmp_path / "out", workdir / "children" / "MAX"))  # fmt: skip
     assert found == {"onnx-int8": tmp_path / "out" / formats.INTEGERS_FILE}
     assert one["top1"] == other["top1"] and one["difference"] == pytest.approx(other["difference"], rel=0.2)
+
+
+def test_integers_are_never_without_folding():
+    with pytest.raises(ConfigError, match="--nofold: found onnx-int8"):
+        export.Form(["onnx", "onnx-int8"], fold=False)
+    export.Form(["onnx"], fold=False)
+
+
+@pytest.mark.parametrize("integer, float32, said", [(50, 40, True), (40, 40, True), (39, 40, False), (41, None, True)])
+def test_a_file_that_grows_in_8_bits_is_told(integer, float32, said):
+    common = {"difference": 0.1, "agreement": 1.0}
+    files = [{"format": "onnx-int8", "file": "child-int8.onnx", "bytes": integer, "top1": 0.5, **common}]
+    files += [] if float32 is None else [{"format": "onnx", "file": "child.onnx", "bytes": float32, **common}]
+    row = {"name": "MIN", "macs": 1, "params": 10, "step": 1, "images": 2, "split": "val", "top1": 0.5, "files": files}
+    assert ("no smaller than in float32" in comparing.table(row)) is said
 
 
 def test_logits_of_integers_must_be_numbers():
