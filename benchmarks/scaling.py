@@ -87,8 +87,10 @@ def reduce_seconds(size: float, hosts: int, network: float) -> float:
 
 
 def compiled_step(synchronised: bool):
-    """The sandwich of configs/digits.py, compiled for 8 devices, and its numbers of parameters and of members."""
+    """The sandwich of configs/digits.py at two resolutions, compiled for 8 devices, and how many parameters and members
+    it has."""
     config = digits.get_config()
+    config.space.resolution = config.space.resolution[:2]
     space = SearchSpace.from_config(config.space)
     config.model.sync_batch_norm = synchronised
     options = Options.of(config)
