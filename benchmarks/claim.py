@@ -1,0 +1,202 @@
+"""Are slices of a supernet as good as the same networks trained alone, and can their ranking be trusted?
+
+    python benchmarks/claim.py --workdir exp/cifar10 [--percent 30,50,70] [--ranked 12] [--ranked-epochs 2]
+        [--finetune-epochs 2] [--quick] [--json FILE]
+
+For MAX, MIN, and the winner of a search at each share of MAX's multiply-adds: the slice as it is; the same network
+trained alone for as many epochs, and for as many seconds, by the supernet's own recipe; the slice fine-tuned at a fifth
+of the learning rate. Seconds follow from the images a second that both trainings logged. Then `ranked` random
+architectures are trained alone for a few epochs each, all alike, and Kendall's tau says how far their order is that of
+their slices. All scores are calibrated children's on the validation images, which no choice depends on; the search sees
+held-out training images alone. Trainings lie in WORKDIR/claim. The same command goes on after an interruption, and
+trains nothing twice.
+"""
+
+import argparse
+import json
+import math
+import pathlib
+import sys
+from collections.abc import Sequence
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+from bignas_jax.programs import memory
+
+memory.keep_freed_memory()
+
+import jax  # noqa: E402
+import matplotlib  # noqa: E402
+import numpy as np  # noqa: E402
+from report import Result, write  # noqa: E402
+from scipy.stats import kendalltau  # noqa: E402
+
+from bignas_jax.api import Run, open_run  # noqa: E402
+from bignas_jax.config.options import Options  # noqa: E402
+from bignas_jax.runs.assess import evaluate_run  # noqa: E402
+from bignas_jax.runs.folder import supernet_options  # noqa: E402
+from bignas_jax.spaces.architecture import Architecture  # noqa: E402
+from bignas_jax.text import aligned  # noqa: E402
+from bignas_jax.training.loop import train  # noqa: E402
+
+matplotlib.use("Agg")
+RESAMPLES = 10_000
+FINETUNING = 0.2  # of the learning rate from scratch
+WARM_UP = 0.25  # of a training's epochs at most
+# The columns of the table, and the folder of each kind of training.
+SLICE, EPOCHS, SECONDS, TUNED = "slice", "alone, equal epochs", "alone, equal seconds", "slice, fine-tuned"
+FOLDERS = {EPOCHS: "epochs", SECONDS: "seconds", TUNED: "tuned"}
+
+
+class Claim:
+    """The trainings beside one supernet.
+
+    Args:
+      workdir: the folder of the supernet's run.
+    """
+
+    def __init__(self, workdir: pathlib.Path):
+        self.workdir, self.options = workdir, supernet_options(str(workdir))
+
+    def alone(self, arch: Architecture, folder: str, epochs: int, tuned: bool = False) -> tuple[float, int]:
+        """The top-1 of a network that is trained by itself, and the number of images that it was scored on.
+
+        Args:
+          arch: the network.
+          folder: its run's, below `claim`.
+          epochs: of the training.
+          tuned: whether it starts as its slice, at a lower learning rate.
+        """
+        values = self.options.to_dict() | {
+            "arch": json.dumps(arch.to_dict()), "init_from": str(self.workdir), "epochs": epochs, "max_steps": 0,
+            "init_checkpoint": "newest" if tuned else "none", "phases": {},
+        }  # fmt: skip
+        values["evaluation"]["every_epochs"] = float(epochs)
+        values["log"]["wandb"] = values["log"]["mlflow"] = values["teacher"]["source"] = ""
+        optimizer = values["optimizer"]
+        optimizer["warmup_epochs"] = min(optimizer["warmup_epochs"], epochs * WARM_UP)
+        optimizer["learning_rate"] *= FINETUNING if tuned else 1
+        print(f"{folder}: {epochs} epochs", flush=True)
+        rows = train(Options.of(values), self.workdir / "claim" / folder)
+        jax.clear_caches()  # no other network runs the same programs
+        (row,) = (row for row in rows if row["name"] == "CHILD")
+        return row["top1"], row["images"]
+
+    def epochs_in_its_seconds(self, folder: str) -> int:
+        """How many epochs the network in `folder` can be trained in the time that the supernet took."""
+        pace = seconds_an_image(self.workdir) / seconds_an_image(self.workdir / "claim" / folder)
+        return max(1, round(self.options.epochs * pace))
+
+    def slices(self, archs: Sequence[Architecture]) -> list[dict]:
+        """The rows of the supernet's slices."""
+        given = [json.dumps(arch.to_dict()) for arch in archs]
+        return evaluate_run(self.options, self.workdir, given, "val", "newest")[0]
+
+
+def seconds_an_image(workdir: pathlib.Path) -> float:
+    """The median over a run's log, which leaves out compilation and what other work held up now and then."""
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    rates = [row["images_per_second"] for row in map(json.loads, lines) if row.get("images_per_second")]
+    if not rates:
+        raise SystemExit(f"{workdir / 'metrics.jsonl'}: found no images_per_second, expected the log of a training")
+    return 1 / float(np.median(rates))
+
+
+def error(top1: float, images: int) -> float:
+    """The standard error of a fraction that is measured on so many images."""
+    return math.sqrt(top1 * (1 - top1) / images)
+
+
+def tau(first: Sequence[float], second: Sequence[float]) -> tuple[float, float, float]:
+    """Kendall's tau, and the ends of its 95% interval by resampling the pairs (percentile bootstrap, seed 0)."""
+    first, second = np.asarray(first), np.asarray(second)
+    rng = np.random.default_rng(0)
+    drawn = rng.integers(0, len(first), (RESAMPLES, len(first)))
+    values = [kendalltau(first[rows], second[rows]).statistic for rows in drawn if len(set(rows)) > 2]
+    low, high = np.nanpercentile(values, [2.5, 97.5])
+    return float(kendalltau(first, second).statistic), float(low), float(high)
+
+
+def subjects(run: Run, percents: Sequence[int]) -> dict[str, Architecture]:
+    """MAX, MIN, and the searched child at each share of MAX's multiply-adds."""
+    biggest = run.child("max").macs
+    limits = tuple(float(biggest * percent // 100) for percent in percents)
+    found = {"MAX": run.space.biggest, "MIN": run.space.smallest}
+    winners = zip(percents, run.search(max_macs=limits), strict=True)
+    return found | {f"macs-{percent}pct": winner.arch for percent, winner in winners}
+
+
+def compare(claim: Claim, archs: dict[str, Architecture], finetune_epochs: int) -> list[dict]:
+    """A row of figures for each network."""
+    rows = []
+    for (name, arch), row in zip(archs.items(), claim.slices(list(archs.values())), strict=True):
+        figures = {SLICE: (row["top1"], row["images"])}
+        figures[EPOCHS] = claim.alone(arch, f"{name}/{FOLDERS[EPOCHS]}", claim.options.epochs)
+        longer = claim.epochs_in_its_seconds(f"{name}/{FOLDERS[EPOCHS]}")
+        figures[SECONDS] = claim.alone(arch, f"{name}/{FOLDERS[SECONDS]}", longer)
+        figures[TUNED] = claim.alone(arch, f"{name}/{FOLDERS[TUNED]}", finetune_epochs, tuned=True)
+        rows.append({"name": name, "macs": row["macs"], "epochs": longer, "figures": figures})
+    return rows
+
+
+def ranking(claim: Claim, run: Run, count: int, epochs: int) -> list[tuple[float, float]]:
+    """The top-1 of random architectures: of their slices, and of the networks alone."""
+    archs = list(dict.fromkeys(run.sample(seed) for seed in range(4 * count)))[:count]
+    rows = claim.slices(archs)
+    return [(row["top1"], claim.alone(arch, f"ranked/{n}", epochs)[0])
+            for n, (arch, row) in enumerate(zip(archs, rows, strict=True))]  # fmt: skip
+
+
+def no_worse(row: dict) -> bool:
+    """Whether a slice is above the network trained as long alone, or below it by a standard error at most."""
+    ours, theirs = row["figures"][SLICE], row["figures"][EPOCHS]
+    return ours[0] - theirs[0] >= -math.hypot(error(*ours), error(*theirs))
+
+
+def picture(rows: Sequence[dict], path: pathlib.Path) -> None:
+    """Top-1 over multiply-adds: the slices as a line, networks trained alone as points."""
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6.4, 4.2), layout="constrained")
+    rows = sorted(rows, key=lambda row: row["macs"])
+    for kind, mark in ((SLICE, "o-"), (EPOCHS, "s"), (SECONDS, "^"), (TUNED, "x")):
+        values = [row["figures"][kind] for row in rows]
+        axes.errorbar([row["macs"] / 1e6 for row in rows], [100 * top1 for top1, _ in values],
+                      [100 * error(*value) for value in values], fmt=mark, label=kind, capsize=2)  # fmt: skip
+    axes.set(xlabel="multiply-adds (M)", ylabel="top-1 on the validation images (%)")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", type=pathlib.Path, default="exp/cifar10", help="of a finished supernet's run")
+    parser.add_argument("--percent", default="30,50,70", help="shares of MAX's multiply-adds to search children for")
+    parser.add_argument("--ranked", type=int, default=12, help="random architectures whose order is compared")
+    parser.add_argument("--ranked-epochs", type=int, default=2, help="epochs of each of them alone")
+    parser.add_argument("--finetune-epochs", type=int, default=2)
+    parser.add_argument("--quick", action="store_true", help="one child, three ranked architectures")
+    parser.add_argument("--json", help="file to write the results to")
+    args = parser.parse_args()
+    percents = [50] if args.quick else [int(percent) for percent in args.percent.split(",")]
+    claim, run = Claim(args.workdir), open_run(args.workdir)
+    rows = compare(claim, subjects(run, percents), args.finetune_epochs)
+    pairs = ranking(claim, run, 3 if args.quick else args.ranked, args.ranked_epochs)
+    cells = [(row["name"], f"{row['macs'] / 1e6:.2f}", *(f"{100 * top1:.2f} ± {100 * error(top1, images):.2f}"
+              for top1, images in row["figures"].values()), str(row["epochs"])) for row in rows]  # fmt: skip
+    print(aligned(("network", "MACs (M)", SLICE, EPOCHS, SECONDS, TUNED, "epochs in its seconds"), cells))
+    picture(rows, args.workdir / "claim" / "claim.png")
+    results = [Result(f"{row['name']}: {kind}", 100 * top1, "%") for row in rows
+               for kind, (top1, _) in row["figures"].items()]  # fmt: skip
+    good = sum(map(no_worse, rows))
+    results.append(Result(f"slices no worse than alone at equal epochs, of {len(rows)}", good, "", len(rows) - 1))
+    value, low, high = tau(*zip(*pairs, strict=True))
+    results += [Result(f"Kendall's tau of {len(pairs)} architectures", value, "", 0.8),
+                Result("its 95% interval from", low, ""), Result("its 95% interval to", high, "")]  # fmt: skip
+    write("claim", results, args.quick, args.json)
+
+
+if __name__ == "__main__":
+    main()

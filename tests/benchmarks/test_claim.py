@@ -1,0 +1,90 @@
+"""The claim's benchmark: what each training is told, and what is made of the figures. Nothing is trained."""
+
+import itertools
+import json
+import sys
+
+import numpy as np
+import pytest
+from paths import ROOT
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import claim  # noqa: E402
+
+from bignas_jax.config.files import to_json  # noqa: E402
+from bignas_jax.spaces.architecture import Architecture  # noqa: E402
+from bignas_jax.spaces.registry import space_of  # noqa: E402
+from configs import digits  # noqa: E402
+
+
+@pytest.fixture
+def made(tmp_path, monkeypatch):
+    """A claim about a run of digits with 6 epochs, and what it asked to be trained: options by folder."""
+    config = digits.get_config()
+    config.epochs, config.optimizer.warmup_epochs = 6, 0.5
+    (tmp_path / "config.json").write_text(to_json(config))
+    asked = {}
+
+    def train(options, folder):
+        asked[folder.relative_to(tmp_path / "claim").as_posix()] = options
+        folder.mkdir(parents=True)
+        log(folder, 200)
+        return [{"name": "SLICE", "top1": 0.1, "images": 9}, {"name": "CHILD", "top1": 0.8, "images": 400}]
+
+    monkeypatch.setattr(claim, "train", train)
+    log(tmp_path, 50)
+    return claim.Claim(tmp_path), asked
+
+
+def log(folder, *rates):
+    rows = [{"step": 1}, *({"images_per_second": rate} for rate in rates)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_a_network_gets_as_many_epochs_and_as_many_seconds_alone(made, monkeypatch):
+    ours, asked = made
+    space = space_of(ours.options.space)
+    rows = [{"top1": 0.79, "images": 400, "macs": 5}]
+    monkeypatch.setattr(claim.Claim, "slices", lambda self, archs: rows)
+    (row,) = claim.compare(ours, {"MAX": space.biggest}, finetune_epochs=1)
+    alone, longer, tuned = (asked[f"MAX/{kind}"] for kind in ("epochs", "seconds", "tuned"))
+    # It takes a quarter of the supernet's time for an image, so it gets four times as many epochs.
+    assert (alone.epochs, longer.epochs, tuned.epochs) == (6, 24, 1) and row["epochs"] == 24
+    assert {o.init_checkpoint for o in (alone, longer)} == {"none"} and tuned.init_checkpoint == "newest"
+    assert alone.optimizer == ours.options.optimizer == longer.optimizer
+    assert tuned.optimizer.learning_rate == pytest.approx(0.2 * alone.optimizer.learning_rate)
+    assert tuned.optimizer.warmup_epochs == 0.25
+    for options in asked.values():
+        assert options.init_from == str(ours.workdir) and options.sandwich == ours.options.sandwich
+        assert Architecture.from_dict(json.loads(options.arch)) == space.biggest
+    assert row["figures"] == {claim.SLICE: (0.79, 400), claim.EPOCHS: (0.8, 400), claim.SECONDS: (0.8, 400),
+                              claim.TUNED: (0.8, 400)}  # fmt: skip
+    assert claim.no_worse(row)
+    row["figures"][claim.SLICE] = (0.77, 400)  # more than the 0.029 of the difference's error below
+    assert not claim.no_worse(row)
+    claim.picture([row], ours.workdir / "claim.png")
+    assert (ours.workdir / "claim.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_log_without_speeds_is_named(tmp_path):
+    log(tmp_path)
+    with pytest.raises(SystemExit, match="found no images_per_second"):
+        claim.seconds_an_image(tmp_path)
+    log(tmp_path, 1, 100, 100, 100, 2)  # the compile of the first step, and something beside a later one
+    assert claim.seconds_an_image(tmp_path) == 0.01
+
+
+def test_tau_is_that_of_all_pairs_and_its_interval_holds_it():
+    rng = np.random.default_rng(1)
+    slices = rng.permutation(12).astype(float)
+    alone = slices + 3 * rng.standard_normal(12)
+    signs = [np.sign((slices[a] - slices[b]) * (alone[a] - alone[b])) for a, b in itertools.combinations(range(12), 2)]
+    value, low, high = claim.tau(slices, alone)
+    assert value == pytest.approx(np.mean(signs))
+    assert -1 <= low < value < high <= 1
+    assert claim.tau(slices, slices) == pytest.approx((1, 1, 1))
+
+
+def test_the_error_is_that_of_a_fraction():
+    drawn = np.random.default_rng(0).random((20_000, 400)) < 0.8
+    assert claim.error(0.8, 400) == pytest.approx(drawn.mean(1).std(), rel=0.03)
