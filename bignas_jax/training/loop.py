@@ -59,9 +59,9 @@ def train(options: Options, workdir: str | pathlib.Path, progress: bool = True) 
 
     With `config.arch` it is that child alone that is trained and evaluated. `config.init_from` gives the weights to
     begin with, `config.teacher` a network whose predictions are learnt from, and `config.phases` runs that are made
-    before it. Writes config.json, classes.json,
-    data.json, checkpoints/, metrics.jsonl, TensorBoard events and evaluation_val.json under `workdir`; teacher/ and
-    evaluation_before.json, too, where there is a teacher, and where a child began as a slice.
+    before it. Writes config.json, classes.json, data.json, checkpoints/, metrics.jsonl, TensorBoard events and
+    evaluation_val.json under `workdir`; teacher/ and evaluation_before.json, too, where there is a teacher, and where a
+    child began as a slice.
     A run that was interrupted at any step and continued ends with the same bits as one that never was, on the same
     devices.
 

@@ -108,7 +108,7 @@ def wandb_rows(request, monkeypatch):
         stand_in = StandInWandb()
         monkeypatch.setitem(sys.modules, "wandb", stand_in)
         return lambda workdir: stand_in.rows[json.loads((workdir / "wandb.json").read_text())["id"]]
-    pytest.importorskip("wandb")
+    pytest.importorskip("wandb", reason="W&B takes 103 MB: the stand-in is tested wherever it is not installed")
     return lambda workdir: [
         row for file in sorted(workdir.glob("wandb/offline-run-*/*.wandb"), key=lambda file: file.stat().st_mtime_ns)
         for row in rows_of_file(file)
@@ -123,7 +123,7 @@ def mlflow_points(request, monkeypatch, tmp_path):
         for name, module in (("mlflow", stand_in), ("mlflow.entities", stand_in.entities)):
             monkeypatch.setitem(sys.modules, name, module)
         return "http://stand-in", lambda run: (stand_in.runs[run]["points"], stand_in.runs[run]["status"])
-    pytest.importorskip("mlflow.store.tracking.dbmodels.models")
+    pytest.importorskip("mlflow.store.tracking.dbmodels.models", reason="MLflow takes 851 MB: see W&B")
     from mlflow.tracking import MlflowClient
 
     uri = f"sqlite:///{tmp_path}/mlflow.db"
