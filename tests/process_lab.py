@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import forks
 from paths import ROOT
 
 # The last argument is the body of `work`, in which `me` is the number of the process.
@@ -47,10 +48,10 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
-def start(body: str, index: int, count: int, coordinator: str | int, fast: bool = True) -> subprocess.Popen:
+def start(body: str, index: int, count: int, coordinator: str | int, fast: bool = True) -> forks.Popen:
     """Starts one process; `coordinator` is an address, or a port of this machine."""
     address = coordinator if isinstance(coordinator, str) else f"localhost:{coordinator}"
-    return subprocess.Popen(
+    return forks.Popen(
         [sys.executable, "-c", PROGRAM, address, str(count), str(index), str(int(fast)), body],
         env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""},
         stdin=subprocess.PIPE,
@@ -60,12 +61,12 @@ def start(body: str, index: int, count: int, coordinator: str | int, fast: bool 
     )
 
 
-def start_all(body: str, count: int, port: int = 0, fast: bool = True) -> list[subprocess.Popen]:
+def start_all(body: str, count: int, port: int = 0, fast: bool = True) -> list[forks.Popen]:
     port = port or free_port()
     return [start(body, index, count, port, fast) for index in range(count)]
 
 
-def until_ready(processes: list[subprocess.Popen]) -> None:
+def until_ready(processes: list[forks.Popen]) -> None:
     """Until all have printed what READY prints."""
     for process in processes:
         while line := process.stdout.readline():
@@ -75,7 +76,7 @@ def until_ready(processes: list[subprocess.Popen]) -> None:
             raise AssertionError(process.communicate()[1][-3000:])
 
 
-def ends(process: subprocess.Popen, within: float = 120) -> tuple[int, str, str, float]:
+def ends(process: forks.Popen, within: float = 120) -> tuple[int, str, str, float]:
     """Its exit code, what it printed to stdout and stderr, and the seconds until it ended."""
     begin = time.monotonic()
     out, err = process.communicate(timeout=within)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import forks
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -62,9 +63,9 @@ def environment(lab: pathlib.Path, devices: int = 1, cache: pathlib.Path | None 
     }
 
 
-def start(lab, workdir, *arguments, script="train.py", devices=1, config="tiny.py"):
+def start(lab, workdir, *arguments, script="train.py", devices=1, config="tiny.py", popen=forks.Popen):
     command = [sys.executable, str(ROOT / script), "--config", str(lab / config), "--workdir", str(workdir)]
-    return subprocess.Popen(
+    return popen(
         [*command, *arguments],
         env=environment(lab, devices),
         cwd=lab,

@@ -4,9 +4,9 @@ import json
 import os
 import re
 import shlex
-import subprocess
 import sys
 
+import forks
 import pytest
 from paths import ROOT
 from run_lab import environment
@@ -34,7 +34,7 @@ def test_the_commands_run(folder):
         if "train" in arguments:  # every resolution has programs of its own to compile
             arguments.append("--config.space.resolution=(6,16)")
         command_line = [sys.executable, *arguments]
-        done = subprocess.run(command_line, cwd=folder, env=surroundings, capture_output=True, text=True, timeout=400)
+        done = forks.run(command_line, cwd=folder, env=surroundings, capture_output=True, text=True, timeout=400)
         assert done.returncode == 0, (command, done.stderr[-2000:])
     last = json.loads((folder / "exp/mine/metrics.jsonl").read_text().splitlines()[0])
     assert {"loss/hardest", "from_teacher/hardest"} <= last.keys()

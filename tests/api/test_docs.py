@@ -4,9 +4,9 @@ import contextlib
 import io
 import re
 import shlex
-import subprocess
 import sys
 
+import forks
 import pytest
 from data_folders import picture
 from paths import ROOT
@@ -43,7 +43,7 @@ def test_the_commands_run(folder):
     (command,) = COMMANDS
     program, *arguments = shlex.split(command)
     assert program == "python"
-    done = subprocess.run(
+    done = forks.run(
         [sys.executable, *arguments], cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=400
     )
     assert done.returncode == 0, done.stderr[-2000:]

@@ -3,9 +3,9 @@
 import json
 import os
 import re
-import subprocess
 import sys
 
+import forks
 import numpy as np
 import pytest
 from bad_files import HOSTILE, listing, spoiled
@@ -92,7 +92,7 @@ def test_nothing_is_written_outside_of_the_runs_folder(tmp_path):
         ["predict", of_run, "--arch=min", "photo.png"],
     ]
     before = listing(places["here"])
-    done = subprocess.run(
+    done = forks.run(
         [sys.executable, "-c", PROGRAM, json.dumps(commands)],
         env={name: value for name, value in os.environ.items() if not name.startswith(USERS)}
         | {"HOME": str(places["home"]), "TMPDIR": str(places["temporary"]), "PYTHONPATH": str(ROOT),
@@ -135,7 +135,7 @@ def test_a_bad_file_ends_a_command_in_a_line_and_writes_nothing(tmp_path):
         (run / "config.json").write_bytes(config)
         before = listing(tmp_path)
         command = [str(ROOT / script)] if script.endswith("py") else ["-m", "bignas_jax", script]
-        done = subprocess.run(
+        done = forks.run(
             [sys.executable, *command, f"--workdir={run}", *arguments],
             env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}, cwd=tmp_path,
             capture_output=True, text=True, timeout=120,

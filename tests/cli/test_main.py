@@ -1,9 +1,9 @@
 """`python -m bignas_jax`: the same commands as the scripts."""
 
 import os
-import subprocess
 import sys
 
+import forks
 import pytest
 from paths import ROOT
 
@@ -13,7 +13,7 @@ from bignas_jax.__main__ import COMMANDS, usage
 def call(*arguments, cwd=ROOT, script=None):
     command = [sys.executable, *([str(ROOT / script)] if script else ["-m", "bignas_jax"]), *map(str, arguments)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
+    done = forks.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
     return done.returncode, done.stdout, done.stderr
 
 

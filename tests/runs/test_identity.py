@@ -5,10 +5,10 @@ import os
 import re
 import shutil
 import socket
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
+import forks
 import pytest
 from data_folders import make_folder
 from paths import ROOT
@@ -141,7 +141,7 @@ def call(lab, script, workdir, *arguments, images="images", code=0):
         "--config.data.holdout=6", "--config.batch_size=12", "--config.evaluation.batch_size=6",
         "--config.calibration.num_images=12", "--config.calibration.batch_size=12", "--config.max_steps=6", *arguments,
     ]  # fmt: skip
-    done = subprocess.run(command, env=environment(lab), cwd=lab, capture_output=True, text=True, timeout=300)
+    done = forks.run(command, env=environment(lab), cwd=lab, capture_output=True, text=True, timeout=300)
     assert done.returncode == code, done.stderr[-2000:]
     return done
 

@@ -1,8 +1,8 @@
 """`python -m bignas_jax init`: a recipe for a folder opens a run and a search at once, whatever the folder's size."""
 
-import subprocess
 import sys
 
+import forks
 import numpy as np
 import pytest
 from data_folders import make_folder, picture
@@ -45,7 +45,7 @@ def folder(tmp_path_factory):
 def test_five_classes_of_forty_open_a_run_and_a_search_at_once(folder, tmp_path):
     command = [sys.executable, "-m", "bignas_jax", "init", str(folder)]
     how = dict(cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True)
-    done = subprocess.run(command, **how)
+    done = forks.run(command, **how)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0] == (
         "200 training images in 5 classes, 50 pixels high or wide: the small network of configs/cifar10.py at 64 to 96 "
@@ -58,7 +58,7 @@ def test_five_classes_of_forty_open_a_run_and_a_search_at_once(folder, tmp_path)
     session.check_evaluation("val", "holdout")
     assert session.dataset.splits == {"train": 160, "holdout": 40, "val": 20}
     assert session.loader("train", own.batch_size, train=True).steps_per_epoch == 5
-    again = subprocess.run(command, **how)
+    again = forks.run(command, **how)
     assert again.returncode == 2 and "my_flowers.py is there already" in again.stderr and again.stderr.count("\n") == 1
 
 

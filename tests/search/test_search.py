@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import forks
 import pytest
 from paths import ROOT
 from run_lab import CONFIG, environment
@@ -44,7 +45,7 @@ def workdir(lab, tmp_path):
 
 def start(lab, script, workdir, *arguments):
     command = [sys.executable, str(ROOT / script), "--config", str(lab / "tiny.py"), "--workdir", str(workdir)]
-    return subprocess.Popen(
+    return forks.Popen(
         [*command, *arguments], env=environment(lab), cwd=lab, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import forks
 import pytest
 from paths import ROOT
 from process_lab import ends, free_port
@@ -39,13 +40,13 @@ def workdir(lab, tmp_path):
     return tmp_path / "run"
 
 
-def start(lab, workdir, *arguments, each=((), ()), script="search.py") -> list[subprocess.Popen]:
+def start(lab, workdir, *arguments, each=((), ()), script="search.py") -> list[forks.Popen]:
     """Two processes with a device each."""
     port = free_port()
     command = [sys.executable, str(ROOT / script), "--config", str(lab / "tiny.py"), "--workdir", str(workdir)]
     joined = {"BIGNAS_COORDINATOR": f"localhost:{port}", "BIGNAS_NUM_PROCESSES": "2"}
     return [
-        subprocess.Popen(
+        forks.Popen(
             [*command, *arguments, *each[index]],
             env=environment(lab) | joined | {"BIGNAS_PROCESS_ID": str(index)},
             cwd=lab, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

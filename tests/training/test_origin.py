@@ -4,10 +4,10 @@ import dataclasses
 import json
 import re
 import signal
-import subprocess
 import sys
 from types import SimpleNamespace
 
+import forks
 import jax
 import numpy as np
 import pytest
@@ -197,7 +197,7 @@ def test_eval_of_a_child_needs_no_config(lab, whole):
     workdir = whole[0]
     final = json.loads((workdir / "evaluation_val.json").read_text())["rows"]
     command = [sys.executable, str(ROOT / "eval.py"), "--workdir", str(workdir)]
-    done = subprocess.run(command, env=environment(lab.folder), cwd=lab.folder, capture_output=True, text=True)
+    done = forks.run(command, env=environment(lab.folder), cwd=lab.folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("CHILD") == 1 and "MAX" not in done.stdout
     again = json.loads((workdir / "evaluation_val.json").read_text())["rows"]

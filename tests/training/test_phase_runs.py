@@ -3,9 +3,9 @@
 import json
 import pathlib
 import signal
-import subprocess
 import sys
 
+import forks
 import numpy as np
 from run_lab import assert_same_bits, environment, last_checkpoint, records, steps_of, without_speed
 
@@ -80,7 +80,7 @@ BETWEEN, SORT = "bignas_jax.training.phases._summary", "bignas_jax.training.orig
 
 def run(lab, workdir, kind=signal.SIGTERM, *moments, code=0) -> str:
     command = [sys.executable, "-c", PROGRAM, str(workdir), str(int(kind)), *map(str, moments)]
-    done = subprocess.run(command, env=environment(lab), cwd=lab, capture_output=True, text=True, timeout=300)
+    done = forks.run(command, env=environment(lab), cwd=lab, capture_output=True, text=True, timeout=300)
     assert done.returncode == code, done.stderr[-3000:]
     return done.stdout
 

@@ -1,8 +1,8 @@
 """Programs kept from run to run: found where they are the same, and never where a user's own class has changed."""
 
-import subprocess
 import sys
 
+import forks
 import pytest
 from paths import ROOT
 from run_lab import CONFIG, environment, records
@@ -33,7 +33,7 @@ def run(lab, workdir, *arguments):
     command = [sys.executable, str(ROOT / "train.py"), "--config", str(lab / "tiny.py"), "--workdir",
                str(lab / workdir), "--config.max_steps=3", *arguments]  # fmt: skip
     surroundings = environment(lab, cache=lab / "cache") | {"PYTHONPATH": f"{ROOT}:{lab}"}
-    done = subprocess.run(command, env=surroundings, cwd=lab, capture_output=True, text=True, timeout=300)
+    done = forks.run(command, env=surroundings, cwd=lab, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     return records(lab / workdir)
 

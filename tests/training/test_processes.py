@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import forks
 import numpy as np
 import pytest
 from PIL import Image
@@ -47,11 +48,11 @@ def slurm(job: int, index: int) -> dict[str, str]:
     }  # fmt: skip
 
 
-def start(lab, workdir, variables, *settings, each=((), ())) -> list[subprocess.Popen]:
+def start(lab, workdir, variables, *settings, each=((), ())) -> list[forks.Popen]:
     job = free_job()
     command = [sys.executable, str(ROOT / "train.py"), "--config", str(lab / "tiny.py"), "--workdir", str(workdir)]
     return [
-        subprocess.Popen(
+        forks.Popen(
             [*command, *SETTINGS, *settings, *each[index]],
             env=environment(lab) | variables(job, index),
             cwd=lab,

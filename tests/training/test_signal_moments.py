@@ -3,9 +3,9 @@
 import os
 import re
 import signal
-import subprocess
 import sys
 
+import forks
 import pytest
 from run_lab import CONFIG, environment, records, steps_of
 
@@ -46,7 +46,7 @@ def interrupted(lab, place, call, kind, cli="train", arguments=()) -> str:
     command = [sys.executable, "-c", PROGRAM, place, str(call), str(int(kind)), cli, f"{cli}.py", "--config",
                str(lab / "tiny.py"), "--workdir", str(lab / "run"), "--config.max_steps=6", *arguments]  # fmt: skip
     surroundings = environment(lab, cache=lab / "cache")
-    done = subprocess.run(command, env=surroundings, cwd=lab, capture_output=True, text=True, timeout=300)
+    done = forks.run(command, env=surroundings, cwd=lab, capture_output=True, text=True, timeout=300)
     assert done.returncode == 128 + kind and "Traceback" not in done.stderr, done.stderr[-2000:]
     return [line for line in re.split(r"[\r\n]", done.stderr) if line.strip()][-1]
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import forks
 import numpy as np
 import onnxruntime
 import pytest
@@ -57,7 +58,7 @@ def test_the_command_from_end_to_end(workdir, tmp_path):
     file.write_text(arch.to_json())
     command = [sys.executable, ROOT / "export.py", "--workdir", workdir, "--arch", "min", "--arch", file,
                "--images", "20"]  # fmt: skip
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    ended = forks.run(command, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr[-3000:]
     for name in ("MIN", "found"):
         folder = workdir / "children" / name

@@ -3,9 +3,9 @@
 import json
 import re
 import shutil
-import subprocess
 import sys
 
+import forks
 import numpy as np
 import pytest
 import torch
@@ -98,7 +98,7 @@ def imported(lab):
     """The run's folder, and what the command printed."""
     command = [sys.executable, "-m", "bignas_jax", "import", lab / "weights.pth",
                "--config", lab / "tiny.py", "--workdir", lab / "run"]  # fmt: skip
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    ended = forks.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr[-3000:]
     return lab / "run", ended.stdout
 
