@@ -16,12 +16,14 @@ import pathlib
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 
 from fork_server import CACHE
 
 _TAKE_ORPHANS = 36  # PR_SET_CHILD_SUBREAPER, of <sys/prctl.h>
 _libc = ctypes.CDLL(None, use_errno=True)
+_asking = threading.Lock()
 
 
 class Popen(subprocess.Popen):
@@ -76,12 +78,13 @@ class _Server:
     def fork(self, command: list[str], folder: str, environment: Mapping[str, str], files: list[int]) -> int:
         """The process of a command, a child of this one."""
         message = json.dumps({"command": command, "folder": folder, "environment": dict(environment)}).encode()
-        _libc.prctl(_TAKE_ORPHANS, 1, 0, 0, 0)
-        try:
-            socket.send_fds(self._requests, [message], files)
-            return int(self._requests.recv(100))
-        finally:
-            _libc.prctl(_TAKE_ORPHANS, 0, 0, 0, 0)
+        with _asking:
+            _libc.prctl(_TAKE_ORPHANS, 1, 0, 0, 0)
+            try:
+                socket.send_fds(self._requests, [message], files)
+                return int(self._requests.recv(100))
+            finally:
+                _libc.prctl(_TAKE_ORPHANS, 0, 0, 0, 0)
 
 
 @functools.lru_cache(maxsize=3)  # a server ends when nobody holds it

@@ -13,7 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from paths import ROOT
 
-STEPS = 60
+STEPS = 40
 SHARED_CACHE = "BIGNAS_TESTS_CACHE"  # the variable that names the folder which conftest.py makes
 # Two stages, one resolution, 1,000 images: seconds a run once its programs are compiled.
 CONFIG = """
@@ -37,7 +37,7 @@ def get_config():
     config.optimizer.ema_decay = 0.9
     config.calibration.num_images, config.calibration.batch_size = 96, 48
     config.evaluation.every_epochs = 1.0
-    config.checkpoint.every_steps, config.checkpoint.keep = 7, 2
+    config.checkpoint.every_steps, config.checkpoint.keep = 8, 2
     config.log.every_steps = 1
     config.max_steps = STEPS
     return config

@@ -83,7 +83,7 @@ def test_one_is_stopped_then_one_is_killed_and_the_same_commands_go_on(lab):
     """SIGTERM at process 1 stops both at one step; SIGKILL of process 0 ends process 1; both times the run goes on."""
     workdir = lab / "run"
     both = start(lab, workdir, ours)
-    until_step(both, workdir, 9)
+    until_step(both, workdir, 10)
     both[1].send_signal(signal.SIGTERM)
     at = len(records(workdir))
     found = [ends(process, within=30) for process in both]
@@ -108,17 +108,17 @@ def test_one_is_stopped_then_one_is_killed_and_the_same_commands_go_on(lab):
 
 
 def test_a_full_disk_at_one_host_ends_both_with_its_line(lab):
-    """A limit on the size of files stands in for the full disk: the checkpoint of step 14 cannot be written."""
+    """A limit on the size of files stands in for the full disk: the checkpoint of step 16 cannot be written."""
     workdir = lab / "full"
     both = start(lab, workdir, ours)
-    until_step(both, workdir, 9)
+    until_step(both, workdir, 10)
     resource.prlimit(both[1].pid, resource.RLIMIT_FSIZE, (1, 1))
     found = [ends(process, within=60) for process in both]
     assert [f[0] for f in found] == [2, 2] and "Traceback" not in found[0][2]
     line = f"{workdir}/checkpoints: File too large"
     assert last(found[1][2]) == f"train.py: {line}"
     assert re.fullmatch(rf"train.py: process 1 of 2 \(.*\): {line}", last(found[0][2]))
-    assert steps_of(workdir) == [7]
+    assert steps_of(workdir) == [8]
 
 
 @pytest.fixture(scope="module")
