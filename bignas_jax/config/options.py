@@ -95,8 +95,16 @@ class Losses(enum.StrEnum):
     """Losses of the members of a step."""
 
     SOFT_CROSS_ENTROPY = "soft_cross_entropy"
+    LABELS = "labels"
     TRUSTED_TEACHER = "trusted_teacher"
     ALPHA_DIVERGENCE = "alpha_divergence"
+
+
+class Regularised(enum.StrEnum):
+    """The members of a sandwich that dropout and drop-connect act on."""
+
+    BIGGEST = "biggest"
+    ALL = "all"
 
 
 class Costs(enum.StrEnum):
@@ -299,6 +307,7 @@ class Model(Group, part="model"):
     drop_connect: float = _rate(0.0)
     dtype: str = _one_of("float32", "bfloat16", default="float32")
     sync_batch_norm: bool = _switch(False)
+    zero_gammas: bool = _switch(True)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -361,6 +370,7 @@ class Sandwich(Group, part="sandwich"):
     uniform_budgets: bool = _switch(False)
     predictor: str = _text("", expected="the folder of a searched run, or nothing to score candidates by their loss")
     loss: str = _plugged(*Losses, default=Losses.SOFT_CROSS_ENTROPY.value)
+    regularised: str = _one_of(*Regularised, default=Regularised.BIGGEST.value)
     resolve_conflicts: bool = _switch(False)
     resolve_conflicts_after: float = _not_negative(0.0)
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from bignas_jax.nets.supernet import Supernet
@@ -27,7 +28,13 @@ def build(space: Space, num_classes: int, *, dtype: str = "float32", seed: int =
 
 
 def draw_weights(
-    space: Space, num_classes: int, *, dtype: str = "float32", seed: int = 0, identity: str | None = None
+    space: Space,
+    num_classes: int,
+    *,
+    dtype: str = "float32",
+    seed: int = 0,
+    zero_gammas: bool = True,
+    identity: str | None = None,
 ) -> Any:
     """Fresh weights of a supernet: a nested dictionary of float32 arrays.
 
@@ -36,6 +43,8 @@ def draw_weights(
       num_classes: classes of the classifier.
       dtype: dtype of activations and products, 'bfloat16' or 'float32'.
       seed: the seed of the random weights.
+      zero_gammas: whether the last batch norm of a block with a shortcut scales by 0 at first (Goyal et al., 2017,
+        section 5.1), where the space says so; otherwise all scale by 1.
       identity: a text that determines `space`, `num_classes` and `dtype`; see `kept.Program`. None means that the
         weights are drawn by an ordinary function of JAX, which can itself be traced.
     """
@@ -46,5 +55,9 @@ def draw_weights(
 
     key = jax.random.key(seed)
     if identity is None:
-        return jax.jit(init)(key)
-    return load_or_compile(identity, "weights", lambda: jax.jit(init).lower(key))(key)
+        params = jax.jit(init)(key)
+    else:
+        params = load_or_compile(identity, "weights", lambda: jax.jit(init).lower(key))(key)
+    if zero_gammas:
+        return params
+    return jax.tree_util.tree_map_with_path(lambda path, a: jnp.ones_like(a) if path[-1].key == "scale" else a, params)

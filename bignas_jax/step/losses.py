@@ -55,6 +55,18 @@ class SoftCrossEntropy:
         return cross_entropy(logits, targets), {}
 
 
+class Labels:
+    """All members learn from the smoothed labels, as without in-place distillation."""
+
+    metrics = ()
+
+    def __init__(self, recipe: Recipe):
+        self._smoothing = recipe.label_smoothing
+
+    def __call__(self, logits, targets, teacher_logits):
+        return cross_entropy(logits, smooth(targets, self._smoothing)), {}
+
+
 class TrustedTeacher:
     """Students learn from the teacher's soft predictions as far as it is right on the image, otherwise from the label.
 
@@ -99,6 +111,7 @@ class AlphaDivergence:
 
 LOSSES: dict[str, type[Loss]] = {
     Losses.SOFT_CROSS_ENTROPY: SoftCrossEntropy,
+    Losses.LABELS: Labels,
     Losses.TRUSTED_TEACHER: TrustedTeacher,
     Losses.ALPHA_DIVERGENCE: AlphaDivergence,
 }

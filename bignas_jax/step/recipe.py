@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from bignas_jax.config.options import Options
+from bignas_jax.config.options import Options, Regularised
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Recipe:
       num_classes: outputs of the classifier.
       members: name of the sampler, or `package.module:Class`.
       loss: name of the loss, or `package.module:Class`.
+      all_regularised: whether dropout and drop-connect act on all members of a sandwich, and not on its biggest alone.
       resolve_conflicts_from: the step from which the biggest member's gradient gives way to the others'; None means
         never.
       mixup: alpha of mixup's distribution; 0 switches it off.
@@ -49,6 +50,7 @@ class Recipe:
     seed: int = 0
     members: str = "sandwich"
     loss: str = "soft_cross_entropy"
+    all_regularised: bool = False
     resolve_conflicts_from: int | None = None
     mixup: float = 0.0
     cutmix: float = 0.0
@@ -74,6 +76,7 @@ class Recipe:
         return cls(
             members=sandwich.members,
             loss=sandwich.loss,
+            all_regularised=sandwich.regularised == Regularised.ALL,
             resolve_conflicts_from=conflicts_from if sandwich.resolve_conflicts else None,
             num_random=sandwich.num_random,
             candidates=sandwich.candidates,

@@ -178,8 +178,9 @@ class Run:
         options, session = self.options, self.session
         identity, model = self.session.network, options.model
         params = draw_weights(
-            session.space, model.num_classes, dtype=model.dtype, seed=options.seed, identity=identity
-        )
+            session.space, model.num_classes, dtype=model.dtype, seed=options.seed, zero_gammas=model.zero_gammas,
+            identity=identity,
+        )  # fmt: skip
         newest = self.checkpoints.newest()
         if newest is None and self.origin is not None:
             params = self.origin.weights(session.space, params, session.mesh)

@@ -5,7 +5,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from bignas_jax.step.losses import AlphaDivergence, SoftCrossEntropy, TrustedTeacher
+from bignas_jax.step.losses import AlphaDivergence, Labels, SoftCrossEntropy, TrustedTeacher
 from bignas_jax.step.recipe import Recipe
 
 
@@ -23,6 +23,15 @@ def test_soft_cross_entropy_is_pytorchs():
     on_teacher, _ = loss(jnp.asarray(logits), hot(labels), jnp.asarray(teacher))
     expected = F.cross_entropy(torch.tensor(logits), torch.tensor(teacher).softmax(-1))
     np.testing.assert_allclose(on_teacher, expected, rtol=1e-6)
+    assert further == {}
+
+
+def test_on_labels_no_teacher_is_heard():
+    logits, teacher = np.random.default_rng(1).normal(size=(2, 5, 7)).astype(np.float32)
+    labels = np.array([0, 3, 6, 1, 1], np.int32)
+    found, further = Labels(Recipe(label_smoothing=0.1))(jnp.asarray(logits), hot(labels), jnp.asarray(teacher))
+    expected = F.cross_entropy(torch.tensor(logits), torch.tensor(labels).long(), label_smoothing=0.1)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
     assert further == {}
 
 

@@ -14,7 +14,7 @@ from bignas_jax.step.recipe import Recipe
 class Sandwich:
     """The biggest architecture learns from the labels, and all others learn from its predictions.
 
-    Only the biggest is regularised. The random ones depend on (seed, step) alone.
+    Only the biggest is regularised, unless `recipe.all_regularised`. The random ones depend on (seed, step) alone.
     """
 
     scores = False
@@ -23,7 +23,7 @@ class Sandwich:
         self._space, self._recipe = space, recipe
         self.names = ("biggest", *(f"random{n + 1}" for n in range(recipe.num_random)), "smallest")
         self._biggest = Part(Bucket(space.biggest, masked=False), Target.LABELS, regularised=True, first=True)
-        self._smallest = Part(Bucket(space.smallest, masked=False), Target.TEACHER)
+        self._smallest = self._student(Bucket(space.smallest, masked=False))
 
     def programs(self, space: Space) -> tuple[Part, ...]:
         """See `Members.programs`."""
@@ -54,4 +54,7 @@ class Sandwich:
         return Member(arch, own.get(arch) or self._shared(arch.resolution))
 
     def _shared(self, resolution: int) -> Part:
-        return Part(shared(self._space, resolution), Target.TEACHER)
+        return self._student(shared(self._space, resolution))
+
+    def _student(self, bucket: Bucket) -> Part:
+        return Part(bucket, Target.TEACHER, regularised=self._recipe.all_regularised)
