@@ -1,0 +1,75 @@
+"""The ablations' benchmark: what is trained, and what is made of the figures."""
+
+import json
+import sys
+
+import forks
+import numpy as np
+import pytest
+from paths import ROOT
+from run_lab import environment
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import ablations  # noqa: E402
+
+from bignas_jax.config.options import Options  # noqa: E402
+from configs import cifar10  # noqa: E402
+
+
+def test_each_part_is_one_change_to_the_papers_recipe():
+    base = ablations.changed(cifar10.get_config(), ablations.papers(3))
+    assert base.optimizer.decay_epochs == pytest.approx(0.02) and base.model.dropout == 0.2
+    for changes in ablations.PARTS.values():
+        other = ablations.changed(cifar10.get_config(), ablations.papers(3) | changes)
+        assert other != base and ablations.changed(other.to_dict(), values_of(base, changes)) == base
+
+
+def values_of(options: Options, changes) -> dict:
+    """What the changed fields were."""
+    found = {}
+    for name in changes:
+        value = options.to_dict()
+        for part in name.split("."):
+            value = value[part]
+        found[name] = value
+    return found
+
+
+def test_a_variant_of_ones_own_is_read_and_nonsense_is_named():
+    assert ablations.given(["wide", "space.head_width=(256,)", "sandwich.loss=labels", "model.dropout=0.1"]) == (
+        "wide", {"space.head_width": (256,), "sandwich.loss": "labels", "model.dropout": 0.1},
+    )  # fmt: skip
+    for words in (["x", "epochs"], ["a/b"], ["as it is"]):
+        with pytest.raises(SystemExit, match=r"expected (FIELD=VALUE|one of a folder, other than 'as it is')"):
+            ablations.given(words)
+    for changes, message in (
+        ({"sandwich.los": "labels"}, "'sandwich.los', expected the name of a field"),
+        ({"seed.sandwich": 1}, "expected the name of a field"),
+        ({"sandwich.loss": "label"}, "config.sandwich.loss: found 'label'"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            ablations.changed(cifar10.get_config(), changes)
+
+
+def test_differences_are_of_pairs_of_seeds():
+    before, after = [[60.0, 50.0], [64.0, 50.0]], [[61.0, 49.0], [66.0, 49.0]]
+    found = {ablations.AS_IT_IS: np.array(before), "other": np.array(after)}
+    mean, error = ablations.differences(found)["other"]
+    np.testing.assert_allclose(mean, [1.5, -1.0])
+    np.testing.assert_allclose(error, [0.5, 0.0], atol=1e-12)
+    single = {name: values[:1] for name, values in found.items()}
+    assert np.isnan(ablations.differences(single)["other"][1]).all()
+
+
+def test_it_trains_and_repeated_it_trains_nothing(tmp_path):
+    command = [sys.executable, "benchmarks/ablations.py", "--quick", "--workdir", str(tmp_path / "lab"),
+               "--json", str(tmp_path / "found.json")]  # fmt: skip
+    shown = []
+    for _ in range(2):
+        done = forks.run(command, cwd=ROOT, env=environment(tmp_path), capture_output=True, text=True, timeout=400)
+        assert done.returncode == 0, done.stderr[-2000:]
+        shown.append([line for line in done.stdout.splitlines() if line.startswith(("variant", "as it is", "no dist"))])
+    assert shown[0] == shown[1] and len(shown[0]) == 3
+    names = {row["name"] for row in json.loads((tmp_path / "found.json").read_text())["results"]}
+    assert names == {f"{which}, {name}" for which in ("MAX", "MIN") for name in ("as it is", "no distillation")}
+    assert "going on from step 3 of 3" in done.stdout
