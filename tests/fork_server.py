@@ -79,6 +79,7 @@ def run(command: list[str], folder: str, environment: dict[str, str]) -> None:
 
 
 if __name__ == "__main__":
+    sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)  # of the package, until a command has its own
     for name in LOADED:
         importlib.import_module(name)
     gc.freeze()

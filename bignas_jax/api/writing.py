@@ -11,7 +11,6 @@ import numpy as np
 from bignas_jax.errors import ConfigError
 from bignas_jax.files import write_json
 from bignas_jax.interop.exports import comparing, export
-from bignas_jax.interop.exports.formats import INTEGERS
 from bignas_jax.interop.exports.images import real_images
 from bignas_jax.interop.exports.preprocess import preprocess
 
@@ -36,9 +35,10 @@ def write(child: Child, form: export.Form, folder: pathlib.Path, *, images: int)
         "step": run.step,
     }
     inputs, compared = _inputs(child, specification, images)
-    training: Iterable[np.ndarray] = ()
-    if INTEGERS in form.formats:
-        training = export.training_images(run.session, child.resolution, form)
+
+    def training(resolution: int) -> Iterable[np.ndarray]:
+        return export.training_images(run.session, form, resolution)
+
     files = export.write_child(child.net(), folder, about, specification, form, training)
     found = export.run_child(folder, np.moveaxis(inputs, -1, 1), form)
     logits = child(inputs)

@@ -9,7 +9,8 @@
 Writes children/<name>/ in the run's folder: the child's slice of the weights with its calibrated statistics, batch norm
 folded into the convolutions (--nofold keeps it), preprocessing.json with the class names, and the comparison in
 export.json. A file whose logits differ from the supernet's by more than 1e-3 of the largest is an error.
---format onnx-int8 writes child-int8.onnx, quantised to 8 bits on training images, and prints its top-1 beside float's.
+--format onnx-int8 writes child-int8.onnx, quantised to 8 bits on training images, and prints its top-1 beside float's;
+litert and litert-int8 write the same for LiteRT, where litert-torch (and ai-edge-quantizer) are installed.
 The config is the one that the run left in its folder; overrides such as --config.data.root=DIR come on top.
 """
 
@@ -29,7 +30,7 @@ def define(values: absl_flags.FlagValues) -> None:
         "arch", ["max"], "max, min, a JSON file, or JSON; may be repeated", flag_values=values
     )
     absl_flags.DEFINE_list(
-        "format", FORMATS, "what to write, by commas; onnx-int8 as well", flag_values=values
+        "format", FORMATS, "what to write, by commas; onnx-int8, litert, litert-int8 as well", flag_values=values
     )
     absl_flags.DEFINE_string("checkpoint", "newest", "newest, best, or a step", flag_values=values)
     absl_flags.DEFINE_bool("fold", True, "fold batch norm into the convolutions", flag_values=values)

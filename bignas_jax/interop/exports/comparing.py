@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 
 from bignas_jax.errors import ExportError
-from bignas_jax.interop.exports.formats import INTEGERS
+from bignas_jax.interop.exports.formats import ROUNDED
 from bignas_jax.interop.exports.run_back import Outputs
 
 LIMIT = 1e-3  # greatest difference of a logit, as a fraction of the largest logit
-ROUNDED = (INTEGERS,)  # formats whose logits differ by design; their accuracy is told instead
 
 
 def compare(found: Outputs, expected: Outputs) -> dict[str, Any]:

@@ -4,7 +4,8 @@ import dataclasses
 import json
 import pathlib
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -44,7 +45,7 @@ class Form:
     """How children are written.
 
     Attributes:
-      formats: names of `formats.WRITERS`, or `formats.INTEGERS`.
+      formats: names of `formats.WRITERS`, or of `formats.FURTHER`.
       fold: whether batch norm is folded into the convolutions.
       batch: images of a call; 0 allows any number.
       images: number of held-out images to compare on.
@@ -66,9 +67,10 @@ class Form:
                     "PyTorch has them by its method features"
                 )
             object.__setattr__(self, "formats", ("features",))
-        if formats.INTEGERS in self.formats and not self.fold:
+        rounded = [name for name in self.formats if name in formats.ROUNDED]
+        if rounded and not self.fold:
             raise ConfigError(
-                f"--nofold: found {formats.INTEGERS}, whose batch norm is always folded, expected other formats: "
+                f"--nofold: found {', '.join(rounded)}, whose batch norm is always folded, expected other formats: "
                 "export it without --nofold"
             )
         if self.batch < 0:
@@ -125,8 +127,7 @@ def _exported(
         about = _about(session, name, arch, step)
         specification = preprocessing(session.options.data, session.dataset.class_names, arch.resolution)
         folder = out / name
-        training = training_images(session, arch.resolution, form)
-        files = write_child(child, folder, about, specification, form, training)
+        files = write_child(child, folder, about, specification, form, partial(training_images, session, form))
         images = np.stack([preprocess(image, specification) for image in comparison.decoded])
         found_logits = run_child(folder, images, form)
         row = about | {
@@ -189,7 +190,7 @@ def _calibrate(session: Session, weights: Any, archs: Iterable[Architecture]) ->
         return session.evaluator.calibrate(weights, buckets, batches, loader.steps_per_epoch)
 
 
-def training_images(session: Session, resolution: int, form: Form) -> Iterator[np.ndarray]:
+def training_images(session: Session, form: Form, resolution: int) -> Iterator[np.ndarray]:
     """Batches of float32 [B, 3, R, R], of up to `RANGE_IMAGES` of the training images that calibration uses.
 
     They are read when the first one is asked for.
@@ -266,6 +267,8 @@ def preprocessing(data: Data, class_names: Sequence[str], resolution: int) -> di
             "dtype": "float32",
             "onnx": ["batch", 3, resolution, resolution],
             "onnx-int8": ["batch", 3, resolution, resolution],
+            "litert": ["batch, or 1", 3, resolution, resolution],
+            "litert-int8": ["batch, or 1", 3, resolution, resolution],
             "torch": ["batch", 3, resolution, resolution],
             "safetensors": ["batch", 3, resolution, resolution],
             "stablehlo": ["batch", resolution, resolution, 3],
@@ -277,7 +280,7 @@ def preprocessing(data: Data, class_names: Sequence[str], resolution: int) -> di
 
 def write_child(
     child: Child, folder: pathlib.Path, about: Mapping[str, Any], specification: Mapping[str, Any], form: Form,
-    training: Iterable[np.ndarray] = (),
+    training: Callable[[int], Iterable[np.ndarray]] = lambda resolution: (),
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Writes a child's files into `folder`.
 
@@ -290,7 +293,7 @@ def write_child(
       about: name, architecture (a dictionary), macs, params, step.
       specification: the result of `preprocessing`.
       form: how the child is written.
-      training: batches of `training_images`, for integers alone.
+      training: gives the batches of `training_images` at a resolution, for integers alone.
     Returns:
       A dictionary for each format: format, file, bytes and, for ONNX, nodes (number of each operator).
     """
@@ -304,16 +307,24 @@ def write_child(
     texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in texts.items()}
     files = []
     for name in form.formats:
-        if name == formats.INTEGERS:
-            from bignas_jax.interop.exports import integers
-
-            path = integers.write_integers(child, folder, form.batch, texts, training)
-        else:
-            writer = formats.write_features if name == "features" else formats.WRITERS[name]
-            path = writer(child, folder, form.batch, texts)
+        images = (training(child.arch.resolution),) if name in formats.ROUNDED else ()
+        path = _writer(name)(child, folder, form.batch, texts, *images)
         file = {"format": name, "file": path.name, "bytes": path.stat().st_size}
         files.append(file | ({"nodes": formats.onnx_nodes(path)} if path.suffix == ".onnx" else {}))
     return files
+
+
+def _writer(name: str) -> Callable[..., pathlib.Path]:
+    """The function that writes a format. Modules that import a converter are loaded only where they are asked for."""
+    if name == formats.INTEGERS:
+        from bignas_jax.interop.exports.integers import write_integers
+
+        return write_integers
+    if name in formats.FURTHER:
+        from bignas_jax.interop.exports import litert
+
+        return litert.write_litert if name == formats.LITERT else litert.write_litert_integers
+    return formats.write_features if name == "features" else formats.WRITERS[name]
 
 
 def _remove_outdated(folder: pathlib.Path, about: Mapping[str, Any]) -> None:
@@ -327,7 +338,7 @@ def _remove_outdated(folder: pathlib.Path, about: Mapping[str, Any]) -> None:
     except FileError:
         same = False
     record.unlink()
-    for name in () if same else (*formats.FILES, formats.FEATURES, formats.INTEGERS_FILE):
+    for name in () if same else (*formats.FILES, formats.FEATURES, *formats.FURTHER.values()):
         (folder / name).unlink(missing_ok=True)
 
 

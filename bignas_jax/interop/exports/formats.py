@@ -148,11 +148,20 @@ WRITERS: dict[str, Writer] = {
     "torch": write_torch,
     "safetensors": write_safetensors,
 }
-# Written where it is asked for, because it needs training images; see integers.py.
+# Written where they are asked for: those in 8 bits need training images (integers.py), and LiteRT's need packages that
+# are not required (litert.py).
 INTEGERS, INTEGERS_FILE = "onnx-int8", "child-int8.onnx"
+LITERT, LITERT_FILE = "litert", "child.tflite"
+LITERT_INTEGERS, LITERT_INTEGERS_FILE = "litert-int8", "child-int8.tflite"
+ROUNDED = (INTEGERS, LITERT_INTEGERS)  # formats whose logits differ by design
+FURTHER = {INTEGERS: INTEGERS_FILE, LITERT: LITERT_FILE, LITERT_INTEGERS: LITERT_INTEGERS_FILE}
 FEATURES = "features.onnx"  # written in place of logits, never beside them in one export
 FILES = ("child.onnx", "child.stablehlo", "child.pt", "child.py", "child.safetensors")
 _NEEDED = {"onnx": ("onnx", "onnxruntime"), INTEGERS: ("onnx", "onnxruntime"), "safetensors": ("safetensors",)}
+_EXTRA = {
+    LITERT: ("litert_torch", "ai_edge_litert"),
+    LITERT_INTEGERS: ("litert_torch", "ai_edge_litert", "ai_edge_quantizer"),
+}
 
 
 def check_formats(formats: Sequence[str]) -> tuple[str, ...]:
@@ -161,15 +170,17 @@ def check_formats(formats: Sequence[str]) -> tuple[str, ...]:
     Raises:
       ConfigError: a format is unknown, none is given, or a library that a format needs is not installed.
     """
-    known = (*WRITERS, INTEGERS)
+    known = (*WRITERS, *FURTHER)
     for name in formats:
         if name not in known:
             raise ConfigError(f"--format: found {name!r}, expected some of {','.join(known)}")
-        missing = [library for library in _NEEDED.get(name, ()) if importlib.util.find_spec(library) is None]
+        needed = _NEEDED.get(name) or _EXTRA.get(name, ())
+        missing = [library for library in needed if importlib.util.find_spec(library) is None]
         if missing:
+            names = " ".join(library.replace("_", "-") for library in missing)
+            how = names if name in _EXTRA else "-r requirements.txt"
             raise ConfigError(
-                f"--format {name}: {', '.join(missing)} not installed: pip install -r requirements.txt, "
-                "or leave the format out"
+                f"--format {name}: {', '.join(missing)} not installed: pip install {how}, or leave the format out"
             )
     if not formats:
         raise ConfigError(f"--format: found nothing, expected some of {','.join(known)}")

@@ -15,7 +15,16 @@ from collections.abc import Callable
 import numpy as np
 
 from bignas_jax.errors import ExportError
-from bignas_jax.interop.exports.formats import FEATURES, INTEGERS, INTEGERS_FILE, torch_classes
+from bignas_jax.interop.exports.formats import (
+    FEATURES,
+    INTEGERS,
+    INTEGERS_FILE,
+    LITERT,
+    LITERT_FILE,
+    LITERT_INTEGERS,
+    LITERT_INTEGERS_FILE,
+    torch_classes,
+)
 
 # In the environment before onnxruntime is loaded. From 1.29 on, it would send data on the model to Microsoft, and leave
 # files in the user's cache and in the folder for temporary files (github.com/microsoft/onnxruntime/pull/27379).
@@ -55,11 +64,31 @@ torch.set_grad_enabled(False)
 model = child.load()
 run = lambda part: {"logits": model(torch.from_numpy(part))}
 """
+# A file takes a fixed number of images, which divides that of a part. Integers have a scale and an offset.
+_LITERT = """
+from ai_edge_litert.interpreter import Interpreter
+model = Interpreter(model_path=folder + "/FILE")
+model.allocate_tensors()
+(source,), (result,) = model.get_input_details(), model.get_output_details()
+def call(images):
+    (scale, offset), kind = source["quantization"], source["dtype"]
+    if kind != np.float32:
+        images = np.clip(np.round(images / scale) + offset, np.iinfo(kind).min, np.iinfo(kind).max).astype(kind)
+    model.set_tensor(source["index"], images)
+    model.invoke()
+    found, (scale, offset) = model.get_tensor(result["index"]), result["quantization"]
+    return found if found.dtype == np.float32 else (found.astype(np.float32) - offset) * scale
+def run(part):
+    count = source["shape"][0]
+    return {"logits": np.concatenate([call(part[start : start + count]) for start in range(0, len(part), count)])}
+"""
 _NO_ONNX = ("bignas_jax", "jax", "flax", "torch")
 _PROGRAMS = {
     "onnx": (_ONNX.replace("FILE", "child.onnx"), _NO_ONNX),
     "features": (_ONNX.replace("FILE", FEATURES), _NO_ONNX),
     INTEGERS: (_ONNX.replace("FILE", INTEGERS_FILE), _NO_ONNX),
+    LITERT: (_LITERT.replace("FILE", LITERT_FILE), _NO_ONNX),
+    LITERT_INTEGERS: (_LITERT.replace("FILE", LITERT_INTEGERS_FILE), _NO_ONNX),
     "stablehlo": (_STABLEHLO, ("bignas_jax", "flax", "torch")),
     "torch": (_TORCH, ("bignas_jax", "jax", "flax", "torchvision")),
 }
