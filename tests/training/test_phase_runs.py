@@ -7,7 +7,17 @@ import sys
 
 import forks
 import numpy as np
-from run_lab import assert_same_bits, environment, last_checkpoint, records, steps_of, without_speed
+from process_lab import free_port
+from run_lab import (
+    assert_same_bits,
+    environment,
+    finish,
+    last_checkpoint,
+    records,
+    start,
+    steps_of,
+    without_speed,
+)
 
 # Its arguments are a run's folder and moments: a function, and the call of it that a signal comes in. After each moment
 # the same run is started again. Only the last start comes to its end.
@@ -64,7 +74,7 @@ def get_config():
         activation="h_swish", epsilon=1e-5, kernel_transforms=True, stages=dict(mb1=stage),
     ))
     config.data.update(image_size=8, eval_resize=8, holdout=100)
-    config.batch_size, config.epochs, config.max_steps = 32, 2, 3
+    config.batch_size, config.epochs, config.max_steps, config.num_devices = 32, 2, 3, 0
     config.optimizer.warmup_epochs, config.optimizer.ema_decay = 0.0, 0.9
     config.sandwich.members = "slices"
     config.teacher.source = "phase:p1_full"
@@ -113,3 +123,17 @@ def test_a_schedule_that_is_stopped_anywhere_ends_with_the_same_bits(tmp_path):
         assert_same_bits(last_checkpoint(stopped / folder), last_checkpoint(whole / folder))
         assert without_speed(records(stopped / folder)) == without_speed(records(whole / folder))
         assert scores(stopped / folder, "val") == scores(whole / folder, "val")
+
+
+def test_two_processes_go_through_the_phases_with_the_bits_of_one(tmp_path):
+    """The teacher of the second phase is the network of the first, which both processes read."""
+    (tmp_path / "tiny.py").write_text(CONFIG)
+    one, two = tmp_path / "one", tmp_path / "two"
+    finish(start(tmp_path, one, devices=2))
+    joined = [f"--config.distributed.coordinator=localhost:{free_port()}", "--config.distributed.num_processes=2"]
+    both = [start(tmp_path, two, *joined, f"--config.distributed.process_id={rank}") for rank in (0, 1)]
+    first, other = (finish(process)[0] for process in both)
+    assert "phase 2 of 2, the run itself: in " in first and "phase" not in other
+    for folder in ("phases/p1_full", "."):
+        assert_same_bits(last_checkpoint(two / folder), last_checkpoint(one / folder))
+        assert without_speed(records(two / folder)) == without_speed(records(one / folder))
