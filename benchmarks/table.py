@@ -77,7 +77,10 @@ def counted(folder: pathlib.Path) -> str:
     lines = [f"| figure | {' | '.join(f'JAX {version}' for version in versions)} | target | command |"]
     lines.append("|---|" + "---|" * len(versions) + "---|---|")
     for space in sorted({about["space"] for about in files}, key=list(AIMS).index):
-        of = {about["jax"]: about for about in files if about["space"] == space}
+        of: dict[str, dict] = {}
+        for about in (about for about in files if about["space"] == space):
+            before = of.get(about["jax"], {"ratios": {}, "programs": {}})  # programs may be counted a part at a time
+            of[about["jax"]] = about | {part: before[part] | about[part] for part in ("ratios", "programs")}
         (steps,) = {about["steps"] for about in of.values()}
         further = "" if steps == 200 else f" --steps {steps}"
         command = f"`make gpu-programs GPU_ARGS='--space {space}{further}'`"

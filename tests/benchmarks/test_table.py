@@ -77,9 +77,10 @@ def test_faults_are_shown_with_what_was_lost(tmp_path):
 def test_what_is_counted_stands_by_release_beside_its_aim(tmp_path):
     def file(version, step, kernels):
         about = {"space": "bignas", "jax": version, "steps": 200, "ratios": {"step": step}}
-        about["ratios"]["candidate, score: mean over its own slice"] = 1.0
         about["programs"] = {"update": {"kernels": kernels}}
         (tmp_path / "gpu" / f"counted-bignas-{version}.json").write_text(json.dumps(about))
+        about |= {"ratios": {"candidate, score: mean over its own slice": 1.0}, "programs": {}}
+        (tmp_path / "gpu" / f"counted-bignas-search-{version}.json").write_text(json.dumps(about))
 
     (tmp_path / "gpu").mkdir()
     file("0.9.1", 0.9, 1145)
