@@ -67,7 +67,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--remat", action="store_true", help="our step with rematerialisation too")
     parser.add_argument("--trace", help="folder for a profile of two of our steps")
     parser.add_argument("--json", help="file to write the results to")
-    parser.add_argument("--quick", action="store_true", help="configs/digits.py at one resolution, 3 steps")
+    parser.add_argument("--quick", action="store_true", help="configs/digits.py at two resolutions, 3 steps")
     args = parser.parse_args()
     if not set(args.peer.split(",")) <= set(FORMS):
         parser.error(f"--peer: found {args.peer}, expected some of {', '.join(FORMS)}")
@@ -77,7 +77,7 @@ def arguments() -> argparse.Namespace:
 def configuration(args: argparse.Namespace):
     """The config and its space. Random regularisation is off, so that both sides compute the same."""
     config = digits.get_config() if args.quick else bignas.get_config()
-    sides = "10" if args.quick else args.resolutions
+    sides = "6,10" if args.quick else args.resolutions
     config.space.resolution = tuple(int(side) for side in sides.split(","))
     config.model.dropout = config.model.drop_connect = 0.0
     return config, SearchSpace.from_config(config.space)
