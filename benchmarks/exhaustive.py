@@ -28,7 +28,7 @@ from bignas_jax.config.options import Options, Search, Strategies  # noqa: E402
 from bignas_jax.programs.kept import use_compilation_cache  # noqa: E402
 from bignas_jax.search import held_out as images  # noqa: E402
 from bignas_jax.search import run  # noqa: E402
-from bignas_jax.search.held_out import HeldOut  # noqa: E402
+from bignas_jax.search.held_out import HeldOut, Part  # noqa: E402
 from bignas_jax.search.journal import Journal  # noqa: E402
 from bignas_jax.search.problem import make_problem  # noqa: E402
 from bignas_jax.search.race import Race  # noqa: E402
@@ -71,9 +71,9 @@ class Recorded:
         """Nothing: the outcomes are recorded."""
         return None
 
-    def outcomes(self, arch, statistics, rest: bool) -> np.ndarray:
+    def outcomes(self, arch, statistics, part: Part) -> np.ndarray:
         """The recorded outcomes on the first part of the images, or on the rest."""
-        return self.rows[arch][self.sizes.first :] if rest else self.rows[arch][: self.sizes.first]
+        return self.rows[arch][self.sizes.first :] if part is Part.REST else self.rows[arch][: self.sizes.first]
 
 
 def score_all(session, weights) -> Recorded:
@@ -83,7 +83,7 @@ def score_all(session, weights) -> Recorded:
     rows = {}
     for arch in tqdm(list(session.space.enumerate()), desc="all architectures", file=sys.stderr):
         statistics = held_out.calibrate(arch)
-        rows[arch] = np.concatenate([held_out.outcomes(arch, statistics, rest) for rest in (False, True)])
+        rows[arch] = np.concatenate([held_out.outcomes(arch, statistics, part) for part in (Part.FIRST, Part.REST)])
     return Recorded(held_out.sizes, rows)
 
 

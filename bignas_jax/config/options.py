@@ -453,6 +453,7 @@ class Search(Group, part="search"):
     mutation_probability: float = _fraction(0.1)
     first_part: float = _number(lambda v: 0 < v <= 1, "> 0 and <= 1, of the held-out images", 0.25)
     confidence: float = _not_negative(2.0)
+    preview: bool = _switch(False)
     calibration_images: int = _integer(0, 0)
     quantized: bool = _switch(False)
     predictor: bool = _switch(False)

@@ -5,6 +5,7 @@ a candidate.
 """
 
 import dataclasses
+import enum
 import math
 import zlib
 from collections.abc import Iterable, Iterator
@@ -23,6 +24,17 @@ LEAST_BATCH = 48  # images, if there are so many: smaller batches leave the devi
 FREE_SHARE = 0.5  # the share of a device's free memory that images may take
 
 
+class Part(enum.StrEnum):
+    """What a candidate is scored on, in turn, for as long as it can still win.
+
+    The preview is some of the first part's images, scored on statistics of a single calibration batch.
+    """
+
+    PREVIEW = "preview"
+    FIRST = "first"
+    REST = "rest"
+
+
 @dataclasses.dataclass(frozen=True)
 class Sizes:
     """Numbers of images, over all devices.
@@ -31,8 +43,9 @@ class Sizes:
       calibration: images that batch-norm statistics are computed from.
       calibration_batch: images of a calibration batch.
       held_out: all held-out images.
-      first: held-out images in the first part, which every candidate is scored on.
+      first: held-out images in the first part, which every candidate is scored on, if there is no preview.
       batch: images of an evaluation batch. The last batch of each part is padded.
+      preview: the first of those images, which every candidate is scored on before; 0 without a preview.
     """
 
     calibration: int
@@ -40,6 +53,7 @@ class Sizes:
     held_out: int
     first: int
     batch: int
+    preview: int = 0
 
 
 def plan(session: Session) -> Sizes:
@@ -65,9 +79,13 @@ def _sizes(session: Session, calibration: int, held_out: int) -> Sizes:
     first = max(1, round(options.search.first_part * held_out))
     # The batch size is chosen so that the first part nearly fills its batches and needs little padding.
     batches = math.ceil(first / options.evaluation.batch_size)
-    batch = max(math.ceil(first / batches), min(LEAST_BATCH, options.evaluation.batch_size))
+    share = math.ceil(first / batches)
+    batch = max(share, min(LEAST_BATCH, options.evaluation.batch_size))
     batch = math.ceil(batch / devices) * devices
-    return Sizes(calibration, options.calibration.batch_size, held_out, first, batch)
+    # The number of devices changes the batch alone, and no figure: the preview is a share of the images.
+    fewer = share < first or calibration > options.calibration.batch_size
+    preview = share if options.search.preview and fewer else 0
+    return Sizes(calibration, options.calibration.batch_size, held_out, first, batch, preview)
 
 
 class HeldOut:
@@ -98,15 +116,19 @@ class HeldOut:
         self.skipped = sizes.held_out - count
         self.sizes = sizes if not self.skipped else _sizes(session, sizes.calibration, count)
         order = np.random.default_rng(ORDER).permutation(count)
-        parts = order[: self.sizes.first], order[self.sizes.first :]
+        first = self.sizes.first
+        parts = {Part.PREVIEW: order[: self.sizes.preview], Part.FIRST: order[:first], Part.REST: order[first:]}
         self.checksum = 0
         # Each batch is placed as soon as it is made: the batches never all wait on the host.
-        self._first, self._rest = ([self._keep(b) for b in _batches(kept, p, self.sizes.batch)] for p in parts)
+        self._parts = {
+            part: [self._keep(batch, counts=part != Part.PREVIEW) for batch in _batches(kept, which, self.sizes.batch)]
+            for part, which in parts.items()
+        }
         calibration = session.loader("calibration", sizes.calibration_batch, limit=sizes.calibration, whole=True)
         self._calibration = [self._keep(batch) for batch in calibration.once()]
 
-    def _keep(self, batch: dict) -> dict:
-        for array in _arrays(batch).values():
+    def _keep(self, batch: dict, counts: bool = True) -> dict:
+        for array in _arrays(batch).values() if counts else ():
             self.checksum = zlib.crc32(np.ascontiguousarray(array).view(np.uint8), self.checksum)
         return self._place(batch) if self._resident else _arrays(batch)
 
@@ -122,25 +144,24 @@ class HeldOut:
             progress,
         )
 
-    def calibrate(self, arch: Architecture) -> Any:
-        """Batch-norm statistics of a candidate."""
-        batches = self._on_devices(self._calibration)
+    def calibrate(self, arch: Architecture, preview: bool = False) -> Any:
+        """Batch-norm statistics of a candidate, of all calibration images, or of a preview's first batch of them."""
+        batches = self._calibration[:1] if preview else self._calibration
         found = self._session.evaluator.calibrate(
-            self._weights, self._placement(arch), batches, len(self._calibration)
+            self._weights, self._placement(arch), self._on_devices(batches), len(batches)
         )
         return found[arch]
 
-    def outcomes(self, arch: Architecture, statistics: Any, rest: bool) -> np.ndarray:
-        """A candidate's outcomes on the first part of the held-out images, or on the rest: see `Evaluator.outcomes`.
+    def outcomes(self, arch: Architecture, statistics: Any, part: Part) -> np.ndarray:
+        """A candidate's outcomes on a part of the held-out images: see `Evaluator.outcomes`.
 
         Args:
           arch: the candidate.
           statistics: its batch-norm statistics, from `calibrate`.
-          rest: True scores the rest, False the first part.
+          part: which part.
         """
-        part = self._rest if rest else self._first
         found, _ = self._session.evaluator.outcomes(
-            self._weights, self._placement(arch), {arch: statistics}, self._on_devices(part)
+            self._weights, self._placement(arch), {arch: statistics}, self._on_devices(self._parts[part])
         )
         return found[arch]
 

@@ -3,6 +3,10 @@
 All architectures see the same images, so that their accuracies are compared image by image. The difference of two
 paired samples has a much smaller variance than the difference of two independent samples. This is a racing procedure,
 after Maron and Moore (1994), with the paired differences of Moore and Lee (1994).
+
+With a preview, a candidate is scored before that on few images, with statistics of a single calibration batch. The
+candidates that went on show by how much such statistics change an accuracy on the same images. Their mean change
+corrects a preview, and the spread of the changes is added to the doubt about it.
 """
 
 import dataclasses
@@ -13,12 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from bignas_jax.search.held_out import HeldOut
+from bignas_jax.search.held_out import HeldOut, Part
 from bignas_jax.search.journal import Journal, packed, unpacked
 from bignas_jax.search.problem import Budget, Problem
 from bignas_jax.search.strategies.strategy import Proposal
 from bignas_jax.search.team import Team
 from bignas_jax.spaces.architecture import Architecture
+
+LEAST_CHANGES = 8  # candidates that went on, before one drops out by its preview
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +41,9 @@ class Scored:
       images: how many images were scored.
       complete: whether all held-out images were scored. If not, top1 is a rival's top1 on all images plus the
         difference to that rival on the first part. Of several such estimates, the lowest counts.
-      correct: which images of the first part were right, bool [first part].
+      correct: which images of the first part were right, bool [first part], or of the preview, if it dropped out there.
       seconds: seconds of evaluation that this search had taken when it was scored.
+      change: its accuracy on the preview's images minus that of the preview; None if it has not both.
     """
 
     number: int
@@ -49,6 +56,7 @@ class Scored:
     complete: bool
     correct: np.ndarray = dataclasses.field(repr=False, compare=False)
     seconds: float = dataclasses.field(default=0.0, compare=False)
+    change: float | None = None
 
 
 class Race:
@@ -91,20 +99,21 @@ class Race:
         new = {p.arch: p for p in proposals if p.arch not in self.evaluations}
         self._begin()
         statistics: dict[Architecture, Any] = {}
-        firsts = {arch: self._part(arch, "first", statistics) for arch in new}
+        opening = Part.PREVIEW if self._held_out.sizes.preview else Part.FIRST
+        looks = {arch: self._part(arch, opening, statistics) for arch in new}
         # The most promising come first: the better the rivals, the more candidates drop out.
-        order = sorted(new, key=lambda arch: -firsts[arch]["top1_images"] / firsts[arch]["images"])
+        order = sorted(new, key=lambda arch: -looks[arch]["top1_images"] / looks[arch]["images"])
         numbers = {arch: len(self.evaluations) + n for n, arch in enumerate(new)}
         for arch in order:
-            first = firsts[arch]
-            correct = unpacked(first["correct"], first["images"])
-            estimate = None if always else self._estimate_if_lost(arch, correct)
-            parts = [first]
+            parts, estimate = [looks[arch]], self._estimate_if_lost(arch, looks[arch], opening, always)
+            if estimate is None and opening is Part.PREVIEW:
+                parts = [self._part(arch, Part.FIRST, statistics)]
+                estimate = self._estimate_if_lost(arch, parts[0], Part.FIRST, always)
             if estimate is None and self._held_out.sizes.first < self._held_out.sizes.held_out:
-                parts.append(self._part(arch, "rest", statistics))
+                parts.append(self._part(arch, Part.REST, statistics))
             statistics.pop(arch, None)
             self.evaluations[arch] = _scored(
-                numbers[arch], new[arch], parts, correct, estimate, round(self.seconds, 3)
+                numbers[arch], new[arch], parts, estimate, round(self.seconds, 3), looks[arch]
             )
         return {p.arch: self.evaluations[p.arch].top1 for p in proposals}
 
@@ -169,30 +178,45 @@ class Race:
         """The evaluations in the space that is searched. MAX of the whole space may be outside it, because of a cap."""
         return (e for e in self.evaluations.values() if e.arch in self._problem.space)
 
-    def _estimate_if_lost(self, arch: Architecture, correct: np.ndarray) -> float | None:
+    def _estimate_if_lost(self, arch: Architecture, record: Mapping, part: Part, always: bool) -> float | None:
         """None if `arch` can still win in one of its groups. Otherwise an estimate of its top-1 on all images."""
+        if always:
+            return None
+        correct, correction, doubt = _bits(record), 0.0, 0.0
+        if part is Part.PREVIEW:
+            changes = [e.change for e in self.evaluations.values() if e.change is not None]
+            if len(changes) < LEAST_CHANGES:
+                return None
+            correction = float(np.mean(changes))
+            doubt = float(np.std(changes, ddof=1)) * math.sqrt(1 + 1 / len(changes))
         estimates = []
         for rival in self.rivals(arch):
             if rival is None:
                 return None
-            difference, error = paired(correct, rival.correct, self._held_out.sizes.held_out)
-            if difference + self._confidence * error >= 0:
+            difference, error = paired(correct, rival.correct[: len(correct)], self._held_out.sizes.held_out)
+            difference += correction
+            if difference + self._confidence * math.hypot(error, doubt) >= 0:
                 return None
             estimates.append(rival.top1 + difference)
         # An architecture that no budget allows has no rivals. It loses, and keeps its own figure.
-        return float(np.clip(min(estimates, default=correct.mean()), 0, 1))
+        return float(np.clip(min(estimates, default=correct.mean() + correction), 0, 1))
 
-    def _part(self, arch: Architecture, part: str, statistics: dict) -> dict[str, Any]:
+    def _part(self, arch: Architecture, part: Part, statistics: dict) -> dict[str, Any]:
         """The record of a part, computed unless the journal has it. `statistics` keeps each candidate's statistics."""
         self._tick()
         record = self._journal.find(arch, part)
-        if record is None:
+        preview = part is Part.PREVIEW
+        if record is None or preview and record["images"] != self._held_out.sizes.preview:
             start = time.monotonic()
-            if arch not in statistics:
-                statistics[arch] = self._held_out.calibrate(arch)
-            rows = self._held_out.outcomes(arch, statistics[arch], rest=part == "rest")
+            if preview:
+                own = self._held_out.calibrate(arch, preview=True)
+            else:
+                if arch not in statistics:
+                    statistics[arch] = self._held_out.calibrate(arch)
+                own = statistics[arch]
+            rows = self._held_out.outcomes(arch, own, part)
             values = totals(rows)
-            if part == "first":
+            if part is not Part.REST:
                 values["correct"] = packed(rows[:, 0] > 0)
             self.made += 1
             record = self._journal.add(arch, part, **values, seconds=round(time.monotonic() - start, 4))
@@ -228,15 +252,20 @@ def _finite(loss: float) -> float:
     return loss if math.isfinite(loss) else math.inf
 
 
+def _bits(record: Mapping) -> np.ndarray:
+    return unpacked(record["correct"], record["images"])
+
+
 def _scored(
     number: int,
     proposal: Proposal,
     parts: Sequence[Mapping],
-    correct: np.ndarray,
     estimate: float | None,
     seconds: float,
+    look: Mapping,
 ) -> Scored:
-    images = sum(part["images"] for part in parts)
+    images, correct = sum(part["images"] for part in parts), _bits(parts[0])
+    both = look is not parts[0]
 
     def mean(name: str) -> float:
         values = [part[name] for part in parts]
@@ -253,6 +282,7 @@ def _scored(
         complete=estimate is None,
         correct=correct,
         seconds=seconds,
+        change=float(correct[: look["images"]].mean() - _bits(look).mean()) if both else None,
     )
 
 

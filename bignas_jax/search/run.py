@@ -183,11 +183,11 @@ def _latency_table(session: Session, folder: pathlib.Path) -> LatencyTable | Dev
 def identity(session: Session, held_out: HeldOut, weights: Any, step: int) -> dict[str, Any]:
     """Everything that an evaluation depends on: the weights, the images and how they are used.
 
-    The number of devices is left out, because results do not depend on it.
+    The number of devices is left out, because results do not depend on it, and so is the preview: its records are of no
+    use to a search whose previews take another number of images.
     """
     options = session.options
-    of_no_weight = "augment", "num_workers", "max_pixels", "root"
-    data = {name: value for name, value in options.data.to_dict().items() if name not in of_no_weight}
+    data = _without(options.data.to_dict(), "augment", "num_workers", "max_pixels", "root")
     return {
         "version": 1,
         "step": step,
@@ -196,11 +196,15 @@ def identity(session: Session, held_out: HeldOut, weights: Any, step: int) -> di
         "dtype": options.model.dtype,
         "seed": options.seed,
         "data": data,
-        "images": {name: n for name, n in dataclasses.asdict(held_out.sizes).items() if name != "batch"},
+        "images": _without(dataclasses.asdict(held_out.sizes), "batch", "preview"),
         "pixels": held_out.checksum,
         "val": fingerprint(session.dataset)["val"],
         "final": options.calibration.to_dict(),
     } | ({"quantized": True} if options.search.quantized else {})
+
+
+def _without(values: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name not in names}
 
 
 def _checksum(weights: Any) -> int:

@@ -13,7 +13,7 @@ from bignas_jax.programs.buckets import Bucket
 from bignas_jax.programs.processes import gather, own_index
 from bignas_jax.runs.assess import assess
 from bignas_jax.runs.session import Session
-from bignas_jax.search.held_out import HeldOut
+from bignas_jax.search.held_out import HeldOut, Part
 from bignas_jax.spaces.architecture import Architecture
 
 
@@ -35,16 +35,16 @@ class Team:
         """Statistics that were calibrated before are not used any more."""
         self._fresh = True
 
-    def calibrate(self, arch: Architecture) -> Any:
+    def calibrate(self, arch: Architecture, preview: bool = False) -> Any:
         """As `HeldOut.calibrate`."""
-        gather({"do": "calibrate", "architecture": arch.to_dict(), "fresh": self._fresh})
+        gather({"do": "calibrate", "architecture": arch.to_dict(), "fresh": self._fresh, "preview": preview})
         self._fresh = False
-        return self._held_out.calibrate(arch)
+        return self._held_out.calibrate(arch, preview)
 
-    def outcomes(self, arch: Architecture, statistics: Any, rest: bool) -> np.ndarray:
+    def outcomes(self, arch: Architecture, statistics: Any, part: Part) -> np.ndarray:
         """As `HeldOut.outcomes`."""
-        gather({"do": "score", "architecture": arch.to_dict(), "rest": rest})
-        return self._held_out.outcomes(arch, statistics, rest)
+        gather({"do": "score", "architecture": arch.to_dict(), "part": part.value})
+        return self._held_out.outcomes(arch, statistics, part)
 
     def validate(self, archs: Iterable[Architecture]) -> list[dict[str, Any]]:
         """The rows of `assess` on the validation split, each architecture in an executable of its own."""
@@ -66,9 +66,9 @@ class Team:
             arch = Architecture.from_dict(order["architecture"])
             if order["do"] == "calibrate":
                 statistics = {} if order["fresh"] else statistics
-                statistics[arch] = self._held_out.calibrate(arch)
+                statistics[arch] = self._held_out.calibrate(arch, order["preview"])
             else:
-                self._held_out.outcomes(arch, statistics[arch], order["rest"])
+                self._held_out.outcomes(arch, statistics[arch], Part(order["part"]))
         return order["result"]
 
     def _validate(self, archs: list[Architecture]) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from bignas_jax.programs.devices import replicate
 from bignas_jax.programs.weights import build
 from bignas_jax.runs.session import Session
 from bignas_jax.search import held_out as images
-from bignas_jax.search.held_out import HeldOut
+from bignas_jax.search.held_out import HeldOut, Part
 from configs import digits
 
 HELD_OUT = 90
@@ -59,7 +59,7 @@ def lab():
 
 def outcomes(held_out, arch):
     statistics = held_out.calibrate(arch)
-    return [held_out.outcomes(arch, statistics, rest) for rest in (False, True)]
+    return [held_out.outcomes(arch, statistics, part) for part in (Part.FIRST, Part.REST)]
 
 
 def test_sizes(lab):
@@ -73,6 +73,13 @@ def test_sizes(lab):
     # The number of devices changes the batch alone.
     eight = images.plan(opened(config(devices=8, first_part=0.6)))
     assert (eight.first, eight.batch) == (54, 56)
+    assert every.preview == eight.preview == 0
+    few = config(devices=8, first_part=0.6, preview=True)
+    few.evaluation.batch_size = 24
+    assert (images.plan(opened(few)).first, images.plan(opened(few)).preview) == (54, 18)
+    assert images.plan(opened(config(first_part=1.0, preview=True))).preview == 45
+    same = images.plan(opened(config(first_part=0.3, preview=True, calibration_images=48)))
+    assert same.preview == 0, "the preview would be the first part"
     large = config(first_part=0.8)
     large.evaluation.batch_size = 50
     assert (images.plan(opened(large)).first, images.plan(opened(large)).batch) == (72, 48)
@@ -90,6 +97,23 @@ def test_the_sum_of_both_parts_is_the_evaluation_of_the_split(lab):
         assert (found.top1, found.top5, found.images) == (expected[arch].top1, expected[arch].top5, HELD_OUT)
         assert found.loss == pytest.approx(expected[arch].loss, rel=1e-5)
     assert len({score.loss for score in expected.values()}) == len(archs), "a trivial case"
+
+
+def test_a_preview_is_of_the_first_parts_images_on_one_batchs_statistics(lab):
+    session, weights, both, archs = lab
+    previewed = opened(config(preview=True))
+    held_out = HeldOut(previewed, weights, images.plan(previewed), resident=True)
+    held_out.compile([8], progress=False)
+    assert held_out.sizes.preview == 27 and held_out.checksum == both[True].checksum
+    one = opened(config(calibration_images=48))
+    alone = HeldOut(one, weights, images.plan(one), resident=True)
+    alone.compile([8], progress=False)
+    for arch in archs:
+        rows = held_out.outcomes(arch, held_out.calibrate(arch, preview=True), Part.PREVIEW)
+        np.testing.assert_array_equal(rows, outcomes(alone, arch)[0])
+        for ours, theirs in zip(outcomes(held_out, arch), outcomes(both[True], arch), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+        assert not np.array_equal(rows, outcomes(held_out, arch)[0]), "a trivial case"
 
 
 def test_corrupt_images_are_left_out_and_counted(lab, monkeypatch):
@@ -137,15 +161,15 @@ def test_a_candidate_needs_no_compile_and_no_reading(lab, monkeypatch):
 
 
 def test_the_first_part_is_a_sample_of_all_classes(lab):
-    labels = np.concatenate([np.asarray(batch["label"]) for batch in lab[2][True]._first[:1]])
+    labels = np.concatenate([np.asarray(batch["label"]) for batch in lab[2][True]._parts[Part.FIRST][:1]])
     assert len(set(labels)) >= 8
     assert (np.diff(labels) < 0).sum() > 5, "in order"
 
 
 def test_images_lie_in_parts_on_the_devices(lab):
-    image = lab[2][True]._first[0]["image"]
+    image = lab[2][True]._parts[Part.FIRST][0]["image"]
     assert [shard.data.shape for shard in image.addressable_shards] == [(24, 8, 8, 3)] * 2
-    assert isinstance(lab[2][False]._first[0]["image"], np.ndarray)
+    assert isinstance(lab[2][False]._parts[Part.FIRST][0]["image"], np.ndarray)
 
 
 def test_memory(lab):

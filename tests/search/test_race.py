@@ -1,5 +1,6 @@
 """Progressive scoring, the journal, and a search that is killed anywhere."""
 
+import dataclasses
 import json
 import math
 
@@ -8,13 +9,14 @@ import pytest
 from landscape import CLASSES, SPACE, FakeHeldOut, accuracy, problem
 
 from bignas_jax.errors import ConfigError
-from bignas_jax.search.held_out import Sizes
+from bignas_jax.search.held_out import Part, Sizes
 from bignas_jax.search.journal import Journal, packed, unpacked
 from bignas_jax.search.problem import Budget, Problem
-from bignas_jax.search.race import Race, paired
+from bignas_jax.search.race import LEAST_CHANGES, Race, paired
 from bignas_jax.search.strategies.strategy import Proposal
 
 RNG = np.random.default_rng(0)
+PREVIEWED = Sizes(calibration=0, calibration_batch=1, held_out=2000, batch=100, first=500, preview=150)
 ARCHS = [SPACE.sample(np.random.default_rng(n)) for n in range(40)]
 RECORD = {
     "images": 5,
@@ -98,23 +100,72 @@ def test_the_whole_set_as_first_part(tmp_path):
     found = race(tmp_path, held_out)
     found.score(proposals(ARCHS))
     assert all(e.images == 300 for e in found.evaluations.values())
-    assert not any(rest for _, rest in held_out.calls)
+    assert {part for _, part in held_out.calls} == {Part.FIRST}
 
 
+@pytest.mark.parametrize("sizes", [FakeHeldOut().sizes, PREVIEWED], ids=["first part", "preview"])
 @pytest.mark.parametrize("last", [0, 1, 7, 39])
-def test_a_killed_race_ends_as_one_that_was_not(tmp_path, last):
-    whole = race(tmp_path, name="whole")
+def test_a_killed_race_ends_as_one_that_was_not(tmp_path, last, sizes):
+    whole = race(tmp_path, FakeHeldOut(sizes), name="whole")
     expected = whole.score(proposals(ARCHS))
     with pytest.raises(KeyboardInterrupt):
-        race(tmp_path, FakeHeldOut(last=last), name="killed").score(proposals(ARCHS))
+        race(tmp_path, FakeHeldOut(sizes, last=last), name="killed").score(proposals(ARCHS))
     with open(tmp_path / "killed", "a") as file:
         file.write('{"architecture": {"resol')  # a line that was being written
-    again = FakeHeldOut()
+    again = FakeHeldOut(sizes)
     found = race(tmp_path, again, name="killed")
     assert found.score(proposals(ARCHS)) == expected
     assert found.evaluations == whole.evaluations
     assert without_seconds(tmp_path / "killed") == without_seconds(tmp_path / "whole")
     assert len(again.calls) + last == whole.made
+
+
+def test_a_preview_saves_work_and_seldom_loses_the_best(tmp_path):
+    """As two standard errors say, though a preview's statistics make architectures worse by different amounts."""
+    searched, same, images, everything = problem(0.4, 0.6, 1.0), 0, 0, 0
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        archs = list(dict.fromkeys(searched.sample(searched.budgets[n % 3], rng) for n in range(60)))
+        held_out, plain = FakeHeldOut(PREVIEWED), FakeHeldOut()
+        fast = race(tmp_path, held_out, searched, name=f"fast{seed}")
+        slow = race(tmp_path, plain, searched, name=f"slow{seed}")
+        full = race(tmp_path, searched=searched, name=f"full{seed}", confidence=math.inf)
+        for each in (fast, slow, full):
+            each.score(proposals(archs[:20]))
+            each.score(proposals(archs[20:]))
+        same += sum(fast.best(b).arch == full.best(b).arch for b in searched.budgets)
+        sizes = {Part.PREVIEW: 150, Part.FIRST: 500, Part.REST: 1500}
+        images += sum(sizes[part] for _, part in held_out.calls)
+        everything += sum(sizes[part] for _, part in plain.calls)
+    assert same >= 56 and images < 0.85 * everything, (same, images / everything)
+
+
+def test_a_preview_drops_none_before_its_error_is_known(tmp_path):
+    """The candidates that went on tell by how much few calibration images change an accuracy."""
+    held_out = FakeHeldOut(PREVIEWED)
+    found = race(tmp_path, held_out, problem(1.0))
+    found.score(proposals(ARCHS))
+    evaluations = sorted(found.evaluations.values(), key=lambda e: e.seconds)
+    went_on = [e.change is not None for e in evaluations]
+    assert all(went_on[:LEAST_CHANGES]) and not all(went_on)
+    changes = [e.change for e in evaluations if e.change is not None]
+    assert np.mean(changes) == pytest.approx(0.02, abs=0.01)
+    for e in evaluations:
+        assert e.images == (150 if e.change is None else 2000 if e.complete else 500)
+        assert len(e.correct) == (150 if e.change is None else 500)
+        if e.change is None:
+            assert not e.complete and e.top1 == pytest.approx(held_out.truth(e.arch), abs=0.12)
+
+
+def test_a_preview_of_other_images_is_made_again(tmp_path):
+    race(tmp_path, FakeHeldOut(PREVIEWED)).score(proposals(ARCHS))
+    again = FakeHeldOut(dataclasses.replace(PREVIEWED, preview=100))
+    found = race(tmp_path, again)
+    found.score(proposals(ARCHS))
+    assert [arch for arch, part in again.calls if part is Part.PREVIEW] == list(dict.fromkeys(ARCHS))
+    anew = race(tmp_path, FakeHeldOut(again.sizes), name="anew")
+    anew.score(proposals(ARCHS))
+    assert found.evaluations == anew.evaluations
 
 
 def without_seconds(path) -> list[dict]:
@@ -134,8 +185,8 @@ def test_seconds_add_up_over_a_kill(tmp_path):
 
 def test_a_loss_that_is_not_a_number(tmp_path):
     class NoNumbers(FakeHeldOut):
-        def outcomes(self, arch, statistics, rest):
-            rows = super().outcomes(arch, statistics, rest)
+        def outcomes(self, arch, statistics, part):
+            rows = super().outcomes(arch, statistics, part)
             rows[:, 2] = np.nan if arch == ARCHS[0] else 1.0
             rows[:, 0] = np.arange(len(rows)) % 2
             return rows

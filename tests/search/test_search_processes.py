@@ -17,7 +17,7 @@ from run_lab import start as start_one
 
 SEARCH = (
     "--config.search.num_evaluations=12", "--config.search.population=4", "--config.search.first_part=0.3",
-    "--config.search.confidence=0.5",
+    "--config.search.confidence=0.5", "--config.search.preview",
 )  # fmt: skip
 
 

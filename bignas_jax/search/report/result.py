@@ -187,10 +187,11 @@ def notes(result: dict[str, Any]) -> list[str]:
     """Lines that say how the table's figures were found: one each for the search, the predictor and the latencies."""
     run = result["run"]
     complete = sum(row["complete"] for row in result["evaluations"])
-    first, held_out = run["images"]["first_part"], run["images"]["holdout"]
+    fewer = sorted({row["images"] for row in result["evaluations"] if not row["complete"]})
+    others = f", the others on {' or '.join(f'{images:,}' for images in fewer)}" if fewer else ""
     lines = [
         f"{len(result['evaluations'])} architectures evaluated in {run['seconds']:.0f} s, {complete} of them on all "
-        f"{held_out:,} held-out images, the others on {first:,}"
+        f"{run['images']['holdout']:,} held-out images{others}"
     ]
     if run.get("quantized"):
         lines.append(
