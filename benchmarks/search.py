@@ -5,11 +5,14 @@
 The peer builds each candidate as a PyTorch module with its slice of the weights. Each time, it loads the calibration
 and the held-out images through a new data loader (PIL, ToTensor, Normalize; 2 forked workers). Our side keeps the
 images on the device. All candidates of a resolution run in the same executable: on all held-out images ("equal
-images"), and progressively, as search.py does. All three ways take the same run's weights and images, in turns, in one
-process. The candidates are drawn at random, with at most half of the biggest network's multiply-adds.
+images"), progressively, as search.py does, and progressively with config.search.preview. All ways take the same run's
+weights and images, in turns, in one process. The candidates are drawn at random, with at most half of the biggest
+network's multiply-adds.
 """
 
 import argparse
+import copy
+import dataclasses
 import json
 import math
 import pathlib
@@ -147,6 +150,7 @@ def main() -> None:
     use_compilation_cache()
     workdir = pathlib.Path(arguments.workdir)
     options = load_run_options(workdir / "config.json")
+    options = dataclasses.replace(options, search=dataclasses.replace(options.search, preview=True))
     session, weights, _ = run.open_run(options, workdir, "newest")
     sizes = images.plan(session)
     costs = Problem(session.space, options.model.num_classes, ())
@@ -160,39 +164,44 @@ def main() -> None:
             break
     archs = list(archs)
     peer = Peer(session, jax.tree.map(np.asarray, weights), sizes)
-    seconds = dict.fromkeys(("peer", "equal", "progressive", "placing images"), 0.0)
-    held_out = None
+    seconds = dict.fromkeys(("peer", "equal", "progressive", "preview", "placing images"), 0.0)
+    previewed = None
 
     def place():
-        nonlocal held_out
-        held_out = HeldOut(session, weights, sizes, resident=True)
+        nonlocal previewed
+        previewed = HeldOut(session, weights, sizes, resident=True)
 
     seconds["placing images"] = timed(place)
-    held_out.compile(session.space.resolution)
+    previewed.compile(session.space.resolution)
+    held_out = copy.copy(previewed)
+    held_out.sizes = dataclasses.replace(previewed.sizes, preview=0)
     peer_top1 = {}
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         equal = make_race(folder, "equal", problem, held_out, math.inf)
         progressive = make_race(folder, "progressive", problem, held_out, options.search.confidence)
+        preview = make_race(folder, "preview", problem, previewed, options.search.confidence)
+        turns = (equal, "equal", arguments.equal), (progressive, "progressive", None), (preview, "preview", None)
         for chunk in range(arguments.peer):  # in turns, so that other work on the machine affects all
             arch = archs[chunk]
             seconds["peer"] += timed(lambda arch=arch: peer_top1.update({arch: peer.top1(arch)}))
-            for race, name, number in ((equal, "equal", arguments.equal), (progressive, "progressive", len(archs))):
+            for race, name, number in turns:
                 part = archs[:number][chunk :: arguments.peer]
                 proposals = [Proposal(a, "benchmark") for a in part]
                 seconds[name] += timed(lambda race=race, proposals=proposals: race.score(proposals))
-        # The progressive winner is compared with the winner among all candidates on all images.
+        # The winners are compared with the winner among all candidates on all images.
         whole = make_race(folder, "equal", problem, held_out, math.inf)
         whole.score([Proposal(a, "benchmark") for a in archs])
     rates = {
         "peer": 60 * len(peer_top1) / seconds["peer"],
         "equal": 60 * len(equal.evaluations) / seconds["equal"],
         "progressive": 60 * len(progressive.evaluations) / seconds["progressive"],
+        "preview": 60 * len(preview.evaluations) / seconds["preview"],
     }
     full = {arch: e.top1 for arch, e in whole.evaluations.items()}
     difference = max(abs(full[arch] - top1) for arch, top1 in peer_top1.items())
-    winner, best = progressive.best(half).arch, whole.best(half).arch
-    scored = sum(e.images for e in progressive.evaluations.values()) / len(archs)
+    winner, quick, best = (race.best(half).arch for race in (progressive, preview, whole))
+    scored, looked = (sum(e.images for e in race.evaluations.values()) / len(archs) for race in (progressive, preview))
     device = session.mesh.devices.flat[0].device_kind
     print(f"{workdir}, {device} x {session.mesh.size}, {torch.get_num_threads()} PyTorch threads, "
           f"{sizes.calibration} calibration and {sizes.held_out} held-out images; placing them took "
@@ -202,9 +211,16 @@ def main() -> None:
           f"{rates['equal'] / rates['peer']:.2f} times the peer")
     print(f"progressive, {len(archs)} candidates:      {rates['progressive']:9.1f} a minute, "
           f"{rates['progressive'] / rates['peer']:.2f} times the peer; {scored:.0f} images a candidate")
-    print(f"held-out top-1 of the progressive winner {100 * full[winner]:.2f}%, of the best {100 * full[best]:.2f}%; "
-          f"largest difference to the peer's top-1: {100 * difference:.2f}%")
-    print(json.dumps({"ratio": rates["progressive"] / rates["peer"], "ratio_equal": rates["equal"] / rates["peer"]}))
+    changes = [100 * e.change for e in preview.evaluations.values() if e.change is not None]
+    changed = f"{len(changes)} went on, which changed their top-1 by {np.mean(changes):.2f}% +- {np.std(changes):.2f}%"
+    print(f"with a preview, {len(archs)} candidates:   {rates['preview']:9.1f} a minute, "
+          f"{rates['preview'] / rates['peer']:.2f} times the peer; {looked:.0f} images a candidate, "
+          f"{changed if changes else 'none of them as a preview: the first part is as small'}")
+    print(f"held-out top-1 of the progressive winner {100 * full[winner]:.2f}%, of that with a preview "
+          f"{100 * full[quick]:.2f}%, of the best {100 * full[best]:.2f}%; largest difference to the peer's top-1: "
+          f"{100 * difference:.2f}%")
+    print(json.dumps({"ratio": rates["progressive"] / rates["peer"], "ratio_equal": rates["equal"] / rates["peer"],
+                      "ratio_preview": rates["preview"] / rates["peer"]}))
 
 
 if __name__ == "__main__":
