@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from tqdm import tqdm
 
-from bignas_jax.config.options import OnCorrupt
+from bignas_jax.config.choices import OnCorrupt
 from bignas_jax.data import DataError
 from bignas_jax.data.dataset import Dataset
 from bignas_jax.errors import ConfigError, CorruptImage, EvaluationError

@@ -17,8 +17,9 @@ from bignas_jax.api import statistics as kept
 from bignas_jax.api.child import Child
 from bignas_jax.api.found import Found
 from bignas_jax.config import fields
+from bignas_jax.config.choices import Costs
 from bignas_jax.config.files import load_run_config
-from bignas_jax.config.options import Costs, Options, Search
+from bignas_jax.config.options import Options, Search
 from bignas_jax.errors import ConfigError
 from bignas_jax.nets.slicing import param_shapes, single, slice_params, slice_statistics
 from bignas_jax.programs.buckets import Bucket

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from bignas_jax.cli import flags
-from bignas_jax.config.options import Costs
+from bignas_jax.config.choices import Costs
 from bignas_jax.errors import ConfigError, ReportError
 from bignas_jax.files import locked
 from bignas_jax.search.report import comparison

@@ -9,8 +9,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from bignas_jax.config.choices import Costs, Crops, Optimizers, Policies
+from bignas_jax.config.declare import plain
 from bignas_jax.config.names import FIELDS, flat, nearest
-from bignas_jax.config.options import Costs, Crops, Optimizers, Policies, declared, plain
+from bignas_jax.config.options import declared
 from bignas_jax.config.phases import configs_of
 from bignas_jax.errors import ConfigError
 from bignas_jax.spaces.registry import space_of

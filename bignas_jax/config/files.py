@@ -5,8 +5,9 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from bignas_jax.config.declare import plain
 from bignas_jax.config.fields import base, flat
-from bignas_jax.config.options import Options, plain
+from bignas_jax.config.options import Options
 from bignas_jax.errors import ConfigError, FileError
 from bignas_jax.files import parse_json, read_text
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from bignas_jax.config.options import Field, declared
+from bignas_jax.config.declare import Field
+from bignas_jax.config.options import declared
 
 # Every field except those of `space`, which the space's family checks, and of `phases`, which are fields of its runs.
 FIELDS: dict[str, Field] = {name: field for name, field, _ in declared()}

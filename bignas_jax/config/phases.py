@@ -12,8 +12,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from bignas_jax.config.declare import plain
 from bignas_jax.config.names import FIELDS, flat, nearest
-from bignas_jax.config.options import Options, plain
+from bignas_jax.config.options import Options
 from bignas_jax.errors import ConfigError
 from bignas_jax.spaces.nesting import why_not_within
 from bignas_jax.spaces.registry import space_of

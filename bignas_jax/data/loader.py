@@ -14,7 +14,7 @@ from multiprocessing import resource_tracker
 import numpy as np
 import torch
 
-from bignas_jax.config.options import OnCorrupt
+from bignas_jax.config.choices import OnCorrupt
 from bignas_jax.data import draws
 from bignas_jax.data.dataset import Dataset
 from bignas_jax.data.reader import Reader, Slice, as_it_is, start_worker

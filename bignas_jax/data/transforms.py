@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 from torch.nn.functional import interpolate
 
-from bignas_jax.config.options import Augment, Crops, Policies
+from bignas_jax.config.choices import Crops, Policies
+from bignas_jax.config.options import Augment
 from bignas_jax.data.decode import Reduction
 from bignas_jax.errors import DataError
 

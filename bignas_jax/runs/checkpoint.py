@@ -15,7 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh, NamedSharding
 
-from bignas_jax.config.options import OnDamage
+from bignas_jax.config.choices import OnDamage
 from bignas_jax.errors import CheckpointError, DamagedCheckpoint
 from bignas_jax.files import write_json
 from bignas_jax.programs.devices import REPLICATED, shapes

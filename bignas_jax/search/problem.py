@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from bignas_jax.config.options import Costs, Search
+from bignas_jax.config.choices import Costs
+from bignas_jax.config.options import Search
 from bignas_jax.errors import ConfigError
 from bignas_jax.runs.session import Session
 from bignas_jax.search.device_table import DeviceTable

@@ -12,7 +12,8 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from bignas_jax.config.options import Costs, Options, Search
+from bignas_jax.config.choices import Costs
+from bignas_jax.config.options import Options, Search
 from bignas_jax.data.fingerprint import fingerprint
 from bignas_jax.errors import ConfigError, Stopped
 from bignas_jax.programs.kept import use_compilation_cache

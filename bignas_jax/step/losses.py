@@ -5,7 +5,7 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 
-from bignas_jax.config.options import Losses
+from bignas_jax.config.choices import Losses
 from bignas_jax.ops.alpha_divergence import alpha_divergence
 from bignas_jax.ops.losses import cross_entropy, smooth
 from bignas_jax.plugins import find

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bignas_jax.config.options import Optimizer, Optimizers, Schedules
+from bignas_jax.config.choices import Optimizers, Schedules
+from bignas_jax.config.options import Optimizer
 from bignas_jax.errors import ConfigError
 
 

@@ -2,7 +2,8 @@
 
 import dataclasses
 
-from bignas_jax.config.options import Options, Regularised
+from bignas_jax.config.choices import Regularised
+from bignas_jax.config.options import Options
 
 
 @dataclasses.dataclass(frozen=True)

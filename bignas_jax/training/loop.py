@@ -13,7 +13,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from bignas_jax.config.options import Data, OnCollapse, Options
+from bignas_jax.config.choices import OnCollapse
+from bignas_jax.config.options import Data, Options
 from bignas_jax.data import DataError, Loader, prefetch
 from bignas_jax.data.fingerprint import fingerprint
 from bignas_jax.data.prefetch import Prefetch

@@ -18,8 +18,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from bignas_jax.config import fields as configs
+from bignas_jax.config.declare import plain
 from bignas_jax.config.files import load_run_options
-from bignas_jax.config.options import Options, plain
+from bignas_jax.config.options import Options
 from bignas_jax.errors import CheckpointError, ConfigError
 from bignas_jax.nets.slicing import param_shapes, single, slice_params
 from bignas_jax.nets.sorting import sort_for

@@ -83,7 +83,7 @@ IMPOSSIBLE = [
     ("sandwich.resolve_conflicts_after", -1),
     ("search.max_latency_ms", ("fast",)), ("search.max_resolution", -1), ("search.cost", "flops"),
     ("search.population", 1), ("search.mutation_probability", 1.5), ("search.first_part", 0.0),
-    ("search.confidence", -1.0), ("search.calibration_images", -1), ("search.predictor", 1),
+    ("search.confidence", -1.0), ("search.calibration_images", -1), ("search.preview", 1), ("search.predictor", 1),
     ("search.predictor_pool", 1), ("search.predictor_min_tau", 2.0), ("search.latency_batch_size", 0),
     ("search.latency_table", 1), ("search.max_own", (0.0,)),
     ("search.min_own", 2.0), ("search.own_cost", "mine"), ("search.cost", "macs,macs"), ("search.cost", ""),

@@ -12,20 +12,11 @@ from ml_collections import ConfigDict
 from paths import ROOT
 
 from bignas_jax.config import base
+from bignas_jax.config.choices import Costs
+from bignas_jax.config.declare import Group
 from bignas_jax.config.fields import BUDGETS, FIELDS, canonical, flat, validate
 from bignas_jax.config.files import to_json
-from bignas_jax.config.options import (
-    Augment,
-    Costs,
-    Data,
-    Group,
-    Model,
-    Optimizer,
-    Options,
-    Sandwich,
-    Search,
-    declared,
-)
+from bignas_jax.config.options import Augment, Data, Model, Optimizer, Options, Sandwich, Search, declared
 from bignas_jax.errors import ConfigError
 from bignas_jax.spaces.mobilenet import SearchSpace
 from configs import attentive_nas, bignas, cifar10, digits

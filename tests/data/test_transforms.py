@@ -9,7 +9,7 @@ from data_folders import data_options, make_folder, picture
 from PIL import Image
 from torchvision.transforms import v2
 
-from bignas_jax.config.options import Crops, Policies
+from bignas_jax.config.choices import Crops, Policies
 from bignas_jax.data import DataError, draws, open_dataset, transforms
 from bignas_jax.data.transforms import NUM_DRAWS, Augmentation, CenterCrop, resized_crop_box, shifted
 

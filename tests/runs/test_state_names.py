@@ -5,7 +5,8 @@ import numpy as np
 import optax
 import pytest
 
-from bignas_jax.config.options import Optimizer, Optimizers
+from bignas_jax.config.choices import Optimizers
+from bignas_jax.config.options import Optimizer
 from bignas_jax.runs.state_names import state_names
 from bignas_jax.step.optimizer import optimizer
 

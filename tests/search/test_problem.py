@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from tiny import tiny_space
 
-from bignas_jax.config.options import Costs, Search
+from bignas_jax.config.choices import Costs
+from bignas_jax.config.options import Search
 from bignas_jax.errors import ConfigError
 from bignas_jax.search.problem import COSTS, Budget, Problem, allowed, budgets_of, capped
 from bignas_jax.spaces.cost import count

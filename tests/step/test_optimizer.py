@@ -6,7 +6,8 @@ import optax
 import pytest
 import torch
 
-from bignas_jax.config.options import Optimizer, Optimizers, Schedules
+from bignas_jax.config.choices import Optimizers, Schedules
+from bignas_jax.config.options import Optimizer
 from bignas_jax.errors import ConfigError
 from bignas_jax.step.optimizer import clip, decayed, momentum, optimizer, schedule
 

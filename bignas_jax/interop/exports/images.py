@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bignas_jax.config.options import OnCorrupt
+from bignas_jax.config.choices import OnCorrupt
 from bignas_jax.data import DataError
 from bignas_jax.errors import CorruptImage
 from bignas_jax.runs.session import Session

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from bignas_jax.config.options import Costs
+from bignas_jax.config.choices import Costs
 from bignas_jax.errors import FileError
 from bignas_jax.forms import check_form
 from bignas_jax.spaces.architecture import Architecture

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 
-from bignas_jax.config.options import Search, Strategies
+from bignas_jax.config.choices import Strategies
+from bignas_jax.config.options import Search
 from bignas_jax.plugins import find
 from bignas_jax.search.problem import Problem
 from bignas_jax.search.strategies.ageing_evolution import AgeingEvolution

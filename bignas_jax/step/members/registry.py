@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from bignas_jax.config.options import MemberSamplers
+from bignas_jax.config.choices import MemberSamplers
 from bignas_jax.plugins import find
 from bignas_jax.spaces.space import Space
 from bignas_jax.step.members.attentive import BestUp, WorstUp

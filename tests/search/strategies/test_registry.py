@@ -3,7 +3,8 @@
 import pytest
 from landscape import problem
 
-from bignas_jax.config.options import Search, Strategies
+from bignas_jax.config.choices import Strategies
+from bignas_jax.config.options import Search
 from bignas_jax.errors import ConfigError
 from bignas_jax.search.strategies.ageing_evolution import AgeingEvolution
 from bignas_jax.search.strategies.asng import ASNG
