@@ -48,11 +48,6 @@ class Sandwich:
         drawn = (self._space.sample(rng) for _ in range(self._recipe.num_random))
         return (self._space.biggest, *drawn, self._space.smallest)
 
-    def member(self, arch: Architecture) -> Member:
-        """The member of an architecture. The biggest and the smallest have programs of their own; others are masked."""
-        own = {self._space.smallest: self._smallest, self._space.biggest: self._biggest}
-        return Member(arch, own.get(arch) or self._shared(arch.resolution))
-
     def _shared(self, resolution: int) -> Part:
         return self._student(shared(self._space, resolution))
 
