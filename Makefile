@@ -29,7 +29,7 @@ demo: $(READY)
 	$(VENV)/bin/python eval.py --arch max --arch min --arch exp/digits/children/macs-50pct/architecture.json
 
 test: $(READY)
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+	$(VENV)/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: $(READY)
 	$(VENV)/bin/python -m ruff check .

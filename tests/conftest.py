@@ -23,12 +23,37 @@ from run_lab import SHARED_CACHE  # noqa: E402
 from tiny import Tiny  # noqa: E402
 
 MAPPINGS = 12_000
+# These modules take a minute or more: they go first, so that no worker is left with one while the others have ended.
+LONG_FIRST = (
+    "test_matrix.py",
+    "training/test_loop.py",
+    "benchmarks/test_peer.py",
+    "programs/test_processes.py",
+    "benchmarks/test_crash.py",
+    "benchmarks/test_scaling.py",
+    "benchmarks/test_soak.py",
+    "test_extending.py",
+    "test_tour.py",
+    "nets/test_supernet.py",
+    "search/test_search.py",
+    "training/test_origin.py",
+)
 
 
 def pytest_configure(config):
     """Makes one folder of compiled programs for the processes that the tests start, whichever worker starts them."""
     if not hasattr(config, "workerinput"):
         os.environ[SHARED_CACHE] = tempfile.mkdtemp(prefix="bignas-tests-cache-")
+
+
+def pytest_collection_modifyitems(items):
+    """Moves the longest modules to the front; the rest stays in its order."""
+    places = {f"/tests/{name}": place for place, name in enumerate(LONG_FIRST)}
+
+    def place(item) -> int:
+        return next((place for end, place in places.items() if item.path.as_posix().endswith(end)), len(places))
+
+    items.sort(key=place)
 
 
 def pytest_unconfigure(config):
