@@ -72,8 +72,8 @@ class Recorded:
         return None
 
     def outcomes(self, arch, statistics, part: Part) -> np.ndarray:
-        """The recorded outcomes on the first part of the images, or on the rest."""
-        return self.rows[arch][self.sizes.first :] if part is Part.REST else self.rows[arch][: self.sizes.first]
+        """The recorded outcomes on a part of the images."""
+        return self.rows[arch][self.sizes.of(part)]
 
 
 def score_all(session, weights) -> Recorded:

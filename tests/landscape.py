@@ -57,7 +57,7 @@ class FakeHeldOut:
         return "preview of " * preview + arch.to_json()
 
     def outcomes(self, arch, statistics, part: Part):
-        preview = part is Part.PREVIEW
+        preview = part.is_preview
         assert statistics == "preview of " * preview + arch.to_json()
         if self.last is not None and len(self.calls) == self.last:
             raise KeyboardInterrupt
@@ -66,8 +66,7 @@ class FakeHeldOut:
         difficulty = np.random.default_rng(0).random(self.sizes.held_out) + own.normal(0, 0.03, self.sizes.held_out)
         correct = difficulty < accuracy(arch) + preview * own.normal(-0.02, 0.01)
         rows = np.stack([correct, correct, 1.0 - correct], 1)
-        shown = {Part.PREVIEW: rows[: self.sizes.preview], Part.FIRST: rows[: self.sizes.first]}
-        return shown.get(part, rows[self.sizes.first :]).astype(np.float32)
+        return rows[self.sizes.of(part)].astype(np.float32)
 
     def truth(self, arch) -> float:
         fresh = FakeHeldOut(self.sizes)

@@ -27,12 +27,18 @@ FREE_SHARE = 0.5  # the share of a device's free memory that images may take
 class Part(enum.StrEnum):
     """What a candidate is scored on, in turn, for as long as it can still win.
 
-    The preview is some of the first part's images, scored on statistics of a single calibration batch.
+    The previews are together the first part's images, scored on statistics of a single calibration batch.
     """
 
     PREVIEW = "preview"
+    PREVIEW_REST = "preview_rest"
     FIRST = "first"
     REST = "rest"
+
+    @property
+    def is_preview(self) -> bool:
+        """Whether few calibration images do."""
+        return self in (Part.PREVIEW, Part.PREVIEW_REST)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +51,7 @@ class Sizes:
       held_out: all held-out images.
       first: held-out images in the first part, which every candidate is scored on, if there is no preview.
       batch: images of an evaluation batch. The last batch of each part is padded.
-      preview: the first of those images, which every candidate is scored on before; 0 without a preview.
+      preview: images of the first preview, which every candidate is scored on before; 0 without previews.
     """
 
     calibration: int
@@ -54,6 +60,19 @@ class Sizes:
     first: int
     batch: int
     preview: int = 0
+
+    def of(self, part: Part) -> slice:
+        """The images of a part, in the order of the held-out images."""
+        return {
+            Part.PREVIEW: slice(self.preview),
+            Part.PREVIEW_REST: slice(self.preview, self.first if self.preview else 0),
+            Part.FIRST: slice(self.first),
+            Part.REST: slice(self.first, self.held_out),
+        }[part]
+
+    def images(self, part: Part) -> int:
+        """The number of images of a part."""
+        return len(range(self.held_out)[self.of(part)])
 
 
 def plan(session: Session) -> Sizes:
@@ -116,13 +135,14 @@ class HeldOut:
         self.skipped = sizes.held_out - count
         self.sizes = sizes if not self.skipped else _sizes(session, sizes.calibration, count)
         order = np.random.default_rng(ORDER).permutation(count)
-        first = self.sizes.first
-        parts = {Part.PREVIEW: order[: self.sizes.preview], Part.FIRST: order[:first], Part.REST: order[first:]}
         self.checksum = 0
         # Each batch is placed as soon as it is made: the batches never all wait on the host.
         self._parts = {
-            part: [self._keep(batch, counts=part != Part.PREVIEW) for batch in _batches(kept, which, self.sizes.batch)]
-            for part, which in parts.items()
+            part: [
+                self._keep(batch, counts=not part.is_preview)
+                for batch in _batches(kept, order[self.sizes.of(part)], self.sizes.batch)
+            ]
+            for part in Part
         }
         calibration = session.loader("calibration", sizes.calibration_batch, limit=sizes.calibration, whole=True)
         self._calibration = [self._keep(batch) for batch in calibration.once()]

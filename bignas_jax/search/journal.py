@@ -18,7 +18,13 @@ BEGINNING = b'{"identity": '
 # By the part of an evaluation, what its record holds besides the architecture.
 _SUMS = {"images": int, "top1_images": int, "top5_images": int, "loss_sum": (float, None), "seconds": float}
 _BITS = _SUMS | {"correct": str}
-FORMS = {"preview": _BITS, "first": _BITS, "rest": _SUMS, "val": {"images": int, "top1": float, "top5": float}}
+FORMS = {
+    "preview": _BITS,
+    "preview_rest": _BITS,
+    "first": _BITS,
+    "rest": _SUMS,
+    "val": {"images": int, "top1": float, "top5": float},
+}
 
 
 class Journal:

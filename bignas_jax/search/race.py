@@ -4,9 +4,9 @@ All architectures see the same images, so that their accuracies are compared ima
 paired samples has a much smaller variance than the difference of two independent samples. This is a racing procedure,
 after Maron and Moore (1994), with the paired differences of Moore and Lee (1994).
 
-With a preview, a candidate is scored before that on few images, with statistics of a single calibration batch. The
-candidates that went on show by how much such statistics change an accuracy on the same images. Their mean change
-corrects a preview, and the spread of the changes is added to the doubt about it.
+With previews, a candidate is scored before that with statistics of a single calibration batch: first on few images,
+then on all of the first part. The candidates that went on show by how much such statistics change an accuracy on the
+same images. Their mean change corrects a preview, and the spread of the changes is added to the doubt about it.
 """
 
 import dataclasses
@@ -41,9 +41,9 @@ class Scored:
       images: how many images were scored.
       complete: whether all held-out images were scored. If not, top1 is a rival's top1 on all images plus the
         difference to that rival on the first part. Of several such estimates, the lowest counts.
-      correct: which images of the first part were right, bool [first part], or of the preview, if it dropped out there.
+      correct: which images of the first part were right, bool [first part]; of the previews, if it dropped out there.
       seconds: seconds of evaluation that this search had taken when it was scored.
-      change: its accuracy on the preview's images minus that of the preview; None if it has not both.
+      change: its accuracy on the first part minus that of the previews; None if it has not both.
     """
 
     number: int
@@ -98,22 +98,26 @@ class Race:
         """
         new = {p.arch: p for p in proposals if p.arch not in self.evaluations}
         self._begin()
-        statistics: dict[Architecture, Any] = {}
+        statistics: dict[tuple[Architecture, bool], Any] = {}
         opening = Part.PREVIEW if self._held_out.sizes.preview else Part.FIRST
         looks = {arch: self._part(arch, opening, statistics) for arch in new}
         # The most promising come first: the better the rivals, the more candidates drop out.
         order = sorted(new, key=lambda arch: -looks[arch]["top1_images"] / looks[arch]["images"])
         numbers = {arch: len(self.evaluations) + n for n, arch in enumerate(new)}
         for arch in order:
-            parts, estimate = [looks[arch]], self._estimate_if_lost(arch, looks[arch], opening, always)
-            if estimate is None and opening is Part.PREVIEW:
-                parts = [self._part(arch, Part.FIRST, statistics)]
-                estimate = self._estimate_if_lost(arch, parts[0], Part.FIRST, always)
-            if estimate is None and self._held_out.sizes.first < self._held_out.sizes.held_out:
-                parts.append(self._part(arch, Part.REST, statistics))
-            statistics.pop(arch, None)
+            previews, parts, estimate = [], [], None
+            for part in (part for part in Part if self._held_out.sizes.images(part)):
+                record = looks[arch] if part is opening else self._part(arch, part, statistics)
+                (previews if part.is_preview else parts).append(record)
+                if part is Part.REST or always:
+                    continue
+                estimate = self._estimate_if_lost(arch, _bits(previews if part.is_preview else parts), part.is_preview)
+                if estimate is not None:
+                    break
+            for few in (True, False):
+                statistics.pop((arch, few), None)
             self.evaluations[arch] = _scored(
-                numbers[arch], new[arch], parts, estimate, round(self.seconds, 3), looks[arch]
+                numbers[arch], new[arch], previews, parts, estimate, round(self.seconds, 3)
             )
         return {p.arch: self.evaluations[p.arch].top1 for p in proposals}
 
@@ -178,12 +182,16 @@ class Race:
         """The evaluations in the space that is searched. MAX of the whole space may be outside it, because of a cap."""
         return (e for e in self.evaluations.values() if e.arch in self._problem.space)
 
-    def _estimate_if_lost(self, arch: Architecture, record: Mapping, part: Part, always: bool) -> float | None:
-        """None if `arch` can still win in one of its groups. Otherwise an estimate of its top-1 on all images."""
-        if always:
-            return None
-        correct, correction, doubt = _bits(record), 0.0, 0.0
-        if part is Part.PREVIEW:
+    def _estimate_if_lost(self, arch: Architecture, correct: np.ndarray, preview: bool) -> float | None:
+        """None if `arch` can still win in one of its groups. Otherwise an estimate of its top-1 on all images.
+
+        Args:
+          arch: the architecture.
+          correct: which of the first part's first images it got right, bool [n].
+          preview: whether that was with the statistics of a preview.
+        """
+        correction, doubt = 0.0, 0.0
+        if preview:
             changes = [e.change for e in self.evaluations.values() if e.change is not None]
             if len(changes) < LEAST_CHANGES:
                 return None
@@ -205,16 +213,12 @@ class Race:
         """The record of a part, computed unless the journal has it. `statistics` keeps each candidate's statistics."""
         self._tick()
         record = self._journal.find(arch, part)
-        preview = part is Part.PREVIEW
-        if record is None or preview and record["images"] != self._held_out.sizes.preview:
+        if record is None or record["images"] != self._held_out.sizes.images(part):
             start = time.monotonic()
-            if preview:
-                own = self._held_out.calibrate(arch, preview=True)
-            else:
-                if arch not in statistics:
-                    statistics[arch] = self._held_out.calibrate(arch)
-                own = statistics[arch]
-            rows = self._held_out.outcomes(arch, own, part)
+            key = arch, part.is_preview
+            if key not in statistics:
+                statistics[key] = self._held_out.calibrate(arch, preview=part.is_preview)
+            rows = self._held_out.outcomes(arch, statistics[key], part)
             values = totals(rows)
             if part is not Part.REST:
                 values["correct"] = packed(rows[:, 0] > 0)
@@ -252,23 +256,24 @@ def _finite(loss: float) -> float:
     return loss if math.isfinite(loss) else math.inf
 
 
-def _bits(record: Mapping) -> np.ndarray:
-    return unpacked(record["correct"], record["images"])
+def _bits(records: Sequence[Mapping]) -> np.ndarray:
+    """Which images were right, of records that say so of each image."""
+    return np.concatenate([unpacked(r["correct"], r["images"]) for r in records if "correct" in r])
 
 
 def _scored(
     number: int,
     proposal: Proposal,
+    previews: Sequence[Mapping],
     parts: Sequence[Mapping],
     estimate: float | None,
     seconds: float,
-    look: Mapping,
 ) -> Scored:
-    images, correct = sum(part["images"] for part in parts), _bits(parts[0])
-    both = look is not parts[0]
+    counted = parts or previews
+    images, correct = sum(part["images"] for part in counted), _bits(counted)
 
     def mean(name: str) -> float:
-        values = [part[name] for part in parts]
+        values = [part[name] for part in counted]
         return math.nan if None in values else sum(values) / images
 
     return Scored(
@@ -282,7 +287,7 @@ def _scored(
         complete=estimate is None,
         correct=correct,
         seconds=seconds,
-        change=float(correct[: look["images"]].mean() - _bits(look).mean()) if both else None,
+        change=float(correct.mean() - _bits(previews).mean()) if parts and previews else None,
     )
 
 

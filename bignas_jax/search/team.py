@@ -58,7 +58,7 @@ class Team:
 
     def follow(self) -> dict[str, Any]:
         """Does what the first process asks for, until it has the search's result."""
-        statistics: dict[Architecture, Any] = {}
+        statistics: dict[tuple[Architecture, bool], Any] = {}
         while (order := gather(None)[0])["do"] != "end":
             if order["do"] == "validate":
                 self._validate([Architecture.from_dict(arch) for arch in order["architectures"]])
@@ -66,9 +66,10 @@ class Team:
             arch = Architecture.from_dict(order["architecture"])
             if order["do"] == "calibrate":
                 statistics = {} if order["fresh"] else statistics
-                statistics[arch] = self._held_out.calibrate(arch, order["preview"])
+                statistics[arch, order["preview"]] = self._held_out.calibrate(arch, order["preview"])
             else:
-                self._held_out.outcomes(arch, statistics[arch], Part(order["part"]))
+                part = Part(order["part"])
+                self._held_out.outcomes(arch, statistics[arch, part.is_preview], part)
         return order["result"]
 
     def _validate(self, archs: list[Architecture]) -> list[dict[str, Any]]:
