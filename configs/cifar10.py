@@ -45,7 +45,8 @@ def get_config() -> ConfigDict:
     config.optimizer.weight_decay = 1e-4
     config.optimizer.clip_norm = 5.0
 
-    config.calibration.update(dict(num_images=2048, batch_size=256))
-    config.evaluation = ConfigDict(dict(batch_size=512, every_epochs=1.0))
-    config.search.calibration_images = 1024
+    config.calibration.update(dict(num_images=2048, batch_size=128))
+    config.evaluation = ConfigDict(dict(batch_size=256, every_epochs=1.0))
+    # A preview takes a batch of each: small ones lose most candidates soonest (README.md, Search).
+    config.search.update(dict(calibration_images=1024, preview=True))
     return config
