@@ -70,6 +70,10 @@ class Sizes:
             Part.REST: slice(self.first, self.held_out),
         }[part]
 
+    def parts(self) -> list[Part]:
+        """The parts that have images, in their order."""
+        return [part for part in Part if self.images(part)]
+
     def images(self, part: Part) -> int:
         """The number of images of a part."""
         return len(range(self.held_out)[self.of(part)])

@@ -6,9 +6,11 @@ after Maron and Moore (1994), with the paired differences of Moore and Lee (1994
 
 With previews, a candidate is scored before that with statistics of a single calibration batch: first on few images,
 then on all of the first part. The candidates that went on show by how much such statistics change an accuracy on the
-same images. Their mean change corrects a preview, and the spread of the changes is added to the doubt about it.
+same images. Their mean change corrects a preview, and the spread of the changes is added to the doubt about it. As a
+search narrows, more candidates are about as good as the best: previews end when they cost more images than they save.
 """
 
+import collections
 import dataclasses
 import math
 import time
@@ -25,6 +27,7 @@ from bignas_jax.search.team import Team
 from bignas_jax.spaces.architecture import Architecture
 
 LEAST_CHANGES = 8  # candidates that went on, before one drops out by its preview
+WATCHED = 16  # the last previews of a kind, by which it is seen whether they pay
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Scored:
         difference to that rival on the first part. Of several such estimates, the lowest counts.
       correct: which images of the first part were right, bool [first part]; of the previews, if it dropped out there.
       seconds: seconds of evaluation that this search had taken when it was scored.
-      change: its accuracy on the first part minus that of the previews; None if it has not both.
+      change: its accuracy on the previews' images in the first part minus that in the previews; None without both.
     """
 
     number: int
@@ -88,6 +91,7 @@ class Race:
         self.seconds = 0.0  # of evaluation, with the evaluations found in the journal
         self.evaluations: dict[Architecture, Scored] = {}
         self.made = 0  # parts that were computed, not found in the journal
+        self._lost = {part: collections.deque(maxlen=WATCHED) for part in Part if part.is_preview}
 
     def score(self, proposals: Sequence[Proposal], always: bool = False) -> dict[Architecture, float]:
         """Held-out top-1 of each proposed architecture. Each is scored once, however often it is proposed.
@@ -99,19 +103,23 @@ class Race:
         new = {p.arch: p for p in proposals if p.arch not in self.evaluations}
         self._begin()
         statistics: dict[tuple[Architecture, bool], Any] = {}
-        opening = Part.PREVIEW if self._held_out.sizes.preview else Part.FIRST
+        opening = Part.PREVIEW if self._held_out.sizes.preview and self._pays(Part.PREVIEW) else Part.FIRST
         looks = {arch: self._part(arch, opening, statistics) for arch in new}
         # The most promising come first: the better the rivals, the more candidates drop out.
         order = sorted(new, key=lambda arch: -looks[arch]["top1_images"] / looks[arch]["images"])
         numbers = {arch: len(self.evaluations) + n for n, arch in enumerate(new)}
         for arch in order:
             previews, parts, estimate = [], [], None
-            for part in (part for part in Part if self._held_out.sizes.images(part)):
+            for part in self._held_out.sizes.parts():
+                if part.is_preview and part is not opening and (opening is Part.FIRST or not self._pays(part)):
+                    continue
                 record = looks[arch] if part is opening else self._part(arch, part, statistics)
                 (previews if part.is_preview else parts).append(record)
                 if part is Part.REST or always:
                     continue
                 estimate = self._estimate_if_lost(arch, _bits(previews if part.is_preview else parts), part.is_preview)
+                if part.is_preview and self._change() is not None:
+                    self._lost[part].append(estimate is not None)
                 if estimate is not None:
                     break
             for few in (True, False):
@@ -192,11 +200,9 @@ class Race:
         """
         correction, doubt = 0.0, 0.0
         if preview:
-            changes = [e.change for e in self.evaluations.values() if e.change is not None]
-            if len(changes) < LEAST_CHANGES:
+            if (change := self._change()) is None:
                 return None
-            correction = float(np.mean(changes))
-            doubt = float(np.std(changes, ddof=1)) * math.sqrt(1 + 1 / len(changes))
+            correction, doubt = change
         estimates = []
         for rival in self.rivals(arch):
             if rival is None:
@@ -208,6 +214,22 @@ class Race:
             estimates.append(rival.top1 + difference)
         # An architecture that no budget allows has no rivals. It loses, and keeps its own figure.
         return float(np.clip(min(estimates, default=correct.mean() + correction), 0, 1))
+
+    def _change(self) -> tuple[float, float] | None:
+        """How a preview differs from the first part: the mean, and the standard deviation of the next one's.
+
+        None before enough candidates have had both.
+        """
+        changes = [e.change for e in self.evaluations.values() if e.change is not None]
+        if len(changes) < LEAST_CHANGES:
+            return None
+        return float(np.mean(changes)), float(np.std(changes, ddof=1)) * math.sqrt(1 + 1 / len(changes))
+
+    def _pays(self, part: Part) -> bool:
+        """Whether the last previews of this kind, by dropping candidates, have saved more images than they took."""
+        lost, sizes = self._lost[part], self._held_out.sizes
+        cost = sizes.images(part) + (sizes.calibration_batch if part is Part.PREVIEW else 0)
+        return len(lost) < WATCHED or sum(lost) * (sizes.calibration + sizes.first) > len(lost) * cost
 
     def _part(self, arch: Architecture, part: Part, statistics: dict) -> dict[str, Any]:
         """The record of a part, computed unless the journal has it. `statistics` keeps each candidate's statistics."""
@@ -287,8 +309,12 @@ def _scored(
         complete=estimate is None,
         correct=correct,
         seconds=seconds,
-        change=float(correct.mean() - _bits(previews).mean()) if parts and previews else None,
+        change=_change(correct, _bits(previews)) if parts and previews else None,
     )
+
+
+def _change(correct: np.ndarray, preview: np.ndarray) -> float:
+    return float(correct[: len(preview)].mean() - preview.mean())
 
 
 def _no_more(costs: Sequence[float], than: Sequence[float]) -> bool:
