@@ -3,6 +3,7 @@
     make gpu-programs                     # sets up .venv-gpu (JAX for CUDA), then runs this
     python benchmarks/gpu_programs.py [--space bignas] [--batch 80] [--dtype bfloat16] [--topology 1x1x1]
         [--device h100] [--programs step evaluation search slices] [--dump FOLDER] [--json FILE] [--peer FILE]
+        [--quick | --no-spills]
 
 XLA compiles for a described GPU on a machine without one. The text of a compiled program says which kernels run, what
 each of them reads and writes, and how much memory it needs (benchmarks/gpu/traffic.py). Nothing is run, so nothing is
@@ -15,7 +16,7 @@ under autocast, counted on fake tensors over the same drawn steps (benchmarks/gp
 Without FILE it is looked for in benchmarks/results/gpu, and counted in the Python of .venv if it is not there.
 
 It fails where a program does not compile, does not fit the card's memory, or has a collective too many: the members of
-a step have none, and its update has one on several devices.
+a step have none, and its update has one on several devices. With --no-spills it also fails where registers are spilled.
 """
 
 import argparse
@@ -32,7 +33,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.gpu.environment import prepare  # noqa: E402
 
-prepare(quick="--quick" in sys.argv)
+prepare(quick="--quick" in sys.argv, no_spills="--no-spills" in sys.argv)
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
@@ -63,12 +64,16 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--peer", type=pathlib.Path, metavar="FILE", help="what benchmarks/gpu/eager.py wrote")
     parser.add_argument("--no-peer", action="store_true", help="do not count the peer")
     parser.add_argument("--quick", action="store_true", help="compile without optimising machine code: the same count")
+    parser.add_argument("--no-spills", action="store_true", help="fail where a kernel spills registers, by ptxas; for "
+                        "kernels of our own: --programs 'kernels-*'")  # fmt: skip
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="file to write the counts to, or to add them "
                         "to, if it holds others of the same sources and setting")  # fmt: skip
     args = parser.parse_args()
     if min(args.batch, args.steps, args.workers) < 1:
         found = f"{args.batch}, {args.steps} and {args.workers}"
         parser.error(f"--batch, --steps, --workers: found {found}, expected at least 1")
+    if args.quick and args.no_spills:
+        parser.error("--quick, --no-spills: found both, expected one: machine code as it comes spills nothing")
     return args
 
 
@@ -211,6 +216,9 @@ def main() -> None:
             first = (str(compiled).splitlines() or [type(compiled).__name__])[0]
             wrong.append(f"{name}: does not compile: {first[:300]}")
             print(wrong[-1], file=sys.stderr)
+            if args.no_spills and jobs[name].group == KERNELS:
+                alone = compile_all(setting.each_kernel(name), args.workers)
+                wrong += [f"  {kernel}" for kernel, found in alone if isinstance(found, Exception)]
             continue
         if args.dump is not None:
             args.dump.mkdir(parents=True, exist_ok=True)

@@ -11,15 +11,18 @@ _QUICK = (
     "--xla_llvm_disable_expensive_passes=true",
     "--xla_gpu_disable_gpuasm_optimizations=true",
 )
+# A compile ends with an error where ptxas reports that a kernel spills registers to memory.
+_NO_SPILLS = ("--xla_gpu_fail_ptx_compilation_on_register_spilling=true",)
 
 
-def prepare(quick: bool) -> None:
+def prepare(quick: bool, no_spills: bool = False) -> None:
     """Sets the environment. Call it before JAX is imported.
 
     Args:
       quick: whether machine code is left as it comes; the text of the programs is the same.
+      no_spills: whether a program does not compile if one of its kernels spills registers, by ptxas.
     """
-    flags = (os.environ.get("XLA_FLAGS", ""), *_FLAGS, *(_QUICK if quick else ()))
+    flags = (os.environ.get("XLA_FLAGS", ""), *_FLAGS, *(_QUICK if quick else ()), *(_NO_SPILLS if no_spills else ()))
     os.environ["XLA_FLAGS"] = " ".join(flags).strip()
     os.environ["JAX_PLATFORMS"] = "cpu"  # the CUDA plugin compiles, but there may be no driver
     os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"

@@ -87,6 +87,16 @@ class Setting:
         kernels = {f"kernels-{name}": kernels_of(job, self.mesh) for name, job in step.items() if job.bucket}
         return step | others | kernels
 
+    def each_kernel(self, name: str) -> dict[str, Job]:
+        """The kernels of the program `kernels-P`, each alone in its program, by its name and its arguments."""
+        found = calls(self.step_jobs()[name.removeprefix(f"{KERNELS}-")].trace().jaxpr)
+        return {
+            f"{call.params['name']} of {', '.join(str(v.aval) for v in call.invars)} ({number})": Job(
+                KERNELS, None, lambda call=call: program([call], self.mesh)
+            )
+            for number, call in enumerate(found)
+        }
+
     def step_jobs(self) -> dict[str, Job]:
         """The programs of the step."""
         zero, side = jax.ShapeDtypeStruct((), np.int32), self.config.data.image_size

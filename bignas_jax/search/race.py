@@ -109,25 +109,41 @@ class Race:
         order = sorted(new, key=lambda arch: -looks[arch]["top1_images"] / looks[arch]["images"])
         numbers = {arch: len(self.evaluations) + n for n, arch in enumerate(new)}
         for arch in order:
-            previews, parts, estimate = [], [], None
-            for part in self._held_out.sizes.parts():
-                if part.is_preview and part is not opening and (opening is Part.FIRST or not self._pays(part)):
-                    continue
-                record = looks[arch] if part is opening else self._part(arch, part, statistics)
-                (previews if part.is_preview else parts).append(record)
-                if part is Part.REST or always:
-                    continue
-                estimate = self._estimate_if_lost(arch, _bits(previews if part.is_preview else parts), part.is_preview)
-                if part.is_preview and self._change() is not None:
-                    self._lost[part].append(estimate is not None)
-                if estimate is not None:
-                    break
+            previews, parts, estimate = self._run(arch, opening, looks[arch], always, statistics)
             for few in (True, False):
                 statistics.pop((arch, few), None)
             self.evaluations[arch] = _scored(
                 numbers[arch], new[arch], previews, parts, estimate, round(self.seconds, 3)
             )
         return {p.arch: self.evaluations[p.arch].top1 for p in proposals}
+
+    def _run(
+        self, arch: Architecture, opening: Part, look: Mapping, always: bool, statistics: dict
+    ) -> tuple[list[Mapping], list[Mapping], float | None]:
+        """The records of a candidate's previews and parts until it drops out, and its estimate if it does.
+
+        Args:
+          arch: the candidate.
+          opening: the part that all candidates of the round were scored on.
+          look: its record of that part.
+          always: whether it runs to the end.
+          statistics: see `_part`.
+        """
+        previews: list[Mapping] = []
+        parts: list[Mapping] = []
+        for part in self._held_out.sizes.parts():
+            if part.is_preview and part is not opening and (opening is Part.FIRST or not self._pays(part)):
+                continue
+            kind = previews if part.is_preview else parts
+            kind.append(look if part is opening else self._part(arch, part, statistics))
+            if part is Part.REST or always:
+                continue
+            estimate = self._estimate_if_lost(arch, _bits(kind), part.is_preview)
+            if part.is_preview and self._change() is not None:
+                self._lost[part].append(estimate is not None)
+            if estimate is not None:
+                return previews, parts, estimate
+        return previews, parts, None
 
     def rivals(self, arch: Architecture) -> list[Scored | None]:
         """The best complete evaluation of each group that `arch` is in; None for a group that has none yet.

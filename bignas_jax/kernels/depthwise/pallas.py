@@ -25,11 +25,12 @@ from bignas_jax.kernels.target import current
 
 _DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
 _WARPS = 4
-# Entries of a tile: 4 for each thread. With twice as many, ptxas for sm_90 spills registers, above all in float32.
-_ENTRIES = 512
+# Entries of a tile by k: 4 for each thread, or 2. With twice as many, ptxas for sm_90 spills registers.
+_ENTRIES = {3: 512, 5: 512, 7: 256}
 _KERNEL_GRADIENT_ENTRIES = {3: 512, 5: 256, 7: 128}  # by k; each entry holds k^2 sums
 _KERNEL_GRADIENT_PROGRAMS = 512  # about four for each multiprocessor; each one's k^2 sums a channel are added up later
-_MOST_ROWS = 5
+# Rows of outputs that a program makes, at most, by k and stride. With 4 and more, ptxas spills where there are only 3.
+_MOST_ROWS = {(3, 1): 5, (3, 2): 5, (5, 1): 5, (5, 2): 3, (7, 1): 3, (7, 2): 3}
 
 
 def supports(shape: tuple[int, ...], size: int, stride: int, dtype: jnp.dtype) -> bool:
@@ -105,7 +106,7 @@ def _tiles(shape: tuple[int, ...], rows: int, columns: int, size: int, step: int
         # Multiply-adds plus loads. A load, with its address and its conversion, costs about two multiply-adds.
         return pl.cdiv(rows, strip) * (strip * size**2 + 2 * size * (step * (strip - 1) + size))
 
-    strip = min(range(1, _MOST_ROWS + 1), key=work)
+    strip = min(range(1, _MOST_ROWS[size, step] + 1), key=work)
     return _Tiles(batch, rows, columns, channels, strip, max(1, entries // block), block)
 
 
@@ -209,7 +210,7 @@ def forward(
     """
     size = kernel.shape[0]
     out = x.shape[0], pl.cdiv(x.shape[1], stride), pl.cdiv(x.shape[2], stride), x.shape[3]
-    tiles = _tiles(x.shape, out[1], out[2], size, stride, _ENTRIES)
+    tiles = _tiles(x.shape, out[1], out[2], size, stride, _ENTRIES[size])
     body = partial(_forward_kernel, tiles, x.shape, out, size, stride, turned)
     output = jax.ShapeDtypeStruct(out, x.dtype)
     arrays = x, kernel.astype(jnp.float32)
@@ -261,7 +262,7 @@ def input_gradient(
     if stride == 1:
         return forward(g, kernel, 1, interpret, turned=True, used=used)
     size = kernel.shape[0]
-    tiles = _tiles(shape, g.shape[1], g.shape[2], size, 1, _ENTRIES)
+    tiles = _tiles(shape, g.shape[1], g.shape[2], size, 1, _ENTRIES[size])
     tiles = dataclasses.replace(tiles, strip=min(tiles.strip, 2))  # each row of a position has four sums
     body = partial(_transposed_kernel, tiles, shape, g.shape, size)
     output = jax.ShapeDtypeStruct(shape, g.dtype)
