@@ -150,7 +150,8 @@ def network_of(family):
 
 @functools.cache
 def evaluator_of(family):
-    (space, graphdef, params), mesh = network_of(family), make_mesh(2, {})
+    # One family on two devices: the cells of the others compile a sixth faster, and there are many.
+    (space, graphdef, params), mesh = network_of(family), make_mesh(2 if family == "own" else 1, {})
     evaluator = Evaluator(space, graphdef, mesh, (0.5,) * 3, (0.25,) * 3)
     buckets = [shared(space, resolution) for resolution in space.resolutions]
     evaluator.compile(params, buckets, SIDE, BATCH, BATCH, progress=False)

@@ -47,9 +47,16 @@ def test_the_readmes_recipe_on_five_classes_of_forty_is_refused_once():
     message = refusal(options(model__num_classes=5), images(*[40] * 5), 1, True, Use.GOING_ON)
     assert "config.data.holdout: found 5000, expected at most 195" in message
     assert "config.calibration.num_images: found 2048, expected at most 160" in message
+    assert "batch_size: found" not in message
+    assert proposed(message) == {"data__holdout": 40, "calibration__num_images": 128, "search__calibration_images": 128}
+
+
+def test_a_calibration_batch_of_more_images_than_there_are_is_named():
+    message = refusal(
+        options(model__num_classes=5, calibration__batch_size=256), images(*[40] * 5), 1, True, Use.GOING_ON
+    )
     assert "config.calibration.batch_size: found 256" in message and "config.batch_size: found" not in message
-    assert proposed(message) == {"data__holdout": 40, "calibration__batch_size": 128, "calibration__num_images": 128,
-                                 "search__calibration_images": 128}  # fmt: skip
+    assert proposed(message)["calibration__batch_size"] == 128
 
 
 def test_what_is_proposed_opens_a_run_and_a_search(tmp_path):
