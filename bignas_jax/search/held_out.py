@@ -215,7 +215,8 @@ def _batches(arrays: dict[str, np.ndarray], order: np.ndarray, size: int) -> Ite
 def device_bytes(session: Session, sizes: Sizes) -> int:
     """The bytes that the images take on each device."""
     side = session.options.data.image_size
-    return math.ceil((sizes.calibration + sizes.held_out) * side * side * 3 / session.mesh.size)
+    images = sizes.calibration + sum(map(sizes.images, Part))  # those of previews are placed a second time
+    return math.ceil(images * side * side * 3 / session.mesh.size)
 
 
 def allowed_bytes(session: Session) -> int | None:

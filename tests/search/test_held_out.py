@@ -175,6 +175,8 @@ def test_images_lie_in_parts_on_the_devices(lab):
 def test_memory(lab):
     session = lab[0]
     assert images.device_bytes(session, images.plan(session)) == (96 + HELD_OUT) * 8 * 8 * 3 / 2
+    previewed = opened(config(preview=True))
+    assert images.device_bytes(previewed, images.plan(previewed)) == (96 + HELD_OUT + 27) * 8 * 8 * 3 / 2
     assert images.allowed_bytes(session) > 1e6
     limited = opened(config(resident_gb=1e-6))
     assert images.allowed_bytes(limited) == 1000
