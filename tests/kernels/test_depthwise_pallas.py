@@ -28,7 +28,8 @@ def all_three(x, kernel, g, stride, interpret=None, used=None):
     (7, 2, RAGGED[1], 8, 1), (3, 2, (1, 2), 8, 6),
 ])
 def test_values_and_gradients_equal_pytorch(monkeypatch, size, stride, sides, channels, most_rows):
-    monkeypatch.setattr(depthwise_pallas, "_MOST_ROWS", dict.fromkeys(depthwise_pallas._MOST_ROWS, most_rows))
+    monkeypatch.setattr(depthwise_pallas, "_MOST_ROWS", most_rows)
+    monkeypatch.setattr(depthwise_pallas, "_FEW_ROWS", {})
     monkeypatch.setattr(depthwise_pallas, "_KERNEL_GRADIENT_PROGRAMS", 2)  # so that each goes over several tiles
     x, kernel, g = operands(size, stride, *sides, channels=channels, batch=3)
     expected = torch_conv(x, kernel, stride, g)

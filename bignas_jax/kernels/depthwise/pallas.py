@@ -29,8 +29,8 @@ _WARPS = 4
 _ENTRIES = {3: 512, 5: 512, 7: 256}
 _KERNEL_GRADIENT_ENTRIES = {3: 512, 5: 256, 7: 128}  # by k; each entry holds k^2 sums
 _KERNEL_GRADIENT_PROGRAMS = 512  # about four for each multiprocessor; each one's k^2 sums a channel are added up later
-# Rows of outputs that a program makes, at most, by k and stride. With 4 and more, ptxas spills where there are only 3.
-_MOST_ROWS = {(3, 1): 5, (3, 2): 5, (5, 1): 5, (5, 2): 3, (7, 1): 3, (7, 2): 3}
+_MOST_ROWS = 5  # of outputs that a program makes
+_FEW_ROWS = {(5, 2): 3, (7, 1): 3, (7, 2): 3}  # of the forward pass, by k and stride: with more, ptxas spills
 
 
 def supports(shape: tuple[int, ...], size: int, stride: int, dtype: jnp.dtype) -> bool:
@@ -92,7 +92,9 @@ class _Tiles:
         return program * self.block + lax.iota(jnp.int32, self.block)
 
 
-def _tiles(shape: tuple[int, ...], rows: int, columns: int, size: int, step: int, entries: int) -> _Tiles:
+def _tiles(
+    shape: tuple[int, ...], rows: int, columns: int, size: int, step: int, entries: int, most_rows: int | None = None
+) -> _Tiles:
     """Tiles for a grid of rows x columns outputs; neighbouring rows of it read rows that lie `step` apart."""
     batch, channels = shape[0], shape[3]
 
@@ -106,7 +108,7 @@ def _tiles(shape: tuple[int, ...], rows: int, columns: int, size: int, step: int
         # Multiply-adds plus loads. A load, with its address and its conversion, costs about two multiply-adds.
         return pl.cdiv(rows, strip) * (strip * size**2 + 2 * size * (step * (strip - 1) + size))
 
-    strip = min(range(1, _MOST_ROWS[size, step] + 1), key=work)
+    strip = min(range(1, (most_rows or _MOST_ROWS) + 1), key=work)
     return _Tiles(batch, rows, columns, channels, strip, max(1, entries // block), block)
 
 
@@ -210,7 +212,7 @@ def forward(
     """
     size = kernel.shape[0]
     out = x.shape[0], pl.cdiv(x.shape[1], stride), pl.cdiv(x.shape[2], stride), x.shape[3]
-    tiles = _tiles(x.shape, out[1], out[2], size, stride, _ENTRIES[size])
+    tiles = _tiles(x.shape, out[1], out[2], size, stride, _ENTRIES[size], _FEW_ROWS.get((size, stride)))
     body = partial(_forward_kernel, tiles, x.shape, out, size, stride, turned)
     output = jax.ShapeDtypeStruct(out, x.dtype)
     arrays = x, kernel.astype(jnp.float32)
