@@ -83,12 +83,22 @@ def own_lines(err: str) -> list[str]:
     return [line for line in lines if line.startswith("search.py")]
 
 
-def assert_as_one(workdir, lab) -> None:
-    assert journal(workdir) == journal(lab / "one")
-    found, expected = (quiet(json.loads((w / "search/result.json").read_text())) for w in (workdir, lab / "one"))
+def assert_as_one(workdir, one) -> None:
+    assert journal(workdir) == journal(one)
+    found, expected = (quiet(json.loads((w / "search/result.json").read_text())) for w in (workdir, one))
     assert found == expected
     for budget in expected["budgets"]:
-        assert (workdir / budget["file"]).read_bytes() == (lab / "one" / budget["file"]).read_bytes()
+        assert (workdir / budget["file"]).read_bytes() == (one / budget["file"]).read_bytes()
+
+
+def test_two_find_in_8_bits_what_one_finds(lab, workdir, tmp_path):
+    shutil.copytree(lab / "trained", tmp_path / "one")
+    quantized = "--config.search.num_evaluations=6", "--config.search.population=3", "--config.search.quantized=True"
+    finish(start_one(lab, tmp_path / "one", *quantized, script="search.py", devices=2))
+    for process in start(lab, workdir, *quantized):
+        finish(process)
+    assert_as_one(workdir, tmp_path / "one")
+    assert journal(workdir)[0]["identity"]["quantized"] is True
 
 
 def test_two_find_what_one_finds_even_where_one_of_them_was_killed(lab, workdir):
@@ -103,4 +113,4 @@ def test_two_find_what_one_finds_even_where_one_of_them_was_killed(lab, workdir)
     first, other = (finish(process) for process in start(lab, workdir, *SEARCH))
     assert "going on with the evaluations" in first[1] and "macs-50pct" in first[0]
     assert "macs-50pct" not in other[0] and other[1] == ""
-    assert_as_one(workdir, lab)
+    assert_as_one(workdir, lab / "one")
