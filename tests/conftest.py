@@ -1,17 +1,11 @@
 """Eight virtual CPU devices for every test, set before anything imports JAX."""
 
-import importlib.metadata
 import os
 
-# LLVM at level 0 halves the time of a compile; the programs here run for milliseconds, whatever their code.
-_FLAGS = {"--xla_force_host_platform_device_count": 8, "--xla_backend_optimization_level": 0}
-# jaxlib before 0.11 can still emit fusions without MLIR, which halves the time of a compile again. The processes that
-# the tests start (run_lab.py, process_lab.py) keep XLA's default, as users do; so do all tests from 0.11 on.
-if tuple(int(part) for part in importlib.metadata.version("jaxlib").split(".")[:2]) < (0, 11):
-    _FLAGS |= {"--xla_cpu_use_fusion_emitters": "false", "--xla_cpu_parallel_codegen_split_count": 2}
+import xla_flags
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-flags = [f"{name}={value}" for name, value in _FLAGS.items()]
+flags = "--xla_force_host_platform_device_count=8", xla_flags.QUICK
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags])
 # Compiles are counted and timed here: none may come from an earlier run.
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"

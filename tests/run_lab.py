@@ -11,6 +11,7 @@ import forks
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import xla_flags
 from paths import ROOT
 
 STEPS = 40
@@ -44,21 +45,23 @@ def get_config():
 """.replace("STEPS", str(STEPS))
 
 
-def environment(lab: pathlib.Path, devices: int = 1, cache: pathlib.Path | None = None) -> dict[str, str]:
+def environment(
+    lab: pathlib.Path, devices: int = 1, cache: pathlib.Path | None = None, flags: str = xla_flags.QUICK
+) -> dict[str, str]:
     """The variables of a process of its own.
 
     Args:
       lab: the folder that it works in.
       devices: how many CPU devices it has.
       cache: the folder of compiled programs; by default one that all tests share (conftest.py), `lab`'s without it.
+      flags: XLA's, besides the number of devices.
     """
-    level = "--xla_backend_optimization_level=0"
     return os.environ | {
         "JAX_PLATFORMS": "cpu",
         "JAX_ENABLE_COMPILATION_CACHE": "true",
         "JAX_COMPILATION_CACHE_DIR": str(cache or os.environ.get(SHARED_CACHE) or lab / "cache"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {level}",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {flags}",
         "PYTHONPATH": str(ROOT),
     }
 

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import xla_flags
 from paths import ROOT
 from run_lab import environment
 
@@ -14,7 +15,7 @@ def test_the_cells_of_the_notebook_run_in_order(tmp_path):
     code = ["".join(cell["source"]) for cell in NOTEBOOK["cells"] if cell["cell_type"] == "code"]
     assert len(code) == 7
     (tmp_path / "tour.py").write_text("\n".join(code))
-    surroundings = environment(tmp_path) | {"MPLBACKEND": "Agg"}
+    surroundings = environment(tmp_path, flags=xla_flags.LEVEL) | {"MPLBACKEND": "Agg"}  # as users' XLA emits code
     command = [sys.executable, "-W", "error::DeprecationWarning:__main__", "tour.py"]
     done = subprocess.run(command, cwd=tmp_path, env=surroundings, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]

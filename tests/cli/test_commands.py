@@ -8,6 +8,7 @@ import sys
 import forks
 import numpy as np
 import pytest
+import xla_flags
 from bad_files import HOSTILE, listing, spoiled
 from data_folders import picture
 from paths import ROOT
@@ -97,7 +98,7 @@ def test_nothing_is_written_outside_of_the_runs_folder(tmp_path):
         env={name: value for name, value in os.environ.items() if not name.startswith(USERS)}
         | {"HOME": str(places["home"]), "TMPDIR": str(places["temporary"]), "PYTHONPATH": str(ROOT),
            "PYTHONDONTWRITEBYTECODE": "1", "JAX_PLATFORMS": "cpu",
-           "XLA_FLAGS": "--xla_backend_optimization_level=0"},
+           "XLA_FLAGS": xla_flags.QUICK},
         cwd=places["here"], capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
