@@ -56,3 +56,10 @@ def data_options(root, **changes) -> Data:
         augment=Augment(**augment | changes.pop("augment", {})),
     )
     return Data(**values | changes)
+
+
+def one_line(error) -> str:
+    """The message of a caught error (pytest.ExceptionInfo), which must be one line."""
+    message = str(error.value)
+    assert "\n" not in message
+    return message
