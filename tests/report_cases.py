@@ -1,6 +1,6 @@
 """Makes search results that look like real ones, at any size, for the report's tests and for looking at the page.
 
-    PYTHONPATH=. python tests/search/report_cases.py PAGE bignas 300    # or digits, attentive_nas
+    PYTHONPATH=. python tests/report_cases.py PAGE bignas 300    # or digits, attentive_nas
 
 Costs are counted, not made up; accuracies follow a smooth law of cost and resolution with the noise that a finite
 number of held-out images has.
@@ -17,6 +17,8 @@ import numpy as np
 from bignas_jax.spaces.architecture import Architecture
 from bignas_jax.spaces.cost import count
 from bignas_jax.spaces.mobilenet import SearchSpace
+
+HOSTILE = "</script><script>window.hacked=1</script><!--<img src=x onerror=window.hacked=2>\u2028&amp; $x$ @@DATA@@"
 
 # name of the config: classes, held-out images, top-1 of the biggest, log-cost slope, budgets in multiply-adds.
 SCALES = {
