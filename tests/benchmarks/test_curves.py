@@ -1,0 +1,75 @@
+"""The benchmark of loss curves: both sides train the same thing, and what differs is told from rounding."""
+
+import argparse
+import dataclasses
+import json
+import sys
+
+import forks
+import jax
+import numpy as np
+import pytest
+from paths import ROOT
+from run_lab import CONFIG, environment
+
+from bignas_jax.programs.weights import build
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import curves  # noqa: E402
+
+ARGUMENTS = ("--resolutions", "8", "--batch", "16", "--learning-rate", "0.1")
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    path = tmp_path_factory.mktemp("recipe") / "tiny.py"
+    path.write_text(CONFIG)
+    return path
+
+
+def test_a_tenth_more_learning_rate_is_told_from_rounding(recipe):
+    args = argparse.Namespace(resolutions=(8,), batch=16, steps=30, learning_rate=0.1)
+    training = curves.reduced(str(recipe), args)
+    assert len(training.batches) == 30 and not np.array_equal(training.batches[0][0], training.batches[1][0])
+    assert float(training.rate(29)) < float(training.rate(10)) < 0.1001  # the whole schedule, in these steps
+    params = jax.device_get(build(training.space, training.classes)[1])
+    faster = dataclasses.replace(training.options.optimizer, learning_rate=0.11)
+    wrong = dataclasses.replace(training, options=dataclasses.replace(training.options, optimizer=faster))
+    found = {name: np.array(curves.theirs(training, params, form)) for name, form in curves.FORMS.items()}
+    found[curves.OURS] = np.array(curves.theirs(wrong, params, "conv"))
+    assert found[curves.OURS].shape == (30, 3)
+    assert curves.figures(found)["ratio"] > 5
+
+
+def test_distances_are_root_mean_squares():
+    zero = np.zeros((2, 2))
+    first, second = curves.FORMS
+    found = curves.figures({curves.OURS: zero + 3.0, first: zero, second: zero + [[1.0, 1.0], [0.0, 0.0]]})
+    assert found["noise"] == pytest.approx(0.5**0.5)
+    assert found["ours"] == pytest.approx((3 + ((4 + 9) / 2) ** 0.5) / 2)
+    np.testing.assert_allclose(curves.smooth(np.arange(12.0)), [4.5, 5.5, 6.5])
+    np.testing.assert_allclose(curves.smooth(np.arange(3.0)), [1.0])
+
+
+def test_both_sides_train_alike_and_what_is_there_is_not_run_again(recipe, tmp_path):
+    command = [sys.executable, "benchmarks/curves.py", "--configs", str(recipe), *ARGUMENTS,
+               "--workdir", str(tmp_path / "curves"), "--json", str(tmp_path / "found.json")]  # fmt: skip
+
+    def run(steps: int):
+        return forks.run([*command, "--steps", str(steps)], cwd=ROOT, env=environment(tmp_path), capture_output=True,
+                         text=True, timeout=300)  # fmt: skip
+
+    first, again, other = run(5), run(5), run(6)
+    assert first.returncode == again.returncode == 0, first.stderr[-2000:] + again.stderr[-2000:]
+    assert "tiny: ours" in first.stdout and "tiny: ours" not in again.stdout
+    assert first.stdout.splitlines()[-1] == again.stdout.splitlines()[-1]
+    assert other.returncode == 1 and "'steps': 5" in other.stderr and "take another --workdir" in other.stderr
+    saved = json.loads((tmp_path / "curves" / "tiny.json").read_text())
+    sides = [np.array(saved["curves"][name]) for name in (curves.OURS, *curves.FORMS)]
+    assert saved["members"] == ["biggest", "random1", "smallest"] and sides[0].shape == (5, 3)
+    for side in sides[1:]:
+        np.testing.assert_allclose(sides[0], side, rtol=1e-4)
+    assert np.ptp(sides[0][:, 0]) > 0.01  # it does learn
+    (row,) = json.loads((tmp_path / "found.json").read_text())["results"]
+    assert row["name"] == "tiny: distance to PyTorch's curves over rounding's" and row["value"] > 0
+    assert (tmp_path / "curves" / "curves.png").stat().st_size > 5000
