@@ -3,6 +3,7 @@
 # make lint    checks the style, and which room imports which
 # make docs    writes a page for each module, from the docstrings, into build/docs
 # make setup   only installs, the releases that constraints.txt pins
+# make results reruns what the README's results rest on, but for what is there: two days, or RESULTS_ARGS="curves"
 # make audit   asks PyPI whether faults are known of these releases; docs/audit.md explains what it finds
 #
 # make gpu-programs GPU_ARGS="--space bignas"    compiles all programs for GPUs that are not here, and counts their bytes
@@ -20,7 +21,7 @@ GPU_PYTHON ?= $(shell for p in python3.12 python3.13 $$HOME/.pyenv/versions/3.12
 GPU_VENV := .venv-gpu
 GPU_READY := $(GPU_VENV)/ready
 
-.PHONY: demo test lint docs setup audit gpu-programs gpu-check
+.PHONY: demo test lint docs setup audit results gpu-programs gpu-check
 
 # Repeated, it goes on from the checkpoints and the evaluations in exp/digits.
 demo: $(READY)
@@ -47,6 +48,9 @@ gpu-check: $(GPU_READY)
 	$(GPU_CHECK) --space digits --topology 1x1x8 --programs smallest random-6 update score-6 calibrate-6
 	$(GPU_CHECK) --space bignas --programs kernels-biggest kernels-random-192
 	$(GPU_CHECK) --space attentive_nas --programs kernels-biggest --device a100
+
+results: $(READY)
+	benchmarks/results.sh $(RESULTS_ARGS)
 
 # In an environment of its own, which brings no package into the project's. A mirror of packages may have no data on faults.
 AUDIT_DATA := https://pypi.org/pypi/pip/25.0/json

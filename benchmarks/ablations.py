@@ -1,7 +1,7 @@
 """What each part of the method is worth: the same training without it, in as many steps, for several seeds.
 
-    python benchmarks/ablations.py --workdir exp/ablations [--config configs/cifar10.py] [--epochs 3] [--seeds 0,1]
-        [--variant NAME FIELD=VALUE ...] [--quick] [--json FILE]
+    python benchmarks/ablations.py --workdir exp/ablations [--config configs/cifar10.py] [--root ROOT]
+        [--epochs 3] [--seeds 0,1] [--variant NAME FIELD=VALUE ...] [--quick] [--json FILE]
 
 Without --variant these are the parts that BigNAS adds (Yu et al., 2020, section 3): the sandwich, in-place
 distillation, zero gammas at the start, regularising the biggest alone, and the constant ending of an exponential
@@ -128,6 +128,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", type=pathlib.Path, default="exp/ablations")
     parser.add_argument("--config", default="configs/cifar10.py")
+    parser.add_argument("--root", help="the images, in place of the recipe's data.root")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--seeds", default="0,1")
     parser.add_argument("--variant", nargs="+", action="append", metavar="NAME FIELD=VALUE", default=[])
@@ -138,6 +139,7 @@ def main() -> None:
     base = {"epochs": args.epochs, "evaluation.every_epochs": float(args.epochs)}
     if args.quick:
         base |= {"max_steps": 3, "sandwich.num_random": 0, "space.resolution": (6,)}
+    base |= {"data.root": args.root} if args.root else {}
     base |= {} if args.variant else papers(args.epochs)
     variants = {AS_IT_IS: {}} | (dict(map(given, args.variant)) or PARTS)
     if args.quick and not args.variant:
@@ -152,7 +154,8 @@ def main() -> None:
         top1 = found[name].mean(0)
         told = ["" if name == AS_IT_IS else f"{m:+.2f} ± {e:.2f}" for m, e in zip(mean, error, strict=True)]
         cells.append((name, *(text for pair in zip((f"{t:.2f}" for t in top1), told, strict=True) for text in pair)))
-        results += [Result(f"{which}, {name}", float(value), "%") for which, value in zip(NAMES, top1, strict=True)]
+        results += [Result(f"{which}, {name}", float(value), "%", shown=True)
+                    for which, value in zip(NAMES, top1, strict=True)]  # fmt: skip
     print(aligned(("variant", "MAX (%)", "difference", "MIN (%)", "difference"), cells))
     write("ablations", results, args.quick, args.json)
 

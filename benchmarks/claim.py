@@ -188,13 +188,13 @@ def main() -> None:
               for top1, images in row["figures"].values()), str(row["epochs"])) for row in rows]  # fmt: skip
     print(aligned(("network", "MACs (M)", SLICE, EPOCHS, SECONDS, TUNED, "epochs in its seconds"), cells))
     picture(rows, args.workdir / "claim" / "claim.png")
-    results = [Result(f"{row['name']}: {kind}", 100 * top1, "%") for row in rows
+    results = [Result(f"{row['name']}: {kind}", 100 * top1, "%", shown=True) for row in rows
                for kind, (top1, _) in row["figures"].items()]  # fmt: skip
     good = sum(map(no_worse, rows))
     results.append(Result(f"slices no worse than alone at equal epochs, of {len(rows)}", good, "", len(rows) - 1))
     value, low, high = tau(*zip(*pairs, strict=True))
     results += [Result(f"Kendall's tau of {len(pairs)} architectures", value, "", 0.8),
-                Result("its 95% interval from", low, ""), Result("its 95% interval to", high, "")]  # fmt: skip
+                Result("its 95% interval from", low, "", shown=True), Result("its 95% interval to", high, "", shown=True)]  # fmt: skip
     write("claim", results, args.quick, args.json)
 
 

@@ -2,7 +2,7 @@
 
 What was measured comes from the files themselves, the newest of each processor. README.md has the figures of the runs
 in BRIEF that have a target, docs/performance.md has all. What was counted for GPUs that were not there comes from gpu/,
-and what was tried on purpose from reliability/.
+what was tried on purpose from reliability/, and how good the trained networks are from method/.
 
     python benchmarks/table.py            # writes all, each between its two markers
     python benchmarks/table.py --check    # fails if a page says something else
@@ -16,7 +16,7 @@ import sys
 from report import Fault, Result
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-MEASURED, COUNTED, RELIABILITY = "measured", "counted", "reliability"
+MEASURED, COUNTED, RELIABILITY, METHOD = "measured", "counted", "reliability", "method"
 BRIEF = ("step", "elasticity", "startup", "loader")  # runs whose figures README.md has
 AIMS = {  # at most, by space: ratios and kernels of what is counted
     "bignas": {"step": 0.70, "biggest": 0.70, "random": 0.80, "smallest": 0.75},
@@ -174,6 +174,7 @@ def main() -> int:
             MEASURED: table(measured, brief=True),
             COUNTED: counted(args.results / "gpu"),
             RELIABILITY: faults(newest(args.results / RELIABILITY)),
+            METHOD: table(newest(args.results / METHOD), brief=False) or "Not run yet.",
         },
         "docs/performance.md": {MEASURED: table(measured, brief=False)},
     }

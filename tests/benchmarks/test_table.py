@@ -6,7 +6,7 @@ import sys
 
 from paths import ROOT
 
-PARTS = ("measured", "counted", "reliability")
+PARTS = ("measured", "counted", "reliability", "method")
 
 
 def page(root):
@@ -53,6 +53,19 @@ def test_the_newest_file_of_a_device_is_shown_with_what_falls_short(tmp_path):
     assert "7 GB" in whole and "python b.py" in whole and "7 GB" not in text and "python b.py" not in text
     readme.write_text("no markers")
     assert "once each" in run(*arguments).stderr
+
+
+def test_how_good_networks_are_stands_apart(tmp_path):
+    rows = [{"name": "MAX: alone", "value": 79.24, "unit": "%", "shown": True}, {"name": "aside", "value": 1.0}]
+    runs = [{"name": "claim", "command": "python claim.py", "status": "done", "seconds": 1, "results": rows}]
+    about = {"device": "cpu", "date": "2026-02-01", "commit": "0123456789abcdef", "versions": {"jax": "1"}, "runs": runs}
+    (tmp_path / "method").mkdir()
+    (tmp_path / "method" / "cpu.json").write_text(json.dumps(about))
+    readme = page(tmp_path)
+    assert run("--results", tmp_path, "--root", tmp_path).returncode == 0
+    text = readme.read_text()
+    before, after = text.split("<!-- method: begin -->")
+    assert "| MAX: alone | 79.2 % |  | `python claim.py` |" in after and "aside" not in after and "MAX" not in before
 
 
 def test_faults_are_shown_with_what_was_lost(tmp_path):

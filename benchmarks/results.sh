@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# Everything that the README's results rest on, in the order in which one rests on another: two days on 2 CPU cores.
+#
+#     make results [RESULTS_ARGS="NAME..."]        (or benchmarks/results.sh [NAME...])
+#
+# CIFAR-10 is a folder of images, CIFAR10=data/cifar10 by default. Trainings lie below EXP=exp. What ended well is marked
+# by EXP/results/NAME.json and not run again; a run that was interrupted goes on. NAMEs select runs below. The figures go
+# to benchmarks/results/method/<processor>-<date>.json, from which benchmarks/table.py makes the README's table.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+
+PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
+CIFAR10=${CIFAR10:-data/cifar10}
+EXP=${EXP:-exp}
+RESULTS=${RESULTS:-benchmarks/results/method}
+NAMES=" $* "
+DONE=$EXP/results
+FOLDER=$(mktemp -d)
+trap 'rm -rf "$FOLDER"' EXIT
+FAILED=0
+mkdir -p "$DONE"
+
+# run NAME SCRIPT ARGUMENT...: a benchmark, whose figures are kept; `make_run` a command whose run others take.
+run() {
+  local name=$1 start=$SECONDS status
+  shift
+  if ! wanted "$name"; then return; fi
+  echo "== $name: $*"
+  "$PYTHON" "$@" --json "$FOLDER/$name.json"
+  status=$?
+  echo "$status $((SECONDS - start)) python $*" > "$FOLDER/$name.run"
+  if [ $status = 0 ]; then mv "$FOLDER/$name.json" "$DONE/$name.json" && cp "$DONE/$name.json" "$FOLDER/"; else failed "$name"; fi
+}
+
+make_run() {
+  local name=$1
+  shift
+  if ! wanted "$name"; then return; fi
+  echo "== $name: $*"
+  if "$PYTHON" "$@"; then echo '{}' > "$DONE/$name.json"; else failed "$name"; fi
+}
+
+wanted() {
+  if [ "$NAMES" != "  " ] && [[ "$NAMES" != *" $1 "* ]]; then return 1; fi
+  if [ -e "$DONE/$1.json" ]; then echo "== $1: is there ($DONE/$1.json)"; return 1; fi
+}
+
+failed() { echo "== $1: failed" >&2; FAILED=1; }
+
+run curves benchmarks/curves.py --root "$CIFAR10" --workdir "$EXP/curves"
+make_run cifar10 train.py --config configs/cifar10.py "--config.data.root=$CIFAR10" --workdir "$EXP/cifar10"
+make_run search search.py --config configs/cifar10.py --workdir "$EXP/cifar10"
+run claim benchmarks/claim.py --workdir "$EXP/cifar10"
+run ablations benchmarks/ablations.py --root "$CIFAR10" --workdir "$EXP/ablations"
+if compgen -G "$FOLDER/*.run" > /dev/null; then
+  "$PYTHON" benchmarks/report.py "$FOLDER" --results "$RESULTS" --add || FAILED=1
+fi
+exit $FAILED
