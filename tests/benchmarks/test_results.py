@@ -35,7 +35,8 @@ def results(tmp_path):
         log.write_text("")
         environment = os.environ | {"PYTHON": str(stub), "EXP": str(tmp_path / "exp"), "CIFAR10": "/images",
                                     "RESULTS": str(tmp_path / "found"), "FAILS": fails}  # fmt: skip
-        done = subprocess.run(["benchmarks/results.sh", *names], cwd=ROOT, env=environment, capture_output=True, text=True)
+        command = ["benchmarks/results.sh", *names]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         return done, [line.split()[0].removeprefix("benchmarks/") for line in log.read_text().splitlines()]
 
     run.folder = tmp_path
