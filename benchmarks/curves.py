@@ -105,7 +105,7 @@ def reduced(path: str, args: argparse.Namespace) -> Training:
     config.model.dropout = config.model.drop_connect = 0.0
     config.optimizer.learning_rate = args.learning_rate
     if config.data.source == "folder":
-        config.data.root = args.root
+        config.data.root, config.data.val_split = args.root, args.val_split
     config.data.image_size = max(args.resolutions)
     config.data.eval_resize, config.data.holdout, config.data.num_workers = config.data.image_size, 0, 0
     options = Options.of(config)
@@ -246,6 +246,7 @@ def compared(path: str, args: argparse.Namespace) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", default="data/cifar10", help="a folder of images, ROOT/train/CLASS/*")
+    parser.add_argument("--val-split", default="test", help="the other folder in ROOT, whose images stay unseen")
     parser.add_argument("--workdir", type=pathlib.Path, default="exp/curves")
     parser.add_argument("--configs", default="configs/bignas.py,configs/attentive_nas.py")
     parser.add_argument("--resolutions", default="48,64", help="the space's, ascending")
