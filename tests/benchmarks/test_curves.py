@@ -9,6 +9,7 @@ import forks
 import jax
 import numpy as np
 import pytest
+import torch
 from paths import ROOT
 from run_lab import CONFIG, environment
 
@@ -35,18 +36,17 @@ def test_a_tenth_more_learning_rate_is_told_from_rounding(recipe):
     params = jax.device_get(build(training.space, training.classes)[1])
     faster = dataclasses.replace(training.options.optimizer, learning_rate=0.11)
     wrong = dataclasses.replace(training, options=dataclasses.replace(training.options, optimizer=faster))
-    found = {name: np.array(curves.theirs(training, params, form)) for name, form in curves.FORMS.items()}
-    found[curves.OURS] = np.array(curves.theirs(wrong, params, "conv"))
+    found = {name: np.array(curves.theirs(training, params, dtype)) for name, dtype in curves.DTYPES.items()}
+    found[curves.OURS] = np.array(curves.theirs(wrong, params, torch.float32))
     assert found[curves.OURS].shape == (30, 3)
     assert curves.figures(found)["ratio"] > 5
 
 
 def test_distances_are_root_mean_squares():
     zero = np.zeros((2, 2))
-    first, second = curves.FORMS
-    found = curves.figures({curves.OURS: zero + 3.0, first: zero, second: zero + [[1.0, 1.0], [0.0, 0.0]]})
-    assert found["noise"] == pytest.approx(0.5**0.5)
-    assert found["ours"] == pytest.approx((3 + ((4 + 9) / 2) ** 0.5) / 2)
+    single = zero + [[1.0, 1.0], [0.0, 0.0]]
+    found = curves.figures({curves.OURS: zero + 3.0, curves.SINGLE: single, curves.DOUBLE: zero})
+    assert found == pytest.approx({"ours": 3.0, "noise": 0.5**0.5, "ratio": 3.0 / 0.5**0.5})
     np.testing.assert_allclose(curves.smooth(np.arange(12.0)), [4.5, 5.5, 6.5])
     np.testing.assert_allclose(curves.smooth(np.arange(3.0)), [1.0])
 
@@ -65,7 +65,7 @@ def test_both_sides_train_alike_and_what_is_there_is_not_run_again(recipe, tmp_p
     assert first.stdout.splitlines()[-1] == again.stdout.splitlines()[-1]
     assert other.returncode == 1 and "'steps': 5" in other.stderr and "take another --workdir" in other.stderr
     saved = json.loads((tmp_path / "curves" / "tiny.json").read_text())
-    sides = [np.array(saved["curves"][name]) for name in (curves.OURS, *curves.FORMS)]
+    sides = [np.array(saved["curves"][name]) for name in (curves.OURS, *curves.DTYPES)]
     assert saved["members"] == ["biggest", "random1", "smallest"] and sides[0].shape == (5, 3)
     for side in sides[1:]:
         np.testing.assert_allclose(sides[0], side, rtol=1e-4)
