@@ -28,7 +28,7 @@ from bignas_jax.spaces.mobilenet import SearchSpace, blocks, head_mid_width  # n
 
 ACTIVATIONS = {"swish": F.silu, "h_swish": F.hardswish, "relu": F.relu}
 ALIGNMENT = 16  # numbers, so that a weight begins on a cache line
-PART = 1 << 16  # numbers of the gradient whose squares are summed at once
+PART = 4096  # numbers of the gradient whose squares are summed at once
 # Limits in bfloat16, (factor, addend). Our gradient's distance from the exact gradient may be this factor times the
 # peer's distance, plus the addend. The first pair is for all parameters together. The second is for one parameter.
 # The peer may be near the exact gradient of one parameter by chance, so its distance over all parameters may count.
@@ -112,6 +112,7 @@ class Peer(nn.Module):
             starts[name] = size
             size += -(-arrays[name].numel() // ALIGNMENT) * ALIGNMENT
             self.num_decayed = size if name.endswith("kernel") else self.num_decayed
+        size = -(-size // PART) * PART
         self.flat, self.flat_grad = (torch.zeros(size, dtype=dtype, device=device) for _ in range(2))
         weights = {}
         for name, array in arrays.items():
@@ -247,7 +248,7 @@ class PeerStep:
         """Clips the gradient, makes the update of SGD, and clears the gradient."""
         grad = self.peer.flat_grad
         # In parts: in one piece, PyTorch's sum over 10 million float32 numbers on a CPU is wrong by 4e-4.
-        norm = torch.nn.utils.get_total_norm(grad.split(PART))
+        norm = torch.linalg.vector_norm(torch.linalg.vector_norm(grad.view(-1, PART), dim=1))
         grad.mul_((self.clip_norm / norm).clamp(max=1.0))
         self.optimizer.step()
         grad.zero_()
