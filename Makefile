@@ -44,7 +44,7 @@ gpu-programs: $(READY) $(GPU_READY)
 
 GPU_CHECK := $(GPU_VENV)/bin/python benchmarks/gpu_programs.py --no-peer --quick
 gpu-check: $(GPU_READY)
-	$(GPU_CHECK) --space digits --programs step score-6 calibrate-6
+	$(GPU_CHECK) --space digits --programs biggest random-16 update
 	$(GPU_CHECK) --space digits --topology 1x1x8 --programs smallest random-6 update score-6 calibrate-6
 	$(GPU_CHECK) --space bignas --programs kernels-biggest kernels-random-192
 	$(GPU_CHECK) --space attentive_nas --programs kernels-biggest --device a100
