@@ -18,6 +18,7 @@ from configs.ofa_mbv3_shrinking import phase
 def get_config() -> ConfigDict:
     config = ofa_mbv3_cifar10.get_config()
     config.sandwich.members, config.sandwich.num_random = "slices", 4
+    config.sandwich.loss = "soft_cross_entropy"
     config.sandwich.label_smoothing = 0.1
     config.teacher.source = "phase:p0_full"
 

@@ -13,6 +13,7 @@ from configs import cifar10
 
 def get_config() -> ConfigDict:
     config = cifar10.get_config()
+    config.optimizer.learning_rate = 0.1
 
     # Strides of 1 in the stem and the first elastic stage keep a map of 4x4 at the end of the biggest network.
     elastic = dict(depth=(1, 2, 3), kernel_size=((3, 5, 7),) * 3, expand_ratio=((3, 4, 6),) * 3)

@@ -15,6 +15,7 @@ RATIOS = (0.2, 0.25, 0.35)
 
 def get_config() -> ConfigDict:
     config = cifar10.get_config()
+    config.optimizer.learning_rate = 0.1
 
     # A stem of stride 1 without pooling keeps a map of 4x4 at the end of the biggest network.
     stages = dict(rb0=dict(width=(16, 24, 32), depth=(1, 2), kernel_size=(3,), expand_ratio=(1,), stride=1))
