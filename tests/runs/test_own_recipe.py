@@ -70,7 +70,7 @@ def test_what_fits_is_accepted_and_leaves_steps(sizes, devices):
     check_sizes(fits, found, devices, True, Use.SEARCH)
     left = sum(sizes) - fits.data.holdout
     assert fits.batch_size % devices == 0 and (left // fits.batch_size >= 4 or fits.batch_size == devices)
-    assert fits.data.holdout <= sum(sizes) // 5 and fits.optimizer.learning_rate == 0.1 * fits.batch_size / 128
+    assert fits.data.holdout <= sum(sizes) // 5 and fits.optimizer.learning_rate == 0.2 * fits.batch_size / 128
     assert fits.calibration.num_images <= 2048 and fits.batch_size <= 128
 
 
