@@ -3,7 +3,7 @@
 # make lint    checks the style, and which room imports which
 # make docs    writes a page for each module, from the docstrings, into build/docs
 # make setup   only installs, the releases that constraints.txt pins
-# make results reruns what the README's results rest on, but for what is there: two days, or RESULTS_ARGS="curves"
+# make results reruns what the README's results rest on, but for what is there: days, or RESULTS_ARGS="curves"
 # make audit   asks PyPI whether faults are known of these releases; docs/audit.md explains what it finds
 #
 # make gpu-programs GPU_ARGS="--space bignas"    compiles all programs for GPUs that are not here, and counts their bytes

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that the README's results rest on, in the order in which one rests on another: two days on 2 CPU cores.
+# Everything that the README's results rest on, in the order in which one rests on another: days on 2 CPU cores.
 #
 #     make results [RESULTS_ARGS="NAME..."]        (or benchmarks/results.sh [NAME...])
 #
