@@ -1,7 +1,7 @@
 """Loss curves of our supernet and of the same one in PyTorch (benchmarks/peer.py), trained on the same batches.
 
     python benchmarks/curves.py --root data/cifar10 [--workdir exp/curves] [--configs configs/bignas.py,...]
-        [--resolutions 48,64] [--batch 16] [--steps 200] [--learning-rate 0.05] [--quick] [--json FILE]
+        [--resolutions 48,64] [--batch 16] [--steps 200] [--learning-rate 0.05] [--json FILE]
 
 Both sides take the recipe's space, augmentation, sandwich and optimizer, the same fresh weights, the same architectures
 in each step and the same images, which our loader reads from ROOT. The recipe's schedule is compressed to the given
@@ -31,15 +31,9 @@ from bignas_jax.programs import memory  # noqa: E402
 memory.keep_freed_memory()
 
 import jax  # noqa: E402
-import matplotlib  # noqa: E402
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
-from ml_collections import ConfigDict  # noqa: E402
 from peer import Peer, PeerStep, torch_device  # noqa: E402
 from report import Result, write  # noqa: E402
 
@@ -51,6 +45,7 @@ from bignas_jax.programs.devices import batch_sharding, make_mesh  # noqa: E402
 from bignas_jax.programs.kept import use_compilation_cache  # noqa: E402
 from bignas_jax.programs.weights import build  # noqa: E402
 from bignas_jax.spaces.mobilenet import SearchSpace  # noqa: E402
+from bignas_jax.spaces.registry import space_of  # noqa: E402
 from bignas_jax.step.members.registry import make_members  # noqa: E402
 from bignas_jax.step.optimizer import optimizer, schedule  # noqa: E402
 from bignas_jax.step.recipe import Recipe  # noqa: E402
@@ -82,7 +77,7 @@ class Training:
 
     @property
     def space(self) -> SearchSpace:
-        return SearchSpace.from_config(ConfigDict(self.options.space))
+        return space_of(self.options.space)
 
     @property
     def recipe(self) -> Recipe:
@@ -201,20 +196,22 @@ def draw(found: dict[str, dict], path: pathlib.Path) -> None:
       found: for each recipe the names of its members and, by side, losses [steps, members].
       path: the file to write.
     """
-    figure, panels = plt.subplots(1, len(found), figsize=(5.4 * len(found), 4), layout="constrained", squeeze=False)
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, len(found), figsize=(5.4 * len(found), 4), layout="constrained", squeeze=False)
     for axes, (recipe, saved) in zip(panels[0], found.items(), strict=True):
         for side, losses in saved["curves"].items():
             for name, values in zip(saved["members"], np.array(losses).T, strict=True):
                 points = smooth(values)
                 steps = np.arange(len(points)) + len(values) - len(points) + 1
-                label = {OURS: f"{name}"}.get(side, side if name == saved["members"][-1] else None)
+                label = name if side == OURS else side if name == saved["members"][-1] else None
                 colour = COLOURS.get(name, "#57534e")
                 axes.plot(steps, points, STYLES[side], color=colour, label=label, lw=1.8 if side == OURS else 1.1)
         axes.set(title=recipe, xlabel="step", ylabel=f"loss, mean of {WINDOW} steps (nats)")
         axes.grid(alpha=0.3)
         axes.legend(frameon=False, fontsize="small")
     figure.savefig(path, dpi=110)
-    plt.close(figure)
+    pyplot.close(figure)
 
 
 def compared(path: str, args: argparse.Namespace) -> dict:
@@ -253,11 +250,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16, help="images a step")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--learning-rate", type=float, default=0.05)
-    parser.add_argument("--quick", action="store_true", help="configs/digits.py at one resolution, 6 steps")
     parser.add_argument("--json", help="file to write the results to")
     args = parser.parse_args()
-    if args.quick:
-        args.configs, args.resolutions, args.steps = "configs/digits.py", "6", 6
     args.resolutions = tuple(int(side) for side in args.resolutions.split(","))
     use_compilation_cache()
     found = {pathlib.Path(path).stem: compared(path, args) for path in args.configs.split(",")}
@@ -267,14 +261,14 @@ def main() -> None:
         measured = figures(curves)
         print(f"{name}: root mean square of the difference to PyTorch in float64: ours {measured['ours']:.2g} nats, "
               f"PyTorch in float32 {measured['noise']:.2g} nats")  # fmt: skip
-        results.append(Result(f"{name}: distance to PyTorch's curves over rounding's", measured["ratio"], "x",
-                              None if args.quick else TARGET, "lower", shown=True))  # fmt: skip
+        title = f"{name}: distance to PyTorch's curves over rounding's"
+        results.append(Result(title, measured["ratio"], "x", TARGET, "lower"))
         last = {side: losses[-20:].mean(0) for side, losses in curves.items()}
         for side, losses in last.items():
             told = ", ".join(f"{member} {loss:.3f}" for member, loss in zip(saved["members"], losses, strict=True))
             print(f"  {side}, mean of the last 20 steps: {told}")
     draw(found, args.workdir / "curves.png")
-    write("curves", results, args.quick, args.json)
+    write("curves", results, False, args.json)
 
 
 if __name__ == "__main__":
