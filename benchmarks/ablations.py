@@ -66,7 +66,7 @@ def changed(config: Mapping[str, Any], changes: Mapping[str, Any]) -> Options:
     Raises:
       SystemExit: there is no such field, or it may not hold the value.
     """
-    values = Options.of(config).to_dict()
+    values = {"phases": {}} | Options.of(config).to_dict()
     for name, value in changes.items():
         *groups, field = name.split(".")
         inner = values

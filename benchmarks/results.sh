@@ -52,6 +52,7 @@ make_run cifar10 train.py --config configs/cifar10.py "--config.data.root=$CIFAR
 make_run search search.py --config configs/cifar10.py --workdir "$EXP/cifar10"
 run claim benchmarks/claim.py --workdir "$EXP/cifar10"
 run ablations benchmarks/ablations.py --root "$CIFAR10" --workdir "$EXP/ablations"
+run relatives benchmarks/relatives.py --root "$CIFAR10" --workdir "$EXP/relatives"
 if compgen -G "$FOLDER/*.run" > /dev/null; then
   "$PYTHON" benchmarks/report.py "$FOLDER" --results "$RESULTS" --add || FAILED=1
 fi
