@@ -7,8 +7,8 @@
   multiply-adds of the architectures alone. The spaces are those of configs/bignas.py, configs/attentive_nas.py and the
   four of Once-for-All (configs/ofa_*.py). `Bucket.executed` counts XLA's own operations, and the tests compare it with
   the traced programs. Native kernels on a CPU run fewer.
-- The number of executables that a space's step needs, and the compiles of JAX in steps of configs/digits.py after the
-  first.
+- The number of executables that a space's step needs, and the compiles of JAX in steps after the first, of
+  configs/digits.py and of Once-for-All's three families at the size of CIFAR-10 (`--quick`: of digits alone).
 - The time of a random member's forward and backward pass in the shared executable ("masked"), over its time in an
   executable of its own ("sliced"). Both run in turns. The figure is the median of the members' ratios of medians, on
   the full space of configs/bignas.py at one resolution; `--quick` takes configs/digits.py.
@@ -52,13 +52,26 @@ from bignas_jax.step.members.registry import make_members  # noqa: E402
 from bignas_jax.step.recipe import Recipe  # noqa: E402
 from bignas_jax.step.state import TrainState  # noqa: E402
 from bignas_jax.step.train_step import TrainStep  # noqa: E402
-from configs import attentive_nas, bignas, digits, ofa_mbv3, ofa_mbv3_w12, ofa_proxyless, ofa_resnet50  # noqa: E402
+from configs import (  # noqa: E402
+    attentive_nas,
+    bignas,
+    digits,
+    ofa_mbv3,
+    ofa_mbv3_cifar10,
+    ofa_mbv3_w12,
+    ofa_proxyless,
+    ofa_proxyless_cifar10,
+    ofa_resnet50,
+    ofa_resnet_cifar10,
+)
 
 CLASSES = 1000
 SPACES = {
     "BigNAS": bignas, "AttentiveNAS": attentive_nas, "OFA MobileNetV3": ofa_mbv3, "OFA MobileNetV3 w1.2": ofa_mbv3_w12,
     "OFA ProxylessNAS": ofa_proxyless, "OFA ResNet50": ofa_resnet50,
 }  # fmt: skip
+STEPPED = {"": digits, ", OFA MobileNetV3": ofa_mbv3_cifar10, ", OFA ProxylessNAS": ofa_proxyless_cifar10,
+           ", OFA ResNet50": ofa_resnet_cifar10}  # fmt: skip
 MOST_MACS, MOST_EXECUTABLES, MOST_TIME = 1.10, 12, 1.25
 
 
@@ -202,9 +215,10 @@ def main(argv: list[str] | None = None) -> None:
         ratio = macs_ratio(space, 100 if args.quick else 1000)
         results.append(Result(f"multiply-adds over exact slicing, {name}", ratio, "x", MOST_MACS, "lower"))
         results.append(Result(f"executables, {name}", num_executables(space), "", MOST_EXECUTABLES, "lower"))
+    for name, recipe in list(STEPPED.items())[: 1 if args.quick else None]:
+        compiles = compiles_after_warmup(space_of(recipe), 3 if args.quick else 20)
+        results.append(Result(f"compiles after warm-up{name}", compiles, "", 0, "lower"))
     small = space_of(digits)
-    compiles = compiles_after_warmup(small, 3 if args.quick else 20)
-    results.append(Result("compiles after warm-up", compiles, "", 0, "lower"))
     if args.quick:
         args.members, args.rounds = 2, 3
         ratios = time_ratios(small, small.resolution[-1], args)

@@ -10,6 +10,7 @@ PROBE = """
 import sys
 sys.path.insert(0, "benchmarks")
 import depthwise
+import depthwise_timing as timing
 import jax.numpy as jnp
 import jax
 
@@ -17,27 +18,27 @@ calls = []
 def run(x, k):
     jax.debug.callback(lambda: calls.append(1))
     return x * k
-loop = jax.jit(depthwise.repeated(run, 5))
+loop = jax.jit(timing.repeated(run, 5))
 assert float(loop(jnp.float32(3), jnp.float32(2))) == 6
 jax.effects_barrier()
 assert len(calls) == 5, len(calls)
 
-case = depthwise.Case("space", 6, 8, 3, 1)
-entries, times = depthwise.measure(case, 2, "float32", 2, ["shifted"], repeats=3)
-assert [e["direction"] for e in entries] == list(depthwise.DIRECTIONS)
+case = timing.Case("space", 6, 8, 3, 1)
+entries, times = timing.measure(case, 2, "float32", 2, ["shifted"], repeats=3)
+assert [e["direction"] for e in entries] == list(timing.DIRECTIONS)
 assert all(e["shape"] == [2, 6, 6, 8] and e["milliseconds"]["shifted"] > 0 for e in entries)
-assert all(set(times[part]) == {"torch", "ours"} for part in depthwise.PARTS)
-small, large = (depthwise.repeats_of(depthwise.Case("space", side, 8, 3, 1), 80) for side in (7, 900))
+assert all(set(times[part]) == {"torch", "ours"} for part in timing.PARTS)
+small, large = (timing.repeats_of(timing.Case("space", side, 8, 3, 1), 80) for side in (7, 900))
 assert (small, large) == (200, 5)
 rows = {r.name for r in depthwise.results({case: times}, False)}  # XLA's is missing
 assert rows and not any("XLA" in name for name in rows)
 
 
-shifted = depthwise.IMPLEMENTATIONS["shifted"]
-depthwise.IMPLEMENTATIONS["shifted"] = depthwise.dataclasses.replace(
+shifted = timing.IMPLEMENTATIONS["shifted"]
+timing.IMPLEMENTATIONS["shifted"] = timing.dataclasses.replace(
     shifted, kernel_gradient=lambda *a: 1.1 * shifted.kernel_gradient(*a))
 try:
-    depthwise.measure(case, 2, "float32", 2, ["shifted"])
+    timing.measure(case, 2, "float32", 2, ["shifted"])
 except SystemExit as error:
     assert "kernel_gradient, shifted: found a difference" in str(error)
 else:
