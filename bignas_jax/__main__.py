@@ -18,7 +18,7 @@ COMMANDS = {
     "inspect": ("inspecting", "show what a child takes the classes for, and the images it is surest and wrong about"),
     "export": ("export", "take children out to ONNX, StableHLO, PyTorch, safetensors"),
     "latency": ("latency", "measure a space's blocks on another device: export them, check the table that comes back"),
-    "import": ("importing", "import a supernet that PyTorch-BigNAS, AttentiveNAS or AlphaNet trained"),
+    "import": ("importing", "import a supernet that PyTorch-BigNAS, AttentiveNAS, AlphaNet or Once-for-All trained"),
     "init": ("beginning", "write a recipe that fits a folder of images"),
     "index": ("indexing", "index a folder of tar shards, to train on them"),
     "doctor": ("doctor", "what this machine is, and whether it computes what it should"),
