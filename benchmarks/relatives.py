@@ -134,9 +134,9 @@ def main() -> None:
     found = {name: figures(changed(config, base | known[name]), args.workdir / name, args.evaluations)
              for name in names}  # fmt: skip
     print(table(found))
-    results = [Result(f"{name}: {what}", row[field], unit, shown=True) for name, row in found.items() for what, field,
-               unit in (("MAX", "MAX", "%"), ("MIN", "MIN", "%"), ("winner under 50%", "winner", "%"),
-                        ("minutes of its steps", "minutes", "min"))]  # fmt: skip
+    results = [Result(f"{name}: {what}", row[field], unit, shown=unit == "%") for name, row in found.items()
+               for what, field, unit in (("MAX", "MAX", "%"), ("MIN", "MIN", "%"), ("winner under 50%", "winner", "%"),
+                                         ("minutes of its steps", "minutes", "min"))]  # fmt: skip
     write("relatives", results, args.quick, args.json)
 
 
