@@ -10,8 +10,9 @@ the place of that list: `--variant labels sandwich.loss=labels --variant wide "s
 always comes first.
 
 MAX and MIN are scored on the validation images, calibrated. The table gives the mean over the seeds, and the difference
-to 'as it is' with the standard error of the mean over pairs of the same seed. Trainings lie in WORKDIR/NAME-SEED. The
-same command goes on after an interruption, and trains nothing twice; others than the given ones stay where they are.
+to 'as it is' with the standard error of the mean over pairs of the same seed. Trainings lie in
+WORKDIR/NAME-EPOCHS-SEED. The same command goes on after an interruption, and trains nothing twice; others than the
+given ones stay where they are.
 """
 
 import argparse
@@ -31,7 +32,9 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 from report import Result, write  # noqa: E402
 
+from bignas_jax.cli import scripts  # noqa: E402
 from bignas_jax.config.options import Options  # noqa: E402
+from bignas_jax.config.phases import runs_of  # noqa: E402
 from bignas_jax.config.recipes import load_recipe  # noqa: E402
 from bignas_jax.errors import ConfigError  # noqa: E402
 from bignas_jax.text import aligned  # noqa: E402
@@ -64,7 +67,7 @@ def changed(config: Mapping[str, Any], changes: Mapping[str, Any]) -> Options:
       config: the recipe.
       changes: values by the names of fields, with dots.
     Raises:
-      SystemExit: there is no such field, or it may not hold the value.
+      ConfigError: there is no such field, or it may not hold the value.
     """
     values = {"phases": {}} | Options.of(config).to_dict()
     for name, value in changes.items():
@@ -73,12 +76,11 @@ def changed(config: Mapping[str, Any], changes: Mapping[str, Any]) -> Options:
         for group in groups:
             inner = inner.get(group, {}) if isinstance(inner, dict) else {}
         if not isinstance(inner, dict) or field not in inner:
-            raise SystemExit(f"--variant: found {name!r}, expected the name of a field, such as sandwich.loss")
+            raise ConfigError(f"found {name!r}, expected the name of a field, such as sandwich.loss")
         inner[field] = value
-    try:
-        return Options.of(values)
-    except ConfigError as error:
-        raise SystemExit(f"--variant: {error}") from None
+    made = Options.of(values)
+    runs_of(made)  # which checks its phases
+    return made
 
 
 def given(words: Sequence[str]) -> tuple[str, dict[str, Any]]:
@@ -147,7 +149,7 @@ def main() -> None:
     seeds = [0] if args.quick else [int(seed) for seed in args.seeds.split(",")]
     runs = {name: [changed(config, base | changes | {"seed": seed}) for seed in seeds]
             for name, changes in variants.items()}  # fmt: skip
-    found = {name: np.array([scores(options, args.workdir / f"{name}-{options.seed}".replace(" ", "-"))
+    found = {name: np.array([scores(options, args.workdir / f"{name}-{args.epochs}-{options.seed}".replace(" ", "-"))
                              for options in each]) for name, each in runs.items()}  # fmt: skip
     cells, results = [], []
     for name, (mean, error) in differences(found).items():
@@ -161,4 +163,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(scripts.run(sys.argv[0], main))

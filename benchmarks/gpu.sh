@@ -60,7 +60,7 @@ gpu() {
   # Both sides keep their largest memory in one process: at 320 pixels 256 images of both are about 100 GB of 80.
   run step-256 80 step.py --dtype bfloat16 --resolutions 192,224 --batch 256 --steps 3 --peer eager
   run startup 45 startup.py
-  run elasticity 40 elasticity.py --batch 80 --resolution 224 --members 2 --rounds 5 --dtype bfloat16
+  run elasticity 60 elasticity.py --batch 80 --resolution 224 --members 2 --rounds 5 --dtype bfloat16
   run scaling 40 scaling.py $(step_file step) --batch 80
   JAX_PLATFORMS=cpu run loader 25 loader.py --workers 8
   # The biggest and the smallest alone: each architecture compiles for a minute or more.

@@ -3,15 +3,16 @@
     python benchmarks/relatives.py --workdir exp/relatives [--config configs/cifar10.py] [--root ROOT]
         [--epochs 4] [--seed 0] [--evaluations 100] [--only NAME,...] [--quick] [--json FILE]
 
-The recipe's own sandwich comes first. Then, with one part of it changed: BigNAS's loss (Yu et al., 2020, section 3.2);
-AlphaNet's adaptive alpha-divergence (Wang et al., ICML 2021); AttentiveNAS's BestUp-3 (Wang et al., CVPR 2021). Last is
-Once-for-All's progressive shrinking (Cai et al., 2020, section 3.3): a quarter of the epochs for the full network, then
-for kernels, for depths, and for the whole space, at its authors' ratios of learning rates, with the full network as the
-teacher.
+The recipe's own sandwich comes first. Then, with one part of it changed: BigNAS's loss (Yu et al., 2020, section 3.1),
+where the recipe has another one; AlphaNet's adaptive alpha-divergence (Wang et al., ICML 2021); AttentiveNAS's BestUp-3
+(Wang et al., CVPR 2021). Last is Once-for-All's progressive shrinking (Cai et al., 2020, section 3.3): a quarter of the
+epochs for the full network, then for kernels, for depths, and for the whole space, at its authors' ratios of learning
+rates, with the full network as the teacher.
 
 MAX, MIN and the winner of a search under half of MAX's multiply-adds are scored on the validation images, calibrated.
 A step of one is not as dear as a step of another, so the table has the minutes of all steps, too, at the median speed
-that was logged. Trainings lie in WORKDIR/NAME. The same command goes on after an interruption and trains nothing twice.
+that was logged; they can be compared if the machine had nothing else to do. Trainings lie in WORKDIR/NAME-EPOCHS-SEED.
+The same command goes on after an interruption and trains nothing twice.
 """
 
 import argparse
@@ -19,7 +20,7 @@ import json
 import math
 import pathlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
@@ -33,15 +34,19 @@ from claim import seconds_an_image  # noqa: E402
 from report import Result, write  # noqa: E402
 
 from bignas_jax.api import open_run  # noqa: E402
+from bignas_jax.cli import scripts  # noqa: E402
 from bignas_jax.config.options import Options  # noqa: E402
 from bignas_jax.config.phases import runs_of  # noqa: E402
 from bignas_jax.config.recipes import load_recipe  # noqa: E402
+from bignas_jax.errors import ConfigError  # noqa: E402
+from bignas_jax.spaces.cost import count  # noqa: E402
 from bignas_jax.text import aligned  # noqa: E402
 
-SANDWICH, SHARE = "sandwich", 0.5
+SHARE = 0.5  # of MAX's multiply-adds, for the search
 LARGEST = ("width", "depth", "kernel_size", "expand_ratio")
 # Of progressive shrinking's phases: the choices that are at their largest, the learning rate as a share of the full
-# network's (0.96, 0.08 and 0.24 of 2.6 in configs/ofa_mbv3_shrinking.py), and slices a step.
+# network's (0.96, 0.24 and 0.24 of 2.6 in configs/ofa_mbv3_shrinking.py), and slices a step. Its two short phases,
+# which open the values one by one, are left out.
 PHASES = {"p0_full": (LARGEST, 1.0, 1), "p1_kernel": (("width", "depth", "expand_ratio"), 0.37, 1),
           "p2_depth": (("width", "expand_ratio"), 0.09, 2), "": ((), 0.09, 4)}  # fmt: skip
 
@@ -50,10 +55,10 @@ def shrinking(options: Options) -> dict[str, Any]:
     """The fields of progressive shrinking in as many epochs as the recipe has, a quarter for each phase.
 
     Raises:
-      SystemExit: the epochs are no multiple of four.
+      ConfigError: the epochs are no multiple of four.
     """
     if options.epochs % len(PHASES):
-        raise SystemExit(f"--epochs: found {options.epochs}, expected a multiple of {len(PHASES)}, one for each phase")
+        raise ConfigError(f"--epochs: found {options.epochs}, expected a multiple of {len(PHASES)}, one for each phase")
     epochs = options.epochs // len(PHASES)
     phases = {}
     for name, (largest, share, slices) in PHASES.items():
@@ -69,15 +74,34 @@ def shrinking(options: Options) -> dict[str, Any]:
     } | {f"optimizer.{name}": value for name, value in last["optimizer"].items()}  # fmt: skip
 
 
-def ways(options: Options) -> dict[str, dict[str, Any]]:
-    """What differs from the recipe by the name of a way to train."""
-    return {
-        SANDWICH: {},
-        "bignas_loss": {"sandwich.loss": "soft_cross_entropy"},
-        "alpha_divergence": {"sandwich.loss": "alpha_divergence"},
-        "best_up": {"sandwich.members": "best_up"},
-        "shrinking": shrinking(options),
-    }
+# What differs from the recipe by the name of a way to train.
+WAYS: dict[str, Callable[[Options], dict[str, Any]]] = {
+    "sandwich": lambda options: {},
+    "bignas_loss": lambda options: {"sandwich.loss": "soft_cross_entropy"},
+    "alpha_divergence": lambda options: {"sandwich.loss": "alpha_divergence"},
+    "best_up": lambda options: {"sandwich.members": "best_up"},
+    "shrinking": shrinking,
+}
+
+
+def ways(options: Options, only: Sequence[str] = ()) -> dict[str, Options]:
+    """The options of each way to train, all checked.
+
+    Args:
+      options: of the recipe.
+      only: names of WAYS; none means all that differ.
+    Raises:
+      ConfigError: there is no such way, its fields cannot work, or the recipe is none of a sandwich.
+    """
+    if options.phases or options.sandwich.members != "sandwich":
+        raise ConfigError("--config: found a recipe that trains no sandwich in one phase, expected one that does")
+    for name in only:
+        if name not in WAYS:
+            raise ConfigError(f"--only: found {name!r}, expected some of {', '.join(WAYS)}")
+    found = {name: changed(options.to_dict(), WAYS[name](options)) for name in only or WAYS}
+    if not only and found["bignas_loss"] == found["sandwich"]:
+        found.pop("bignas_loss")
+    return found
 
 
 def trained(options: Options, folder: pathlib.Path) -> tuple[int, float]:
@@ -95,8 +119,8 @@ def figures(options: Options, folder: pathlib.Path, evaluations: int) -> dict[st
     """Trains, searches, and gives what the table shows of one way."""
     biggest, smallest = scores(options, folder)
     run = open_run(folder)
-    limit = float(math.floor(SHARE * run.child("max", statistics="batch").macs))
-    (winner,) = run.search(max_macs=limit, num_evaluations=evaluations)
+    most = count(run.space, run.space.biggest, run.num_classes).macs
+    (winner,) = run.search(max_macs=float(math.floor(SHARE * most)), num_evaluations=evaluations)
     steps, minutes = trained(options, folder)
     return {"steps": steps, "minutes": minutes, "MAX": biggest, "MIN": smallest, "winner": 100 * winner.val_top1,
             "macs": winner.macs}  # fmt: skip
@@ -125,20 +149,18 @@ def main() -> None:
     base |= {"data.root": args.root} if args.root else {}
     if args.quick:
         base |= {"max_steps": 2, "space.resolution": (6,)}
-    config = load_recipe("configs/digits.py" if args.quick else args.config)
-    known = ways(changed(config, base))
-    names = args.only.split(",") if args.only else ["best_up", "shrinking"] if args.quick else list(known)
-    for name in names:
-        if name not in known:
-            raise SystemExit(f"--only: found {name!r}, expected some of {', '.join(known)}")
-    found = {name: figures(changed(config, base | known[name]), args.workdir / name, args.evaluations)
-             for name in names}  # fmt: skip
+    only = args.only.split(",") if args.only else ["best_up", "shrinking"] if args.quick else []
+    chosen = ways(changed(load_recipe("configs/digits.py" if args.quick else args.config), base), only)
+    found = {name: figures(options, args.workdir / f"{name}-{args.epochs}-{args.seed}", args.evaluations)
+             for name, options in chosen.items()}  # fmt: skip
     print(table(found))
-    results = [Result(f"{name}: {what}", row[field], unit, shown=unit == "%") for name, row in found.items()
-               for what, field, unit in (("MAX", "MAX", "%"), ("MIN", "MIN", "%"), ("winner under 50%", "winner", "%"),
-                                         ("minutes of its steps", "minutes", "min"))]  # fmt: skip
+    results = []
+    for name, row in found.items():
+        for what, field in (("MAX", "MAX"), ("MIN", "MIN"), (f"winner under {SHARE:.0%}", "winner")):
+            results.append(Result(f"{name}: {what}", row[field], "%", shown=True))
+        results.append(Result(f"{name}: minutes of its steps", row["minutes"], "min", better="lower"))
     write("relatives", results, args.quick, args.json)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(scripts.run(sys.argv[0], main))

@@ -13,6 +13,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import ablations  # noqa: E402
 
 from bignas_jax.config.options import Options  # noqa: E402
+from bignas_jax.errors import ConfigError  # noqa: E402
 from configs import cifar10  # noqa: E402
 
 
@@ -46,8 +47,9 @@ def test_a_variant_of_ones_own_is_read_and_nonsense_is_named():
         ({"sandwich.los": "labels"}, "'sandwich.los', expected the name of a field"),
         ({"seed.sandwich": 1}, "expected the name of a field"),
         ({"sandwich.loss": "label"}, "config.sandwich.loss: found 'label'"),
+        ({"phases": 3}, "config.phases: found 3"),
     ):
-        with pytest.raises(SystemExit, match=message):
+        with pytest.raises(ConfigError, match=message):
             ablations.changed(cifar10.get_config(), changes)
 
 
