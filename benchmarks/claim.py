@@ -1,7 +1,7 @@
 """Are slices of a supernet as good as the same networks trained alone, and can their ranking be trusted?
 
     python benchmarks/claim.py --workdir exp/cifar10 [--percent 30,50,70] [--ranked 12] [--ranked-epochs 2]
-        [--finetune-epochs 2] [--quick] [--json FILE]
+        [--finetune-epochs 2] [--kinds epochs,seconds,tuned] [--quick] [--json FILE]
 
 For MAX, MIN, and the winner of a search at each share of MAX's multiply-adds: the slice as it is; the same network
 trained alone for as many epochs, and for as many seconds, by the supernet's own recipe; the slice fine-tuned at a fifth
@@ -9,7 +9,7 @@ of the learning rate. Seconds follow from the images a second that both training
 architectures are trained alone for a few epochs each, all alike, and Kendall's tau says how far their order is that of
 their slices. All scores are calibrated children's on the validation images, which no choice depends on; the search sees
 held-out training images alone. Trainings lie in WORKDIR/claim. The same command goes on after an interruption, and
-trains nothing twice.
+trains nothing twice; --kinds selects trainings of a network alone, the dearest of which is the one for as many seconds.
 """
 
 import argparse
@@ -32,7 +32,9 @@ from report import Result, write  # noqa: E402
 from scipy.stats import kendalltau  # noqa: E402
 
 from bignas_jax.api import Run, open_run  # noqa: E402
+from bignas_jax.cli import scripts  # noqa: E402
 from bignas_jax.config.options import Options  # noqa: E402
+from bignas_jax.errors import ConfigError  # noqa: E402
 from bignas_jax.runs.assess import evaluate_run  # noqa: E402
 from bignas_jax.runs.folder import supernet_options  # noqa: E402
 from bignas_jax.spaces.architecture import Architecture  # noqa: E402
@@ -126,17 +128,40 @@ def subjects(run: Run, percents: Sequence[int]) -> dict[str, Architecture]:
     return found | {f"macs-{percent}pct": winner.arch for percent, winner in winners}
 
 
-def compare(claim: Claim, archs: dict[str, Architecture], finetune_epochs: int) -> list[dict]:
-    """A row of figures for each network."""
+def compare(claim: Claim, archs: dict[str, Architecture], finetune_epochs: int, kinds: Sequence[str]) -> list[dict]:
+    """A row of figures for each network.
+
+    Args:
+      claim: the trainings.
+      archs: the networks by name.
+      finetune_epochs: of a slice.
+      kinds: keys of FOLDERS, the trainings to make.
+    """
     rows = []
     for (name, arch), row in zip(archs.items(), claim.slices(list(archs.values())), strict=True):
         figures = {SLICE: (row["top1"], row["images"])}
-        figures[EPOCHS] = claim.alone(arch, f"{name}/{FOLDERS[EPOCHS]}", claim.options.epochs)
-        longer = claim.epochs_in_its_seconds(f"{name}/{FOLDERS[EPOCHS]}")
-        figures[SECONDS] = claim.alone(arch, f"{name}/{FOLDERS[SECONDS]}", longer)
-        figures[TUNED] = claim.alone(arch, f"{name}/{FOLDERS[TUNED]}", finetune_epochs, tuned=True)
-        rows.append({"name": name, "macs": row["macs"], "epochs": longer, "figures": figures})
+        for kind in kinds:
+            epochs = claim.options.epochs if kind == EPOCHS else finetune_epochs
+            if kind == SECONDS:
+                epochs = row["epochs"] = claim.epochs_in_its_seconds(f"{name}/{FOLDERS[EPOCHS]}")
+            figures[kind] = claim.alone(arch, f"{name}/{FOLDERS[kind]}", epochs, tuned=kind == TUNED)
+        rows.append({"name": name, "macs": row["macs"], "epochs": row.get("epochs"), "figures": figures})
     return rows
+
+
+def selected(text: str) -> list[str]:
+    """The kinds of --kinds, in the order of FOLDERS.
+
+    Raises:
+      ConfigError: there is no such kind, or nothing to compare with.
+    """
+    names = text.split(",")
+    for name in names:
+        if name not in FOLDERS.values():
+            raise ConfigError(f"--kinds: found {name!r}, expected some of {', '.join(FOLDERS.values())}")
+    if FOLDERS[EPOCHS] not in names:
+        raise ConfigError(f"--kinds: found {text!r}, expected {FOLDERS[EPOCHS]!r} among them, for the comparison")
+    return [kind for kind, name in FOLDERS.items() if name in names]
 
 
 def ranking(claim: Claim, run: Run, count: int, epochs: int) -> list[tuple[float, float]]:
@@ -160,6 +185,8 @@ def picture(rows: Sequence[dict], path: pathlib.Path) -> None:
     figure, axes = pyplot.subplots(figsize=(6.4, 4.2), layout="constrained")
     rows = sorted(rows, key=lambda row: row["macs"])
     for kind, mark in ((SLICE, "o-"), (EPOCHS, "s"), (SECONDS, "^"), (TUNED, "x")):
+        if kind not in rows[0]["figures"]:
+            continue
         values = [row["figures"][kind] for row in rows]
         axes.errorbar([row["macs"] / 1e6 for row in rows], [100 * top1 for top1, _ in values],
                       [100 * error(*value) for value in values], fmt=mark, label=kind, capsize=2)  # fmt: skip
@@ -177,16 +204,18 @@ def main() -> None:
     parser.add_argument("--ranked", type=int, default=12, help="random architectures whose order is compared")
     parser.add_argument("--ranked-epochs", type=int, default=2, help="epochs of each of them alone")
     parser.add_argument("--finetune-epochs", type=int, default=2)
+    parser.add_argument("--kinds", default=",".join(FOLDERS.values()), help="trainings of a network alone, by commas")
     parser.add_argument("--quick", action="store_true", help="one child, three ranked architectures")
     parser.add_argument("--json", help="file to write the results to")
     args = parser.parse_args()
     percents = [50] if args.quick else [int(percent) for percent in args.percent.split(",")]
+    kinds = selected(args.kinds)
     claim, run = Claim(args.workdir), open_run(args.workdir)
-    rows = compare(claim, subjects(run, percents), args.finetune_epochs)
+    rows = compare(claim, subjects(run, percents), args.finetune_epochs, kinds)
     pairs = ranking(claim, run, 3 if args.quick else args.ranked, args.ranked_epochs)
     cells = [(row["name"], f"{row['macs'] / 1e6:.2f}", *(f"{100 * top1:.2f} ± {100 * error(top1, images):.2f}"
-              for top1, images in row["figures"].values()), str(row["epochs"])) for row in rows]  # fmt: skip
-    print(aligned(("network", "MACs (M)", SLICE, EPOCHS, SECONDS, TUNED, "epochs in its seconds"), cells))
+              for top1, images in row["figures"].values()), str(row["epochs"] or "")) for row in rows]  # fmt: skip
+    print(aligned(("network", "MACs (M)", SLICE, *kinds, "epochs in its seconds"), cells))
     picture(rows, args.workdir / "claim" / "claim.png")
     results = [Result(f"{row['name']}: {kind}", 100 * top1, "%", shown=True) for row in rows
                for kind, (top1, _) in row["figures"].items()]  # fmt: skip
@@ -200,4 +229,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(scripts.run(sys.argv[0], main))

@@ -4,10 +4,10 @@
         [--epochs 4] [--seed 0] [--evaluations 100] [--only NAME,...] [--quick] [--json FILE]
 
 The recipe's own sandwich comes first. Then, with one part of it changed: BigNAS's loss (Yu et al., 2020, section 3.1),
-where the recipe has another one; AlphaNet's adaptive alpha-divergence (Wang et al., ICML 2021); AttentiveNAS's BestUp-3
-(Wang et al., CVPR 2021). Last is Once-for-All's progressive shrinking (Cai et al., 2020, section 3.3): a quarter of the
-epochs for the full network, then for kernels, for depths, and for the whole space, at its authors' ratios of learning
-rates, with the full network as the teacher.
+where the recipe has another one; AlphaNet's adaptive alpha-divergence (Wang et al., ICML 2021), for both of which
+students count as much as the biggest; AttentiveNAS's BestUp-3 (Wang et al., CVPR 2021). Last is Once-for-All's
+progressive shrinking (Cai et al., 2020, section 3.3): a quarter of the epochs for the full network, then for kernels,
+for depths, and for the whole space, at its authors' ratios of learning rates, with the full network as the teacher.
 
 MAX, MIN and the winner of a search under half of MAX's multiply-adds are scored on the validation images, calibrated.
 A step of one is not as dear as a step of another, so the table has the minutes of all steps, too, at the median speed
@@ -74,11 +74,13 @@ def shrinking(options: Options) -> dict[str, Any]:
     } | {f"optimizer.{name}": value for name, value in last["optimizer"].items()}  # fmt: skip
 
 
+# As in the papers, where students count as much as the biggest from the first step on.
+EQUAL = {"sandwich.student_weight": 1.0, "sandwich.student_ramp": 0.0}
 # What differs from the recipe by the name of a way to train.
 WAYS: dict[str, Callable[[Options], dict[str, Any]]] = {
     "sandwich": lambda options: {},
-    "bignas_loss": lambda options: {"sandwich.loss": "soft_cross_entropy"},
-    "alpha_divergence": lambda options: {"sandwich.loss": "alpha_divergence"},
+    "bignas_loss": lambda options: {"sandwich.loss": "soft_cross_entropy"} | EQUAL,
+    "alpha_divergence": lambda options: {"sandwich.loss": "alpha_divergence"} | EQUAL,
     "best_up": lambda options: {"sandwich.members": "best_up"},
     "shrinking": shrinking,
 }
@@ -126,11 +128,18 @@ def figures(options: Options, folder: pathlib.Path, evaluations: int) -> dict[st
             "macs": winner.macs}  # fmt: skip
 
 
-def table(found: Mapping[str, Mapping[str, Any]]) -> str:
-    """The figures of all ways as text."""
+def table(found: Mapping[str, Mapping[str, Any]], first: str = "trained by") -> str:
+    """The figures of all trainings as text; `first` is the head of their names' column."""
     cells = [(name, str(row["steps"]), f"{row['minutes']:.1f}", f"{row['MAX']:.2f}", f"{row['MIN']:.2f}",
               f"{row['winner']:.2f}", f"{row['macs'] / 1e6:.2f}") for name, row in found.items()]  # fmt: skip
-    return aligned(("trained by", "steps", "minutes", "MAX (%)", "MIN (%)", "winner (%)", "its MACs (M)"), cells)
+    return aligned((first, "steps", "minutes", "MAX (%)", "MIN (%)", "winner (%)", "its MACs (M)"), cells)
+
+
+def shown(found: Mapping[str, Mapping[str, Any]]) -> list[Result]:
+    """The accuracies of all trainings as results."""
+    kinds = {"MAX": "MAX", "MIN": "MIN", f"winner under {SHARE:.0%}": "winner"}
+    return [Result(f"{name}: {kind}", row[field], "%", shown=True)
+            for name, row in found.items() for kind, field in kinds.items()]  # fmt: skip
 
 
 def main() -> None:
@@ -154,10 +163,8 @@ def main() -> None:
     found = {name: figures(options, args.workdir / f"{name}-{args.epochs}-{args.seed}", args.evaluations)
              for name, options in chosen.items()}  # fmt: skip
     print(table(found))
-    results = []
+    results = shown(found)
     for name, row in found.items():
-        for what, field in (("MAX", "MAX"), ("MIN", "MIN"), (f"winner under {SHARE:.0%}", "winner")):
-            results.append(Result(f"{name}: {what}", row[field], "%", shown=True))
         results.append(Result(f"{name}: minutes of its steps", row["minutes"], "min", better="lower"))
     write("relatives", results, args.quick, args.json)
 

@@ -53,6 +53,7 @@ make_run search search.py --config configs/cifar10.py --workdir "$EXP/cifar10"
 run claim benchmarks/claim.py --workdir "$EXP/cifar10"
 run ablations benchmarks/ablations.py --root "$CIFAR10" --workdir "$EXP/ablations"
 run relatives benchmarks/relatives.py --root "$CIFAR10" --workdir "$EXP/relatives"
+run datasets benchmarks/datasets.py --workdir "$EXP/datasets"
 if compgen -G "$FOLDER/*.run" > /dev/null; then
   "$PYTHON" benchmarks/report.py "$FOLDER" --results "$RESULTS" --add || FAILED=1
 fi

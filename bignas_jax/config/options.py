@@ -118,6 +118,8 @@ class Sandwich(Group, part="sandwich"):
         "", expected="the folder of a searched run, or nothing to score candidates by their loss"
     )
     loss: str = declare.plugged(*Losses, default=Losses.SOFT_CROSS_ENTROPY.value)
+    student_weight: float = declare.positive(1.0)
+    student_ramp: float = declare.fraction(0.0)
     regularised: str = declare.one_of(*Regularised, default=Regularised.BIGGEST.value)
     resolve_conflicts: bool = declare.switch(False)
     resolve_conflicts_after: float = declare.not_negative(0.0)

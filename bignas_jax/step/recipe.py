@@ -29,6 +29,8 @@ class Recipe:
       num_classes: outputs of the classifier.
       members: name of the sampler, or `package.module:Class`.
       loss: name of the loss, or `package.module:Class`.
+      student_weight: how much each member that learns from the first one counts, which counts 1.
+      student_ramp: steps over which that weight rises linearly from 0; 0 means that it is always the same.
       all_regularised: whether dropout and drop-connect act on all members of a sandwich, and not on its biggest alone.
       resolve_conflicts_from: the step from which the biggest member's gradient gives way to the others'; None means
         never.
@@ -51,6 +53,8 @@ class Recipe:
     seed: int = 0
     members: str = "sandwich"
     loss: str = "soft_cross_entropy"
+    student_weight: float = 1.0
+    student_ramp: int = 0
     all_regularised: bool = False
     resolve_conflicts_from: int | None = None
     mixup: float = 0.0
@@ -77,6 +81,8 @@ class Recipe:
         return cls(
             members=sandwich.members,
             loss=sandwich.loss,
+            student_weight=sandwich.student_weight,
+            student_ramp=round(sandwich.student_ramp * options.epochs * steps_per_epoch),
             all_regularised=sandwich.regularised == Regularised.ALL,
             resolve_conflicts_from=conflicts_from if sandwich.resolve_conflicts else None,
             num_random=sandwich.num_random,
@@ -100,3 +106,12 @@ class Recipe:
             teacher_weight=options.teacher.weight,
             label_weight=options.teacher.label_weight,
         )
+
+    @property
+    def weighs_students(self) -> bool:
+        """Whether there are steps in which a student does not count 1."""
+        return self.student_weight != 1 or self.student_ramp > 0
+
+    def student_weight_at(self, step: int) -> float:
+        """How much each member that learns from the first one counts in a step, from 0."""
+        return self.student_weight * min(1.0, (step + 1) / max(1, self.student_ramp))

@@ -34,6 +34,7 @@ from bignas_jax.step import mixing
 from bignas_jax.step.losses import loss_class
 from bignas_jax.step.members.protocol import Member, Part, Target
 from bignas_jax.step.members.registry import make_members
+from bignas_jax.step.objective import objective_of
 from bignas_jax.step.recipe import Recipe
 from bignas_jax.step.state import TrainState
 from bignas_jax.step.teacher import Teacher
@@ -122,6 +123,7 @@ class TrainStep:
         total, metrics = self._shape_of_totals(params)
 
         micro = shapes(np.int32(0), whole) if self._parts > 1 else None
+        weight = shapes(np.float32(1), whole)
         teacher = jax.ShapeDtypeStruct((image.shape[0] // self._parts, classes), np.float32, sharding=split)
 
         def told(bucket: Bucket):
@@ -132,7 +134,7 @@ class TrainStep:
             begins = part.first and micro is None
             return self._gradient(part).trace(
                 params, image, label, *arguments, told(part.bucket), None if begins else total, micro,
-                outside if self._is_taught(part) else None,
+                outside if self._is_taught(part) else None, weight if self._is_weighed(part) else None,
             )  # fmt: skip
 
         def score(bucket: Bucket):
@@ -203,6 +205,10 @@ class TrainStep:
         """Whether a member learns from the teacher from outside the run."""
         return self.teacher is not None and part.target == Target.LABELS
 
+    def _is_weighed(self, part: Part) -> bool:
+        """Whether a member is a student, and students do not always count as much as the first member."""
+        return part.target == Target.TEACHER and self.recipe.weighs_students
+
     @property
     def _mixes(self) -> bool:
         return bool(self.recipe.mixup or self.recipe.cutmix)
@@ -254,6 +260,7 @@ class TrainStep:
             total,
             np.int32(micro) if self._parts > 1 else None,
             batch["teacher"] if self._is_taught(part) else None,
+            np.float32(self.recipe.student_weight_at(step)) if self._is_weighed(part) else None,
         )
 
     def score(self, params: Any, batch: dict[str, jax.Array], archs: Sequence[Architecture]) -> list[float]:
@@ -315,7 +322,7 @@ class TrainStep:
         """The program of `learn`. The gradient has a leading axis of devices; each device holds its own gradient."""
         recipe, bucket = self.recipe, part.bucket
 
-        def learn(params, image, label, step, teacher, sampled, total, micro, outside):
+        def learn(params, image, label, step, teacher, sampled, total, micro, outside, weight):
             image, label, outside = self._part_of((image, label, outside), micro)
             rng = None
             if part.regularised:
@@ -329,14 +336,8 @@ class TrainStep:
             def loss(params):
                 logits = self._logits(params, image, bucket.arch, sampled, rng)
                 targets = _probabilities(label, logits.shape[-1])
-                value, extra = self.loss(logits, targets, teacher)
-                if outside is None:
-                    return value / self._parts, (value, logits, extra)
-                taught, extra = self.loss(logits, targets, outside)
-                both = recipe.label_weight * value + recipe.teacher_weight * taught
-                # What is logged is a mean, so that guessing has the same loss as without a teacher.
-                mean = both / (recipe.label_weight + recipe.teacher_weight)
-                return both / self._parts, (mean, logits, extra)
+                objective, value, extra = objective_of(recipe, self.loss, logits, targets, teacher, outside, weight)
+                return objective, (value, logits, extra)
 
             (_, (value, logits, extra)), grads = jax.value_and_grad(loss, has_aux=True)(params)
             grads = _stack(grads)
@@ -345,7 +346,7 @@ class TrainStep:
             further = [extra[name] for name in self.loss.metrics]
             return grads, _metrics(value, logits, label, further), logits if part.first else None
 
-        specs = (REPLICATED, SPLIT, SPLIT, REPLICATED, SPLIT, REPLICATED, SPLIT, REPLICATED, SPLIT)
+        specs = (REPLICATED, SPLIT, SPLIT, REPLICATED, SPLIT, REPLICATED, SPLIT, REPLICATED, SPLIT, REPLICATED)
         donated = {} if part.first and self._parts == 1 else {"donate_argnums": (6,)}
         return over_devices(self.mesh, learn, specs, (SPLIT, SPLIT, SPLIT), **donated)
 

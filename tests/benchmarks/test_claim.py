@@ -12,6 +12,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import claim  # noqa: E402
 
 from bignas_jax.config.files import to_json  # noqa: E402
+from bignas_jax.errors import ConfigError  # noqa: E402
 from bignas_jax.spaces.architecture import Architecture  # noqa: E402
 from bignas_jax.spaces.registry import space_of  # noqa: E402
 from configs import digits  # noqa: E402
@@ -46,7 +47,7 @@ def test_a_network_gets_as_many_epochs_and_as_many_seconds_alone(made, monkeypat
     space = space_of(ours.options.space)
     rows = [{"top1": 0.79, "images": 400, "macs": 5}]
     monkeypatch.setattr(claim.Claim, "slices", lambda self, archs: rows)
-    (row,) = claim.compare(ours, {"MAX": space.biggest}, finetune_epochs=1)
+    (row,) = claim.compare(ours, {"MAX": space.biggest}, 1, claim.selected("tuned,seconds,epochs"))
     alone, longer, tuned = (asked[f"MAX/{kind}"] for kind in ("epochs", "seconds", "tuned"))
     # It takes a quarter of the supernet's time for an image, so it gets four times as many epochs.
     assert (alone.epochs, longer.epochs, tuned.epochs) == (6, 24, 1) and row["epochs"] == 24
@@ -64,6 +65,19 @@ def test_a_network_gets_as_many_epochs_and_as_many_seconds_alone(made, monkeypat
     assert not claim.no_worse(row)
     claim.picture([row], ours.workdir / "claim.png")
     assert (ours.workdir / "claim.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_kinds_of_trainings_can_be_left_for_later(made, monkeypatch):
+    ours, asked = made
+    monkeypatch.setattr(claim.Claim, "slices", lambda self, archs: [{"top1": 0.79, "images": 400, "macs": 5}])
+    (row,) = claim.compare(ours, {"MIN": space_of(ours.options.space).smallest}, 1, claim.selected("tuned,epochs"))
+    assert list(asked) == ["MIN/epochs", "MIN/tuned"] and row["epochs"] is None
+    assert list(row["figures"]) == [claim.SLICE, claim.EPOCHS, claim.TUNED]
+    claim.picture([row], ours.workdir / "claim.png")
+    for text, told in (("epochs,hours", "found 'hours', expected some of epochs, seconds, tuned"),
+                       ("tuned", "expected 'epochs' among them")):  # fmt: skip
+        with pytest.raises(ConfigError, match=told):
+            claim.selected(text)
 
 
 def test_a_log_without_speeds_is_named(tmp_path):

@@ -51,20 +51,23 @@ def kept(folder) -> dict:
 def test_everything_runs_once(results):
     done, ran = results()
     assert done.returncode == 0, done.stderr
-    assert ran == ["curves.py", "train.py", "search.py", "claim.py", "ablations.py", "relatives.py"]
-    assert kept(results.folder) == {"curves": "done", "claim": "done", "ablations": "done", "relatives": "done"}
+    assert ran == ["curves.py", "train.py", "search.py", "claim.py", "ablations.py", "relatives.py",
+                   "datasets.py"]
+    assert kept(results.folder) == {"curves": "done", "claim": "done", "ablations": "done", "relatives": "done",
+                                    "datasets": "done"}
     again, ran = results()
-    assert again.returncode == 0 and ran == [] and again.stdout.count("is there") == 6
-    assert len(kept(results.folder)) == 4
+    assert again.returncode == 0 and ran == [] and again.stdout.count("is there") == 7
+    assert len(kept(results.folder)) == 5
 
 
 def test_a_failure_is_told_and_run_again_alone(results):
     done, ran = results(fails="claim")
-    assert done.returncode == 1 and "== claim: failed" in done.stderr and ran[-1] == "relatives.py"
-    assert kept(results.folder) == {"curves": "done", "claim": "failed", "ablations": "done", "relatives": "done"}
+    assert done.returncode == 1 and "== claim: failed" in done.stderr and ran[-1] == "datasets.py"
+    assert kept(results.folder) == {"curves": "done", "claim": "failed", "ablations": "done", "relatives": "done",
+                                    "datasets": "done"}
     done, ran = results()
     assert done.returncode == 0 and ran == ["claim.py"]
-    assert set(kept(results.folder).values()) == {"done"} and len(kept(results.folder)) == 4
+    assert set(kept(results.folder).values()) == {"done"} and len(kept(results.folder)) == 5
 
 
 def test_names_select(results):

@@ -60,8 +60,8 @@ def run(sandwich, tiny, inputs, first=0):
     return state, metrics
 
 
-def torch_step(tiny, leaves, batch, archs):
-    """Losses of the members; their gradients stand summed in the leaves."""
+def torch_step(tiny, leaves, batch, archs, student_weight=1.0):
+    """Losses of the members; their gradients, those of students by their weight, stand summed in the leaves."""
     label, soft, losses = torch.tensor(batch["label"]).long(), None, []
     for arch in archs:
         child = tiny.child(arch)[0].statistics("batch")
@@ -70,7 +70,7 @@ def torch_step(tiny, leaves, batch, archs):
             loss, soft = F.cross_entropy(logits, label, label_smoothing=0.1), logits.detach().softmax(-1)
         else:
             loss = F.cross_entropy(logits, soft)
-        loss.backward()
+        (loss if not losses else student_weight * loss).backward()
         losses.append(loss.item())
     return losses
 
@@ -99,6 +99,21 @@ def test_some_steps_equal_the_same_steps_in_pytorch(tiny, one):
     moved = flat(jax.tree.map(lambda a, b: np.abs(a - b).max(), expected, tiny.params))
     # The head's batch norm takes a constant away again: that bias has no gradient.
     assert [path for path, by in moved.items() if by < 1e-4] == ["blocks.4.project_norm.bias"]
+
+
+@pytest.mark.parametrize("micro_batches", (1, 2))
+def test_students_count_their_weight_and_log_their_loss_without_it(tiny, micro_batches):
+    ramp = {"student_weight": 0.5, "student_ramp": 4}  # half of the way in its second step
+    recipe = dataclasses.replace(RECIPE, num_random=0, micro_batches=micro_batches, **ramp)
+    _, metrics = run(sandwich_of(tiny, recipe, 2), tiny, batches()[:1], first=1)
+    leaves = tiny.child(tiny.space.biggest)[1]
+    parts = [{name: rows[m::micro_batches] for name, rows in batches()[0].items()} for m in range(micro_batches)]
+    archs = make_members(tiny.space, recipe).architectures(1)
+    losses = [torch_step(tiny, leaves, part, archs, 0.25) for part in parts]
+    grads = [leaf.grad for leaf in leaves.values() if leaf.grad is not None]
+    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in grads])) / micro_batches
+    np.testing.assert_allclose(metrics[0]["loss"], np.mean(losses, 0), rtol=1e-4)
+    np.testing.assert_allclose(metrics[0]["gradient_norm"], norm, rtol=1e-4)
 
 
 def test_eight_devices_equal_one(tiny, one, eight):
@@ -222,10 +237,25 @@ def test_recipe_reads_the_options():
     config.model.dropout, config.model.sync_batch_norm = 0.1, True
     config.sandwich.num_random, config.sandwich.label_smoothing = 3, 0.2
     config.sandwich.candidates, config.sandwich.budget_macs, config.sandwich.uniform_budgets = 5, 2e4, True
-    config.sandwich.predictor = "exp/a"
+    config.sandwich.predictor, config.sandwich.student_weight = "exp/a", 0.5
     expected = Recipe(3, 0.2, 0.1, 0.3, True, 0.99, True, config.data.mean, config.data.std, 5, candidates=5,
-                      budget_macs=2e4, uniform_budgets=True, predictor="exp/a", num_classes=10)
+                      budget_macs=2e4, uniform_budgets=True, predictor="exp/a", num_classes=10, student_weight=0.5)
     assert Recipe.of(Options.of(config)) == expected
+
+
+def test_the_weight_of_students_rises_over_a_part_of_the_training():
+    from configs import digits
+
+    config = digits.get_config()
+    assert not Recipe.of(Options.of(config), 16).weighs_students
+    config.epochs, config.sandwich.student_weight, config.sandwich.student_ramp = 10, 0.5, 0.25
+    recipe = Recipe.of(Options.of(config), steps_per_epoch=16)
+    weights = [recipe.student_weight_at(step) for step in range(160)]
+    assert np.allclose(weights[:40], 0.5 * np.arange(1, 41) / 40) and set(weights[40:]) == {0.5}
+    config.sandwich.student_weight = 1.0
+    assert Recipe.of(Options.of(config), 16).weighs_students
+    config.sandwich.student_weight, config.sandwich.student_ramp = 0.5, 0.0
+    assert {Recipe.of(Options.of(config), 16).student_weight_at(step) for step in range(160)} == {0.5}
 
 
 def test_no_random_member(tiny):
