@@ -37,10 +37,13 @@ import torch.nn.functional as F  # noqa: E402
 from peer import Peer, PeerStep, torch_device  # noqa: E402
 from report import Result, write  # noqa: E402
 
+from bignas_jax.cli import scripts  # noqa: E402
+from bignas_jax.config.choices import Losses  # noqa: E402
 from bignas_jax.config.options import Options  # noqa: E402
 from bignas_jax.config.recipes import load_recipe  # noqa: E402
 from bignas_jax.data.dataset import open_dataset  # noqa: E402
 from bignas_jax.data.loader import Loader  # noqa: E402
+from bignas_jax.errors import ConfigError  # noqa: E402
 from bignas_jax.programs.devices import batch_sharding, make_mesh  # noqa: E402
 from bignas_jax.programs.kept import use_compilation_cache  # noqa: E402
 from bignas_jax.programs.weights import build  # noqa: E402
@@ -95,8 +98,16 @@ def reduced(path: str, args: argparse.Namespace) -> Training:
     Args:
       path: the recipe's file.
       args: the command line.
+    Raises:
+      ConfigError: the recipe trains by another loss than the paper's, or by other weights; PyTorch's side has neither.
     """
     config = load_recipe(path)
+    sandwich = Options.of(config).sandwich
+    if sandwich.loss != Losses.SOFT_CROSS_ENTROPY or sandwich.student_weight != 1 or sandwich.student_ramp:
+        raise ConfigError(
+            f"{path}: found sandwich.loss={sandwich.loss}, student_weight={sandwich.student_weight} and "
+            f"student_ramp={sandwich.student_ramp}, expected {Losses.SOFT_CROSS_ENTROPY}, 1 and 0"
+        )
     config.space.resolution = args.resolutions
     config.model.dropout = config.model.drop_connect = 0.0
     config.optimizer.learning_rate = args.learning_rate
@@ -272,4 +283,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(scripts.run(sys.argv[0], main))

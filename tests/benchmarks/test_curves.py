@@ -13,6 +13,7 @@ import torch
 from paths import ROOT
 from run_lab import CONFIG, environment
 
+from bignas_jax.errors import ConfigError
 from bignas_jax.programs.weights import build
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -40,6 +41,12 @@ def test_a_tenth_more_learning_rate_is_told_from_rounding(recipe):
     found[curves.OURS] = np.array(curves.theirs(wrong, params, torch.float32))
     assert found[curves.OURS].shape == (30, 3)
     assert curves.figures(found)["ratio"] > 5
+
+
+def test_a_recipe_that_pytorchs_side_does_not_train_is_refused():
+    args = argparse.Namespace()  # it is refused before any of them is read
+    with pytest.raises(ConfigError, match="found sandwich.loss=trusted_teacher, student_weight=0.5 and student_ramp=1"):
+        curves.reduced("configs/cifar10.py", args)
 
 
 def test_distances_are_root_mean_squares():
