@@ -4,7 +4,8 @@
 
 This merges the files that benchmarks/gpu.sh (or reliability.sh) wrote to FOLDER into one file of results, named by
 processor and date. Each run wrote NAME.run, a line of exit status, seconds and command, and NAME.json, by `write`. A
-run without NAME.json counts as failed. With --add, other runs that the file holds already are kept, with their commit.
+run without NAME.json counts as failed. With --add, other runs of this processor and these versions are kept, with their
+commit and date: those in the file, or else in the newest before it, whose place the file then takes.
 """
 
 import argparse
@@ -145,11 +146,21 @@ def file_name(about: dict[str, object]) -> str:
     return re.sub(r"[^a-z0-9]+", "-", f"{about['processor']}-{about['date']}".lower()).strip("-") + ".json"
 
 
+def newest_before(path: pathlib.Path, about: dict[str, object]) -> pathlib.Path | None:
+    """The file at path, or else the newest in its folder of the same processor and versions; None if there is none."""
+    if path.exists():
+        return path
+    files = {file: json.loads(file.read_text()) for file in path.parent.glob("*.json")}
+    alike = [file for file, old in files.items()
+             if (old.get("processor"), old.get("versions")) == (about["processor"], about["versions"])]  # fmt: skip
+    return max(alike, key=lambda file: (files[file]["date"], file.name), default=None)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=pathlib.Path, help="what benchmarks/gpu.sh left")
     parser.add_argument("--results", type=pathlib.Path, default=ROOT / "benchmarks" / "results")
-    parser.add_argument("--add", action="store_true", help="keep what a file of this device and date holds already")
+    parser.add_argument("--add", action="store_true", help="keep other runs of this device and these versions")
     args = parser.parse_args()
     runs = merge(args.folder)
     if not runs:
@@ -157,11 +168,14 @@ def main() -> None:
     about = machine()
     path = args.results / file_name(about)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if args.add and path.exists():
-        names, old = {run["name"] for run in runs}, json.loads(path.read_text())
-        kept = [{"commit": old["commit"]} | run for run in old["runs"] if run["name"] not in names]
-        runs = kept + runs
+    before = newest_before(path, about) if args.add else None
+    if before is not None:
+        names, old = {run["name"] for run in runs}, json.loads(before.read_text())
+        when = {field: old[field] for field in ("commit", "date")}
+        runs = [when | run for run in old["runs"] if run["name"] not in names] + runs
     path.write_text(json.dumps(about | {"runs": runs}, indent=1) + "\n")
+    if before is not None and before != path:
+        before.unlink()
     for run in runs:
         short = [row["name"] for row in run.get("results", ()) if not Result(**row).reached]
         note = f"; short of the target: {', '.join(short)}" if short else ""
