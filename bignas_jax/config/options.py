@@ -120,6 +120,7 @@ class Sandwich(Group, part="sandwich"):
     loss: str = declare.plugged(*Losses, default=Losses.SOFT_CROSS_ENTROPY.value)
     student_weight: float = declare.positive(1.0)
     student_ramp: float = declare.fraction(0.0)
+    student_start: float = declare.rate(0.0)
     regularised: str = declare.one_of(*Regularised, default=Regularised.BIGGEST.value)
     resolve_conflicts: bool = declare.switch(False)
     resolve_conflicts_after: float = declare.not_negative(0.0)

@@ -61,13 +61,15 @@ class Logs:
             self._track(record["step"], {name: value for name, value in record.items() if name != "step"})
 
     def losses(self, members: Sequence[str]) -> list[tuple[int, list[float]]]:
-        """The members' losses by step, as far as they were logged before this start; those of NaN are left out.
+        """The losses of a step's members by step, as far as they were logged before this start.
 
+        Steps with a loss that is NaN are left out. Members that did not train in a step have none.
         They are given once, and not kept: those of a long run take room.
         """
         before, self._before = self._before, []
-        found = [(record["step"], [record.get(f"loss/{name}") for name in members]) for record in before]
-        return [(step, losses) for step, losses in found if None not in losses]
+        names = [f"loss/{name}" for name in members]
+        found = [(record["step"], [record[name] for name in names if name in record]) for record in before]
+        return [(step, losses) for step, losses in found if losses and None not in losses]
 
     def advance(self) -> None:
         if self.active:

@@ -1,6 +1,9 @@
-"""What a member minimises: its loss, weighed against the other members' and by a teacher from outside the run."""
+"""What a member minimises and logs: its loss, weighed against other members' and by a teacher from outside the run."""
+
+from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 
 from bignas_jax.step.losses import Loss
 from bignas_jax.step.recipe import Recipe
@@ -34,3 +37,17 @@ def objective_of(
     if weight is not None:
         objective = weight * objective
     return objective / recipe.micro_batches, value, extra
+
+
+def probabilities(label: jax.Array, num_classes: int) -> jax.Array:
+    """[B, classes] of labels, int32 [B]; mixed labels are probabilities already."""
+    return label if label.ndim == 2 else jax.nn.one_hot(label, num_classes)
+
+
+def metrics_of(loss: jax.Array, logits: jax.Array, label: jax.Array, further: Sequence[jax.Array]) -> jax.Array:
+    """[1, 2 + further]: loss and accuracy of this device's images, and the other scalars that the loss gives.
+
+    A mixed image counts as of the class that has the greater part in it.
+    """
+    label = jnp.argmax(label, -1) if label.ndim == 2 else label
+    return jnp.stack([loss, jnp.mean(jnp.argmax(logits, -1) == label), *further])[None]

@@ -30,7 +30,8 @@ class Recipe:
       members: name of the sampler, or `package.module:Class`.
       loss: name of the loss, or `package.module:Class`.
       student_weight: how much each member that learns from the first one counts, which counts 1.
-      student_ramp: steps over which that weight rises linearly from 0; 0 means that it is always the same.
+      student_start: the first step in which they train; before it the first one trains alone.
+      student_ramp: steps from there on over which that weight rises linearly from 0; 0 means that it does not rise.
       all_regularised: whether dropout and drop-connect act on all members of a sandwich, and not on its biggest alone.
       resolve_conflicts_from: the step from which the biggest member's gradient gives way to the others'; None means
         never.
@@ -54,6 +55,7 @@ class Recipe:
     members: str = "sandwich"
     loss: str = "soft_cross_entropy"
     student_weight: float = 1.0
+    student_start: int = 0
     student_ramp: int = 0
     all_regularised: bool = False
     resolve_conflicts_from: int | None = None
@@ -82,6 +84,7 @@ class Recipe:
             members=sandwich.members,
             loss=sandwich.loss,
             student_weight=sandwich.student_weight,
+            student_start=round(sandwich.student_start * options.epochs * steps_per_epoch),
             student_ramp=round(sandwich.student_ramp * options.epochs * steps_per_epoch),
             all_regularised=sandwich.regularised == Regularised.ALL,
             resolve_conflicts_from=conflicts_from if sandwich.resolve_conflicts else None,
@@ -113,5 +116,5 @@ class Recipe:
         return self.student_weight != 1 or self.student_ramp > 0
 
     def student_weight_at(self, step: int) -> float:
-        """How much each member that learns from the first one counts in a step, from 0."""
-        return self.student_weight * min(1.0, (step + 1) / max(1, self.student_ramp))
+        """How much each member that learns from the first one counts in a step, from `student_start` on."""
+        return self.student_weight * min(1.0, (step + 1 - self.student_start) / max(1, self.student_ramp))

@@ -34,7 +34,7 @@ from bignas_jax.step import mixing
 from bignas_jax.step.losses import loss_class
 from bignas_jax.step.members.protocol import Member, Part, Target
 from bignas_jax.step.members.registry import make_members
-from bignas_jax.step.objective import objective_of
+from bignas_jax.step.objective import metrics_of, objective_of, probabilities
 from bignas_jax.step.recipe import Recipe
 from bignas_jax.step.state import TrainState
 from bignas_jax.step.teacher import Teacher
@@ -80,6 +80,9 @@ class TrainStep:
         self.identity = identity if identity is None or teacher is None else f"{identity} {teacher.identity}"
         self.members, self.loss = make_members(space, recipe, prepared), loss_class(recipe.loss)(recipe)
         self.chosen: tuple[Member, ...] = ()
+        # Whether there are students, and steps before they train.
+        students = any(part.target == Target.TEACHER for part in self.members.programs(space))
+        self._waits = students and recipe.student_start > 0
         self.executables: dict[Any, Any] = {}
 
     def init(self, params: Any) -> TrainState:
@@ -144,9 +147,14 @@ class TrainStep:
         if self.members.scores:
             buckets = [shared(self.space, resolution) for resolution in self.space.resolutions]
             jobs |= {("score", bucket): partial(score, bucket) for bucket in buckets}
-        members = [metrics] * len(self.members.names) * self._parts
         grads = (total, total) if self._resolves else (total,)
-        jobs["update"] = lambda: self._update().trace(shapes(state, whole), grads, members)
+
+        def update(members: int):
+            return self._update(members).trace(shapes(state, whole), grads, [metrics] * members * self._parts)
+
+        jobs["update"] = lambda: update(len(self.members.names))
+        if self._waits:
+            jobs["update alone"] = lambda: update(1)
         if self._resolves or micro is not None:
             jobs["zeros"] = lambda: self._zeros(total).trace()
         return jobs
@@ -160,11 +168,14 @@ class TrainStep:
           step: `state.step`, as a number that the host knows.
         Returns:
           The new state, and a dictionary of metrics on the device. `loss`, `accuracy` (agreement with the labels) and
-          the scalars in `Loss.metrics` are [members] each. `gradient_norm` (before clipping), `learning_rate`, `finite`
-          (whether the update was made), and the counters `skipped` and `skipped_in_row` are scalars.
+          the scalars in `Loss.metrics` are [members] each, of `chosen`. `gradient_norm` (before clipping),
+          `learning_rate`, `finite` (whether the update was made), and the counters `skipped` and `skipped_in_row` are
+          scalars.
         """
         batch = self.seen(batch, step)
-        self.chosen = self.members.choose(step, partial(self.score, state.params, batch))
+        alone = self._waits and step < self.recipe.student_start
+        score = _no_scores if alone else partial(self.score, state.params, batch)
+        self.chosen = self.members.choose(step, score)[: 1 if alone else None]
         # The first member's gradient is the start of the sum, unless there are several micro-batches to add up.
         zeros = self.executables.get("zeros")
         grads = zeros() if self._parts > 1 else None
@@ -180,7 +191,8 @@ class TrainStep:
             teacher = predicted if first else teacher
             biggest, grads = (total, zeros() if grads is None else grads) if apart else (biggest, total)
             all_metrics.append(metrics)
-        return self.executables["update"](state, (biggest, grads) if self._resolves else (grads,), all_metrics)
+        update = self.executables["update alone" if alone else "update"]
+        return update(state, (biggest, grads) if self._resolves else (grads,), all_metrics)
 
     def seen(self, batch: dict[str, jax.Array], step: int) -> dict[str, jax.Array]:
         """The batch of a step as its members see it.
@@ -335,7 +347,7 @@ class TrainStep:
 
             def loss(params):
                 logits = self._logits(params, image, bucket.arch, sampled, rng)
-                targets = _probabilities(label, logits.shape[-1])
+                targets = probabilities(label, logits.shape[-1])
                 objective, value, extra = objective_of(recipe, self.loss, logits, targets, teacher, outside, weight)
                 return objective, (value, logits, extra)
 
@@ -344,7 +356,7 @@ class TrainStep:
             if total is not None:
                 grads = jax.tree.map(jnp.add, total, grads)
             further = [extra[name] for name in self.loss.metrics]
-            return grads, _metrics(value, logits, label, further), logits if part.first else None
+            return grads, metrics_of(value, logits, label, further), logits if part.first else None
 
         specs = (REPLICATED, SPLIT, SPLIT, REPLICATED, SPLIT, REPLICATED, SPLIT, REPLICATED, SPLIT, REPLICATED)
         donated = {} if part.first and self._parts == 1 else {"donate_argnums": (6,)}
@@ -356,36 +368,27 @@ class TrainStep:
         def loss(params, image, label, sampled, micro):
             image, label = self._part_of((image, label), micro)
             logits = self._logits(params, image, bucket.arch, sampled)
-            targets = smooth(_probabilities(label, logits.shape[-1]), self.recipe.label_smoothing)
+            targets = smooth(probabilities(label, logits.shape[-1]), self.recipe.label_smoothing)
             return mean_over(cross_entropy(logits, targets), AXIS)
 
         return over_devices(self.mesh, loss, (REPLICATED, SPLIT, SPLIT, REPLICATED, REPLICATED), REPLICATED)
 
-    def _update(self):
-        """The last program of a step: the mean over the devices, the clip and the update."""
+    def _update(self, members: int):
+        """The last program of a step of so many members: the mean over the devices, the clip and the update."""
         recipe = self.recipe
         update = partial(
             make_update, self.optimizer, self.schedule, recipe.ema_decay, recipe.resolve_conflicts_from,
-            self.loss.metrics, len(self.members.names), self.mesh.size,
+            self.loss.metrics, members, self.mesh.size,
         )  # fmt: skip
         specs = (REPLICATED, SPLIT, SPLIT)
         return over_devices(self.mesh, update, specs, (REPLICATED, REPLICATED), donate_argnums=(0,))
 
 
+def _no_scores(archs: Sequence[Architecture]) -> list[float]:
+    """In place of `TrainStep.score`, where those that it would choose do not train."""
+    return [0.0] * len(archs)
+
+
 def _stack(grads: Any) -> Any:
     """Adds a leading axis to every gradient, which is divided among the devices."""
     return jax.tree.map(lambda g: g[None], grads)
-
-
-def _probabilities(label: jax.Array, num_classes: int) -> jax.Array:
-    """[B, classes] of labels, int32 [B]; mixed labels are probabilities already."""
-    return label if label.ndim == 2 else jax.nn.one_hot(label, num_classes)
-
-
-def _metrics(loss: jax.Array, logits: jax.Array, label: jax.Array, further: Sequence[jax.Array]) -> jax.Array:
-    """[1, 2 + further]: loss and accuracy of this device's images, and the other scalars that the loss gives.
-
-    A mixed image counts as of the class that has the greater part in it.
-    """
-    label = jnp.argmax(label, -1) if label.ndim == 2 else label
-    return jnp.stack([loss, jnp.mean(jnp.argmax(logits, -1) == label), *further])[None]

@@ -15,7 +15,7 @@ def curves(step: TrainStep, metrics: Mapping[str, Any], num_classes: int) -> dic
       metrics: of that step, on the host.
       num_classes: outputs of the classifier.
     """
-    names = step.members.names
+    names = step.members.names[: len(step.chosen)]  # students may train later
     found = {
         f"{kind}/{name}": float(value)
         for kind in ("loss", *step.loss.metrics, "accuracy")

@@ -332,7 +332,7 @@ class Run:
         if self.corrupt:
             values["corrupt_images"] = self.corrupt
         show = {
-            **{name: f"{values[f'loss/{name}']:.3f}" for name in (names[0], names[-1])},
+            **{name: f"{values[f'loss/{name}']:.3f}" for name in (names[0], names[-1]) if f"loss/{name}" in values},
             "lr": f"{values['learning_rate']:.2g}",
             "images/s": f"{rate:,.0f}",
         }

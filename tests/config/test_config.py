@@ -68,7 +68,7 @@ IMPOSSIBLE = [
     ("sandwich.predictor", 3),
     ("teacher.source", 1), ("teacher.arch", ""), ("teacher.checkpoint", "last"), ("teacher.weight", 0.0),
     ("teacher.label_weight", -1.0), ("sandwich.loss", "hinge"), ("sandwich.student_weight", 0.0),
-    ("sandwich.student_ramp", 1.5), ("optimizer.name", "adam"),
+    ("sandwich.student_ramp", 1.5), ("sandwich.student_start", 1.0), ("optimizer.name", "adam"),
     ("optimizer.learning_rate", 0.0), ("optimizer.learning_rate", float("nan")),
     ("optimizer.learning_rate", float("inf")), ("optimizer.schedule", "step"), ("optimizer.decay_rate", 1.1),
     ("optimizer.decay_epochs", 0.0), ("optimizer.staircase", None), ("optimizer.end_factor", 2.0),

@@ -102,6 +102,15 @@ def test_losses_from_before_a_start_are_given_up_to_its_step(tmp_path):
     assert Logs(tmp_path, 0, 9, active=False).losses(["max"]) == []
 
 
+def test_a_step_in_which_some_members_did_not_train_has_the_losses_of_the_others(tmp_path):
+    with opened(tmp_path) as logs:
+        logs.record(1, {"loss/max": 2.0})
+        logs.record(2, {"loss/max": float("nan")})
+        logs.record(3, {"loss/max": 1.5, "loss/min": 3.0})
+    with opened(tmp_path, start=3) as logs:
+        assert logs.losses(["max", "min"]) == [(1, [2.0]), (3, [1.5, 3.0])]
+
+
 def test_a_line_that_a_kill_cut_short_is_dropped_and_the_next_is_whole(tmp_path):
     whole = '{"step": 1, "loss": 2.0}\n'
     for cut in ('{"step": 2, "lo', '{"step": 2, "loss": 1.0}', "{"):  # the second lacks its newline alone

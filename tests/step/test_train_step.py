@@ -116,6 +116,29 @@ def test_students_count_their_weight_and_log_their_loss_without_it(tiny, micro_b
     np.testing.assert_allclose(metrics[0]["gradient_norm"], norm, rtol=1e-4)
 
 
+@pytest.mark.parametrize("resolve", (None, 0))
+def test_before_students_train_a_step_is_the_biggests_alone(tiny, resolve):
+    recipe = dataclasses.replace(RECIPE, num_random=0, student_start=1, resolve_conflicts_from=resolve)
+    sandwich = sandwich_of(tiny, recipe, 2)
+    _, metrics = run(sandwich, tiny, batches()[:2])
+    assert [len(found["loss"]) for found in metrics] == [1, 2] and len(sandwich.chosen) == 2
+    leaves = tiny.child(tiny.space.biggest)[1]
+    losses = torch_step(tiny, leaves, batches()[0], [tiny.space.biggest])
+    norm = torch.nn.utils.clip_grad_norm_([leaf for leaf in leaves.values() if leaf.grad is not None], 1.0)
+    np.testing.assert_allclose(metrics[0]["loss"], losses, rtol=1e-4)
+    np.testing.assert_allclose(metrics[0]["gradient_norm"], norm, rtol=1e-4)
+
+
+def test_a_sampler_without_students_trains_as_ever(tiny):
+    recipe = dataclasses.replace(RECIPE, members="slices", student_start=5, student_weight=0.5)
+    made = make_members(tiny.space, recipe)
+    assert len(made.names) == 2
+    mesh = make_mesh(1, {"batch_size": BATCH})
+    step = TrainStep(tiny.space, tiny.graphdef, recipe, optimizer(SGD, lambda step: RATE), mesh)
+    state = step.init(tiny.params)
+    assert "update alone" not in step.programs(state, batches()[0])
+
+
 def test_eight_devices_equal_one(tiny, one, eight):
     (a, metrics_a), (b, metrics_b) = (run(sandwich, tiny, batches()) for sandwich in (one, eight))
     assert_close(b.params, a.params, rtol=1e-4, atol=1e-5)
@@ -254,6 +277,11 @@ def test_the_weight_of_students_rises_over_a_part_of_the_training():
     assert np.allclose(weights[:40], 0.5 * np.arange(1, 41) / 40) and set(weights[40:]) == {0.5}
     config.sandwich.student_weight = 1.0
     assert Recipe.of(Options.of(config), 16).weighs_students
+    config.sandwich.student_start = 0.5
+    recipe = Recipe.of(Options.of(config), 16)
+    assert recipe.student_start == 80
+    assert [recipe.student_weight_at(step) for step in (80, 99, 119, 159)] == [1 / 40, 0.5, 1, 1]
+    config.sandwich.student_start = 0.0
     config.sandwich.student_weight, config.sandwich.student_ramp = 0.5, 0.0
     assert {Recipe.of(Options.of(config), 16).student_weight_at(step) for step in range(160)} == {0.5}
 
