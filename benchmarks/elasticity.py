@@ -179,7 +179,7 @@ class Timed:
         image, label, teacher = shapes((self.batch["image"], self.batch["label"], self.teacher), split)
         program = self.made._gradient(part)
         params, total = shapes(self.params, whole), shapes(self.total, split)
-        return program.lower(params, image, label, None, teacher, sampled, total, None, None)
+        return program.lower(params, image, label, None, teacher, sampled, total, None, None, None)
 
     def seconds(self, arch: Architecture, sliced: bool) -> float:
         """The seconds of a member's forward and backward pass."""
