@@ -5,7 +5,8 @@
 
 Without --variant these are the parts that BigNAS adds (Yu et al., 2020, section 3): the sandwich, in-place
 distillation, zero gammas at the start, regularising the biggest alone, and the constant ending of an exponential
-schedule. For these the recipe gets that schedule, scaled to the epochs, and dropout at 0.2. Variants of your own take
+schedule. For these the recipe gets that schedule, scaled to the epochs, dropout at 0.2, and students that count as much
+as the biggest. Variants of your own take
 the place of that list: `--variant labels sandwich.loss=labels --variant wide "space.head_width=(256,)"`. 'as it is'
 always comes first.
 
@@ -49,12 +50,17 @@ PARTS: dict[str, dict[str, Any]] = {
     "all regularised": {"sandwich.regularised": "all"},
     "no constant ending": {"optimizer.end_factor": 0.0},
 }
+# As in the papers, where students count as much as the biggest from the first step on.
+EQUAL = {"sandwich.student_weight": 1.0, "sandwich.student_start": 0.0, "sandwich.student_ramp": 0.0}
 PAPERS_EPOCHS = 360  # of the schedule that is scaled: 0.97 every 2.4 epochs, never below 5% of its start
 
 
 def papers(epochs: int) -> dict[str, Any]:
-    """The schedule and the regularisation whose parts the ablations switch off, for a training of so many epochs."""
-    return {
+    """The schedule and the regularisation whose parts the ablations switch off, for a training of so many epochs.
+
+    Without the sandwich there are no students, so these count as much as the biggest: one part is gone at a time.
+    """
+    return EQUAL | {
         "optimizer.schedule": "exponential", "optimizer.decay_rate": 0.97, "optimizer.end_factor": 0.05,
         "optimizer.decay_epochs": 2.4 * epochs / PAPERS_EPOCHS, "optimizer.staircase": False, "model.dropout": 0.2,
     }  # fmt: skip

@@ -103,10 +103,13 @@ def reduced(path: str, args: argparse.Namespace) -> Training:
     """
     config = load_recipe(path)
     sandwich = Options.of(config).sandwich
-    if sandwich.loss != Losses.SOFT_CROSS_ENTROPY or sandwich.student_weight != 1 or sandwich.student_ramp:
+    if sandwich.loss != Losses.SOFT_CROSS_ENTROPY or sandwich.student_weight != 1 or sandwich.student_start or (
+        sandwich.student_ramp
+    ):
         raise ConfigError(
-            f"{path}: found sandwich.loss={sandwich.loss}, student_weight={sandwich.student_weight} and "
-            f"student_ramp={sandwich.student_ramp}, expected {Losses.SOFT_CROSS_ENTROPY}, 1 and 0"
+            f"{path}: found sandwich.loss={sandwich.loss}, student_weight={sandwich.student_weight}, "
+            f"student_start={sandwich.student_start} and student_ramp={sandwich.student_ramp}, "
+            f"expected {Losses.SOFT_CROSS_ENTROPY}, 1, 0 and 0"
         )
     config.space.resolution = args.resolutions
     config.model.dropout = config.model.drop_connect = 0.0

@@ -29,7 +29,7 @@ from bignas_jax.programs import memory
 
 memory.keep_freed_memory()
 
-from ablations import changed, scores  # noqa: E402
+from ablations import EQUAL, changed, scores  # noqa: E402
 from claim import seconds_an_image  # noqa: E402
 from report import Result, write  # noqa: E402
 
@@ -74,8 +74,6 @@ def shrinking(options: Options) -> dict[str, Any]:
     } | {f"optimizer.{name}": value for name, value in last["optimizer"].items()}  # fmt: skip
 
 
-# As in the papers, where students count as much as the biggest from the first step on.
-EQUAL = {"sandwich.student_weight": 1.0, "sandwich.student_ramp": 0.0}
 # What differs from the recipe by the name of a way to train.
 WAYS: dict[str, Callable[[Options], dict[str, Any]]] = {
     "sandwich": lambda options: {},

@@ -146,13 +146,32 @@ def file_name(about: dict[str, object]) -> str:
     return re.sub(r"[^a-z0-9]+", "-", f"{about['processor']}-{about['date']}".lower()).strip("-") + ".json"
 
 
+def together(old: list[dict], new: list[dict], when: dict[str, str]) -> list[dict]:
+    """The runs of two days: the later one's, but no failure takes the place of a run that gave figures.
+
+    Args:
+      old: the runs of a file.
+      new: the runs of today.
+      when: commit and date of those old ones that have none of their own.
+    """
+
+    def gave(run: dict) -> bool:
+        return bool(run.get("results") or run.get("faults"))
+
+    names = {run["name"]: gave(run) for run in new}
+    kept = [when | run for run in old if run["name"] not in names or (gave(run) and not names[run["name"]])]
+    stay = {run["name"] for run in kept}
+    return kept + [run for run in new if run["name"] not in stay]
+
+
 def newest_before(path: pathlib.Path, about: dict[str, object]) -> pathlib.Path | None:
-    """The file at path, or else the newest in its folder of the same processor and versions; None if there is none."""
+    """The file at path, or else the newest of the same processor and versions up to its day; None if there is none."""
     if path.exists():
         return path
     files = {file: json.loads(file.read_text()) for file in path.parent.glob("*.json")}
     alike = [file for file, old in files.items()
-             if (old.get("processor"), old.get("versions")) == (about["processor"], about["versions"])]  # fmt: skip
+             if (old.get("processor"), old.get("versions")) == (about["processor"], about["versions"])
+             and old["date"] <= about["date"]]  # fmt: skip
     return max(alike, key=lambda file: (files[file]["date"], file.name), default=None)
 
 
@@ -170,9 +189,8 @@ def main() -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     before = newest_before(path, about) if args.add else None
     if before is not None:
-        names, old = {run["name"] for run in runs}, json.loads(before.read_text())
-        when = {field: old[field] for field in ("commit", "date")}
-        runs = [when | run for run in old["runs"] if run["name"] not in names] + runs
+        old = json.loads(before.read_text())
+        runs = together(old["runs"], runs, {field: old[field] for field in ("commit", "date")})
     path.write_text(json.dumps(about | {"runs": runs}, indent=1) + "\n")
     if before is not None and before != path:
         before.unlink()

@@ -50,7 +50,8 @@ def rows(about: dict, brief: bool) -> list[str]:
     for run in about["runs"]:
         if brief and run["name"] not in BRIEF:
             continue
-        command = f"`{run['command']}`"
+        older = run.get("commit", about["commit"]) != about["commit"]
+        command = f"`{run['command']}`" + (f", {run.get('date', about['date'])}, {commit(run)}" if older else "")
         results = [Result(**row) for row in run.get("results", ())]
         for result in (r for r in results if r.target is not None or (r.shown and not brief)):
             value = f"{result.value:.3g} {result.unit}".strip()

@@ -29,9 +29,10 @@ def main(workdir: str, out: str) -> None:
     scores = [row for row in rows if any(name.endswith("_top1/max") for name in row)]
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
     for name, colour in COLOURS.items():
-        if f"loss/{name}" in steps[0]:
-            values = smooth([row[f"loss/{name}"] for row in steps])
-            left.plot([row["epoch"] for row in steps], values, color=colour, label=name, lw=1.4)
+        trained = [row for row in steps if f"loss/{name}" in row]  # students may begin later
+        if trained:
+            values = smooth([row[f"loss/{name}"] for row in trained])
+            left.plot([row["epoch"] for row in trained], values, color=colour, label=name, lw=1.4)
     left.set(xlabel="epoch", ylabel="loss (smoothed)", title="sandwich members")
     steps_per_epoch = steps[-1]["step"] / steps[-1]["epoch"]
     split = next(name.split("_")[0] for name in scores[0] if name.endswith("_top1/max"))

@@ -57,6 +57,8 @@ def _check_together(v: Mapping[str, Any]) -> None:
          f"False with optimizer.name {v['optimizer.name']} (Nesterov's momentum goes with sgd)"),
         ("optimizer.warmup_epochs", v["optimizer.warmup_epochs"] < v["epochs"],
          f"less than epochs ({v['epochs']})"),
+        ("sandwich.student_ramp", v["sandwich.student_start"] + v["sandwich.student_ramp"] <= 1 + 1e-9,
+         f"at most what sandwich.student_start leaves ({1 - v['sandwich.student_start']:g})"),
         ("data.eval_resize", v["data.eval_resize"] >= v["data.image_size"],
          f"at least data.image_size ({v['data.image_size']})"),
         ("calibration.num_images", v["calibration.num_images"] >= v["calibration.batch_size"],

@@ -80,6 +80,13 @@ def test_kinds_of_trainings_can_be_left_for_later(made, monkeypatch):
             claim.selected(text)
 
 
+def test_steps_of_the_biggest_alone_have_a_speed_of_their_own(tmp_path):
+    alone, whole = {"loss/biggest": 1.0}, {"loss/biggest": 1.0, "loss/smallest": 2.0}
+    rows = [*3 * [alone | {"images_per_second": 100}], *[whole | {"images_per_second": rate} for rate in (25, 25, 1)]]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert claim.seconds_an_image(tmp_path) == pytest.approx((1 / 100 + 1 / 25) / 2)
+
+
 def test_a_log_without_speeds_is_named(tmp_path):
     log(tmp_path)
     with pytest.raises(SystemExit, match="found no images_per_second"):

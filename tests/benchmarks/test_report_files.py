@@ -41,6 +41,21 @@ def test_a_later_day_keeps_the_runs_before_with_their_commit_and_date(add):
     assert [run["name"] for run in runs] == ["second", "third", "first"]
 
 
+def test_a_failure_takes_nothing_away(add, tmp_path):
+    add("first", "2026-01-01", "1", "--add")
+    path = tmp_path / "results" / "cpu-tiny-x-2-2026-01-01.json"
+    saved = json.loads(path.read_text())
+    saved["runs"][0]["results"] = [{"name": "speed", "value": 2.0}]
+    path.write_text(json.dumps(saved))
+    ((_, runs),) = add("first", "2026-01-02", "1", "--add").items()  # which gives no figures
+    assert [(run["date"], run["results"][0]["value"]) for run in runs] == [("2026-01-01", 2.0)]
+
+
+def test_a_later_days_file_is_left_alone_by_a_clock_that_is_behind(add):
+    add("first", "2026-01-05", "1", "--add")
+    assert len(add("second", "2026-01-02", "1", "--add")) == 2
+
+
 def test_runs_of_other_versions_and_without_add_are_left_alone(add):
     add("first", "2026-01-01", "1", "--add")
     found = add("second", "2026-01-02", "2", "--add")

@@ -6,6 +6,9 @@ import sys
 
 from paths import ROOT
 
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import table  # noqa: E402
+
 PARTS = ("measured", "counted", "reliability", "method")
 
 
@@ -67,6 +70,16 @@ def test_how_good_networks_are_stands_apart(tmp_path):
     text = readme.read_text()
     before, after = text.split("<!-- method: begin -->")
     assert "| MAX: alone | 79.2 % |  | `python claim.py` |" in after and "aside" not in after and "MAX" not in before
+
+
+def test_runs_of_an_earlier_day_say_so(tmp_path):
+    rows = [{"name": "tau", "value": 0.9, "unit": "", "shown": True}]
+    runs = [{"name": "claim", "command": "python claim.py", "status": "done", "seconds": 1, "results": rows,
+             "commit": "0" * 40, "date": "2026-01-01"},
+            {"name": "relatives", "command": "python relatives.py", "status": "done", "seconds": 1, "results": rows}]
+    lines = table.rows({"date": "2026-01-02", "commit": "1" * 40, "runs": runs}, brief=False)
+    assert lines[0].endswith("| `python claim.py`, 2026-01-01, commit 000000000000 |")
+    assert lines[1].endswith("| `python relatives.py` |")
 
 
 def test_faults_are_shown_with_what_was_lost(tmp_path):

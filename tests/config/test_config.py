@@ -116,6 +116,16 @@ def test_impossible_values_are_refused_by_field(path, value, named):
     assert message.startswith(f"config.{named}: found ") and "expected" in message and "\n" not in message
 
 
+def test_students_that_would_rise_beyond_the_end_are_refused():
+    config = changed("sandwich.student_ramp", 0.7)
+    config.sandwich.student_start = 0.3
+    config_lib.validate(config)  # whose sum is 1, but for its rounding
+    config.sandwich.student_start = 0.4
+    expected = r"^config.sandwich.student_ramp: found 0.7, expected at most what sandwich.student_start leaves \(0.6\)$"
+    with pytest.raises(ConfigError, match=expected):
+        config_lib.validate(config)
+
+
 def test_budgets_of_other_numbers_are_refused():
     config = changed("search.max_macs", (1e6, 2e6))
     config.search.max_params = (1e5,)

@@ -71,6 +71,6 @@ class Members(Protocol):
           step: the number of the step, from 0.
           score: gives the losses of architectures on the batch.
         Returns:
-          The members, in the order of `names`. The first one has `Part.first` and learns from the labels. If others
-          learn from it, they are left out before `recipe.student_start`, and scores are 0 there.
+          The members, in the order of `names`. The first one has `Part.first` and learns from the labels. If any others
+          can learn from it, all but the first are left out before `recipe.student_start`, and scores are 0 there.
         """
