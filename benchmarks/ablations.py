@@ -6,9 +6,8 @@
 Without --variant these are the parts that BigNAS adds (Yu et al., 2020, section 3): the sandwich, in-place
 distillation, zero gammas at the start, regularising the biggest alone, and the constant ending of an exponential
 schedule. For these the recipe gets that schedule, scaled to the epochs, dropout at 0.2, and students that count as much
-as the biggest. Variants of your own take
-the place of that list: `--variant labels sandwich.loss=labels --variant wide "space.head_width=(256,)"`. 'as it is'
-always comes first.
+as the biggest. Variants of your own take the place of that list:
+`--variant labels sandwich.loss=labels --variant wide "space.head_width=(256,)"`. 'as it is' always comes first.
 
 MAX and MIN are scored on the validation images, calibrated. The table gives the mean over the seeds, and the difference
 to 'as it is' with the standard error of the mean over pairs of the same seed. Trainings lie in

@@ -103,14 +103,11 @@ def reduced(path: str, args: argparse.Namespace) -> Training:
     """
     config = load_recipe(path)
     sandwich = Options.of(config).sandwich
-    if sandwich.loss != Losses.SOFT_CROSS_ENTROPY or sandwich.student_weight != 1 or sandwich.student_start or (
-        sandwich.student_ramp
-    ):
-        raise ConfigError(
-            f"{path}: found sandwich.loss={sandwich.loss}, student_weight={sandwich.student_weight}, "
-            f"student_start={sandwich.student_start} and student_ramp={sandwich.student_ramp}, "
-            f"expected {Losses.SOFT_CROSS_ENTROPY}, 1, 0 and 0"
-        )
+    given = sandwich.loss, sandwich.student_weight, sandwich.student_start, sandwich.student_ramp
+    expected = Losses.SOFT_CROSS_ENTROPY.value, 1.0, 0.0, 0.0
+    if given != expected:
+        names = "sandwich.loss, student_weight, student_start and student_ramp"
+        raise ConfigError(f"{path}: found {given} as {names}, expected {expected}, as PyTorch's side trains")
     config.space.resolution = args.resolutions
     config.model.dropout = config.model.drop_connect = 0.0
     config.optimizer.learning_rate = args.learning_rate

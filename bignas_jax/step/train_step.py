@@ -57,6 +57,7 @@ class TrainStep:
     Attributes:
       members: the sampler of members.
       chosen: the members of the last step.
+      waits: whether there are students, and steps before they train.
       loss: the loss of a member.
       executables: the compiled programs by key.
     Raises:
@@ -80,9 +81,8 @@ class TrainStep:
         self.identity = identity if identity is None or teacher is None else f"{identity} {teacher.identity}"
         self.members, self.loss = make_members(space, recipe, prepared), loss_class(recipe.loss)(recipe)
         self.chosen: tuple[Member, ...] = ()
-        # Whether there are students, and steps before they train.
         students = any(part.target == Target.TEACHER for part in self.members.programs(space))
-        self._waits = students and recipe.student_start > 0
+        self.waits = students and recipe.student_start > 0
         self.executables: dict[Any, Any] = {}
 
     def init(self, params: Any) -> TrainState:
@@ -153,7 +153,7 @@ class TrainStep:
             return self._update(members).trace(shapes(state, whole), grads, [metrics] * members * self._parts)
 
         jobs["update"] = lambda: update(len(self.members.names))
-        if self._waits:
+        if self.waits:
             jobs["update alone"] = lambda: update(1)
         if self._resolves or micro is not None:
             jobs["zeros"] = lambda: self._zeros(total).trace()
@@ -173,7 +173,7 @@ class TrainStep:
           scalars.
         """
         batch = self.seen(batch, step)
-        alone = self._waits and step < self.recipe.student_start
+        alone = self.waits and step < self.recipe.student_start
         score = _no_scores if alone else partial(self.score, state.params, batch)
         self.chosen = self.members.choose(step, score)[: 1 if alone else None]
         # The first member's gradient is the start of the sum, unless there are several micro-batches to add up.

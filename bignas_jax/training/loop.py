@@ -195,7 +195,10 @@ class Run:
                 print(f"starting from the weights that were imported into {workdir}, with a fresh optimizer")
             elif self.first:
                 print(shown(f"going on from step {newest} of {self.plan.stop} in {self.workdir}"))
-        step = int(state.step)
+        step, begin = int(state.step), self.step.recipe.student_start
+        if self.first and self.step.waits and self.plan.stop <= begin:
+            stop = self.plan.stop
+            print(f"the run ends at step {stop}: no student trains before {begin} steps (sandwich.student_start)")
         if step < self.plan.stop:
             # Its workers need seconds until their first batch: meanwhile programs are compiled.
             self.batches = prefetch(self.loader.epochs(step, self.plan.stop), session.mesh)

@@ -4,19 +4,12 @@ import json
 import signal
 
 import pytest
-from run_lab import CONFIG, STEPS, assert_same_bits, finish, last_checkpoint, records, signal_at, start, without_speed
+from run_lab import STEPS, assert_same_bits, finish, last_checkpoint, records, signal_at, start, without_speed
 
 EPOCH = (1797 - 359 - 200) // 48  # steps: digits without the validation images and those that tiny.py holds out
 FIRST = 18  # the first step with students, of three epochs
 FLAGS = (f"--config.sandwich.student_start={FIRST / (3 * EPOCH)}", "--config.sandwich.student_ramp=0.2",
          "--config.sandwich.student_weight=0.5")  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("lab")
-    (folder / "tiny.py").write_text(CONFIG)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +27,11 @@ def test_the_biggest_is_alone_in_the_log_until_students_train(whole):
         assert trained == ({"biggest"} if row["step"] <= FIRST else {"biggest", "random1", "smallest"})
         assert ("macs/random1" in row) == ("random1" in trained)
     assert [row["name"] for row in json.loads((whole / "evaluation_val.json").read_text())["rows"]] == ["MAX", "MIN"]
+
+
+def test_a_run_that_ends_before_students_train_says_so(lab):
+    out, _ = finish(start(lab, lab / "short", *FLAGS, "--config.max_steps=3"))
+    assert f"the run ends at step 3: no student trains before {FIRST} steps (sandwich.student_start)" in out
 
 
 @pytest.mark.parametrize("step", [10, FIRST + 6])

@@ -9,7 +9,6 @@ import subprocess
 import numpy as np
 import pytest
 from run_lab import (
-    CONFIG,
     STEPS,
     assert_same_bits,
     finish,
@@ -20,14 +19,6 @@ from run_lab import (
     steps_of,
     without_speed,
 )
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    """A folder with the config, and a cache of compiled programs that the runs share."""
-    folder = tmp_path_factory.mktemp("lab")
-    (folder / "tiny.py").write_text(CONFIG)
-    return folder
 
 
 @pytest.fixture(scope="module")

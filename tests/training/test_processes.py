@@ -14,16 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 from process_lab import ends
-from run_lab import CONFIG, ROOT, environment, finish, records, steps_of
+from run_lab import ROOT, environment, finish, records, steps_of
 
 SETTINGS = ["--config.model.sync_batch_norm=True", "--config.max_steps=24"]
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("lab")
-    (folder / "tiny.py").write_text(CONFIG)
-    return folder
 
 
 def free_job() -> int:

@@ -6,8 +6,7 @@ import signal
 import sys
 
 import forks
-import pytest
-from run_lab import CONFIG, environment, records, steps_of
+from run_lab import environment, records, steps_of
 
 # The place of a function, the call of it that sends the signal, the signal, a module of `cli`, then its command line.
 PROGRAM = """
@@ -32,13 +31,6 @@ def main():
 stopping.script(main)
 """
 SCORE = "bignas_jax.evaluation:Evaluator.score"
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("moments")
-    (folder / "tiny.py").write_text(CONFIG)
-    return folder
 
 
 def interrupted(lab, place, call, kind, cli="train", arguments=()) -> str:
