@@ -139,9 +139,10 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--seeds", default="0,1")
     parser.add_argument("--variant", nargs="+", action="append", metavar="NAME FIELD=VALUE", default=[])
-    parser.add_argument("--quick", action="store_true", help="three steps each, one seed, on digits")
+    parser.add_argument("--quick", action="store_true", help="three steps, one seed, on digits, in WORKDIR/quick")
     parser.add_argument("--json", help="file to write the results to")
     args = parser.parse_args()
+    folder = args.workdir / "quick" if args.quick else args.workdir
     config = load_recipe("configs/digits.py" if args.quick else args.config)
     base = {"epochs": args.epochs, "evaluation.every_epochs": float(args.epochs)}
     if args.quick:
@@ -154,7 +155,7 @@ def main() -> None:
     seeds = [0] if args.quick else [int(seed) for seed in args.seeds.split(",")]
     runs = {name: [changed(config, base | changes | {"seed": seed}) for seed in seeds]
             for name, changes in variants.items()}  # fmt: skip
-    found = {name: np.array([scores(options, args.workdir / f"{name}-{args.epochs}-{options.seed}".replace(" ", "-"))
+    found = {name: np.array([scores(options, folder / f"{name}-{args.epochs}-{options.seed}".replace(" ", "-"))
                              for options in each]) for name, each in runs.items()}  # fmt: skip
     cells, results = [], []
     for name, (mean, error) in differences(found).items():

@@ -34,11 +34,10 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
-from peer import Peer, PeerStep, torch_device  # noqa: E402
+from peer import TRAINED, Peer, PeerStep, torch_device  # noqa: E402
 from report import Result, write  # noqa: E402
 
 from bignas_jax.cli import scripts  # noqa: E402
-from bignas_jax.config.choices import Losses  # noqa: E402
 from bignas_jax.config.options import Options  # noqa: E402
 from bignas_jax.config.recipes import load_recipe  # noqa: E402
 from bignas_jax.data.dataset import open_dataset  # noqa: E402
@@ -103,11 +102,9 @@ def reduced(path: str, args: argparse.Namespace) -> Training:
     """
     config = load_recipe(path)
     sandwich = Options.of(config).sandwich
-    given = sandwich.loss, sandwich.student_weight, sandwich.student_start, sandwich.student_ramp
-    expected = Losses.SOFT_CROSS_ENTROPY.value, 1.0, 0.0, 0.0
-    if given != expected:
-        names = "sandwich.loss, student_weight, student_start and student_ramp"
-        raise ConfigError(f"{path}: found {given} as {names}, expected {expected}, as PyTorch's side trains")
+    given = {name: getattr(sandwich, name) for name in TRAINED}
+    if given != TRAINED:
+        raise ConfigError(f"{path}: found {given} in sandwich, expected {TRAINED}, as PyTorch's side trains")
     config.space.resolution = args.resolutions
     config.model.dropout = config.model.drop_connect = 0.0
     config.optimizer.learning_rate = args.learning_rate

@@ -28,6 +28,8 @@ from bignas_jax.spaces.mobilenet import SearchSpace, blocks, head_mid_width  # n
 
 ACTIVATIONS = {"swish": F.silu, "h_swish": F.hardswish, "relu": F.relu}
 ALIGNMENT = 16  # numbers, so that a weight begins on a cache line
+# The fields of config.sandwich that the step has, and no others: the paper's loss, students as heavy as the biggest.
+TRAINED = {"loss": "soft_cross_entropy", "student_weight": 1.0, "student_start": 0.0, "student_ramp": 0.0}
 PART = 4096  # numbers of the gradient whose squares are summed at once
 # Limits in bfloat16, (factor, addend). Our gradient's distance from the exact gradient may be this factor times the
 # peer's distance, plus the addend. The first pair is for all parameters together. The second is for one parameter.

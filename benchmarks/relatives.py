@@ -149,16 +149,17 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--evaluations", type=int, default=100, help="of each search")
     parser.add_argument("--only", help="these ways, by commas; all by default")
-    parser.add_argument("--quick", action="store_true", help="two ways, two steps a phase, on digits")
+    parser.add_argument("--quick", action="store_true", help="two ways, two steps a phase, digits, in WORKDIR/quick")
     parser.add_argument("--json", help="file to write the results to")
     args = parser.parse_args()
+    folder = args.workdir / "quick" if args.quick else args.workdir
     base = {"epochs": args.epochs, "evaluation.every_epochs": float(args.epochs), "seed": args.seed}
     base |= {"data.root": args.root} if args.root else {}
     if args.quick:
         base |= {"max_steps": 2, "space.resolution": (6,)}
     only = args.only.split(",") if args.only else ["best_up", "shrinking"] if args.quick else []
     chosen = ways(changed(load_recipe("configs/digits.py" if args.quick else args.config), base), only)
-    found = {name: figures(options, args.workdir / f"{name}-{args.epochs}-{args.seed}", args.evaluations)
+    found = {name: figures(options, folder / f"{name}-{args.epochs}-{args.seed}", args.evaluations)
              for name, options in chosen.items()}  # fmt: skip
     print(table(found))
     results = shown(found)

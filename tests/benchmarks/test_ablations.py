@@ -75,3 +75,4 @@ def test_it_trains_and_repeated_it_trains_nothing(tmp_path):
     names = {row["name"] for row in json.loads((tmp_path / "found.json").read_text())["results"]}
     assert names == {f"{which}, {name}" for which in ("MAX", "MIN") for name in ("as it is", "no distillation")}
     assert "going on from step 3 of 3" in done.stdout
+    assert [path.name for path in (tmp_path / "lab").iterdir()] == ["quick"]

@@ -1,5 +1,6 @@
 """The peer of the benchmarks computes what our supernet computes; and the benchmark that rests on it runs."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from flax import nnx
 from paths import ROOT
 from tiny import CLASSES
 
-from benchmarks.peer import Peer, PeerStep, agreement, flatten, noise, to_ours, to_torch, torch_device
+from benchmarks.peer import TRAINED, Peer, PeerStep, agreement, flatten, noise, to_ours, to_torch, torch_device
 from bignas_jax.config.options import Optimizer
 from bignas_jax.nets.mode import Mode
 from bignas_jax.ops import prepare
@@ -111,6 +112,20 @@ def test_without_a_gpu_of_its_own_the_peer_says_so(monkeypatch):
 def test_layouts_go_there_and_back(shape):
     array = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     np.testing.assert_array_equal(to_ours(to_torch(array)), array)
+
+
+def test_the_step_benchmark_takes_a_recipes_space_and_the_sandwich_that_both_sides_train(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    step = importlib.import_module("benchmarks.step")
+    for given, resolutions in (
+        ("", (96, 112, 128)), ("--config configs/cifar10.py", (24, 28, 32)),
+        ("--config configs/cifar10.py --resolutions 24", (24,)), ("--config configs/cifar10.py --quick", (6,)),
+    ):  # fmt: skip
+        monkeypatch.setattr(sys, "argv", ["step.py", *given.split()])
+        config, space = step.configuration(step.arguments())
+        assert space.resolution == resolutions
+        assert {name: config.sandwich[name] for name in TRAINED} == TRAINED
+        assert config.model.dropout == config.model.drop_connect == 0.0
 
 
 def test_the_step_benchmark_runs(tmp_path):

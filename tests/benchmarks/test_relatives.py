@@ -86,7 +86,7 @@ def test_it_trains_searches_and_repeated_it_trains_nothing(tmp_path):
     names = {row["name"] for row in json.loads((tmp_path / "found.json").read_text())["results"]}
     kinds = ("MAX", "MIN", "winner under 50%", "minutes of its steps")
     assert names == {f"{way}: {kind}" for way in ("best_up", "shrinking") for kind in kinds}
-    assert {path.name for path in (tmp_path / "lab").iterdir()} == {"best_up-4-0", "shrinking-4-0"}
+    assert {path.name for path in (tmp_path / "lab" / "quick").iterdir()} == {"best_up-4-0", "shrinking-4-0"}
 
 
 def test_a_mistake_is_one_line(tmp_path):
