@@ -69,6 +69,7 @@ gpu() {
 
 cpu() {
   run step 0 step.py --remat
+  run step-cifar10 0 step.py --config configs/cifar10.py --batch 128
   run bandwidth 0 bandwidth.py $(step_file step)
   run depthwise 0 depthwise.py
   run elasticity 0 elasticity.py

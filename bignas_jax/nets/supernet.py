@@ -13,8 +13,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from bignas_jax.kernels import native
 from bignas_jax.nets.kinds import module_of
 from bignas_jax.nets.mode import NOTED, PLAIN, Mode
+from bignas_jax.nets.optional import run_or_skip
 from bignas_jax.nets.sizes import ACTIVE, layer_sizes
 from bignas_jax.ops import Size, rounding
 from bignas_jax.spaces.architecture import Architecture
@@ -104,9 +106,12 @@ class Supernet(nnx.Module):
         size = layer_sizes(layer, row)
         x = x.astype(self.dtype)
 
-        def run(x):
+        def run(x, module=module):
             y, statistics = module(x, layer, size, mode, drop_rate, rng)
             return y, (statistics if mode.collect else {})
+
+        def skip(x):
+            return x, _zero_statistics(layer, mode)
 
         if mode.ranges is not None:
             return _on_tape(layer, x, row, mode, run, into)
@@ -114,8 +119,11 @@ class Supernet(nnx.Module):
             run = jax.checkpoint(run)
         if row is None or not layer.optional:
             y, found = run(x)
+        elif native.usable(x.dtype) and not mode.remat:
+            graphdef, params = nnx.split(module)
+            y, found = run_or_skip(lambda x, own: run(x, nnx.merge(graphdef, own)), skip, row[ACTIVE] > 0, x, params)
         else:
-            y, found = jax.lax.cond(row[ACTIVE] > 0, run, lambda x: (x, _zero_statistics(layer, mode)), x)
+            y, found = jax.lax.cond(row[ACTIVE] > 0, run, skip, x)
         return y, {layer.statistics_name(conv): found[conv.name] for conv in layer.convs if conv.name in found}
 
 

@@ -3,7 +3,7 @@
 import jax
 from flax import nnx
 
-from bignas_jax.kernels.corner import conv_of_corner, dense_conv
+from bignas_jax.kernels.product.corner import conv_of_corner, dense_conv
 from bignas_jax.ops import rounding
 from bignas_jax.ops.pointwise import fan_out_normal
 from bignas_jax.ops.size import Size

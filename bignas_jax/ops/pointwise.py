@@ -1,18 +1,20 @@
 """Elastic 1x1 convolution: a matrix product over the channels.
 
-On GPUs the product is told the sampled channels, and loads no others (`product_pallas`). Elsewhere a program that
-architectures share usually computes the product of its full shape. If channels have `Size.ends`, it computes the
-smallest of several products that holds the sampled channels (`product_of_corner`).
+Where there are kernels for it (`kernels.product`), the product is told the sampled channels, and computes no others.
+Elsewhere a program that architectures share usually computes the product of its full shape. If channels have
+`Size.ends`, it computes the smallest of several products that holds the sampled channels (`product_of_corner`).
 """
+
+from types import ModuleType
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from bignas_jax.kernels import product_pallas
-from bignas_jax.kernels.corner import product, product_of_corner
 from bignas_jax.kernels.precision import at_least_float32
-from bignas_jax.kernels.target import current
+from bignas_jax.kernels.product import told
+from bignas_jax.kernels.product.corner import product, product_of_corner
+from bignas_jax.kernels.product.used import Used
 from bignas_jax.ops import rounding
 from bignas_jax.ops.size import Size
 
@@ -46,8 +48,9 @@ class PointwiseConv(nnx.Module):
           out: the output channels.
           into: the channels of x, or None. If they have `ends` to choose from, the `ends` of `out` are not used.
         """
-        if _told(x, out):
-            return self._product_told(x, out, into, whole=True, moments=False)[0]
+        kernels = _kernels(x, out)
+        if kernels is not None:
+            return self._product_told(x, out, into, kernels, whole=True, moments=False)[0]
         tape, kernel = rounding.tape(), self.kernel[...][: x.shape[-1], : out.computed]
         if tape is not None:
             x, kernel = tape.values(x), tape.weights(kernel, into)
@@ -77,22 +80,21 @@ class PointwiseConv(nnx.Module):
         Returns:
           The result, and its moments (mean, biased variance), if the same kernel gives them; otherwise None.
         """
-        if _told(x, out):
-            return self._product_told(x, out, into, whole=False, moments=moments)
+        kernels = _kernels(x, out)
+        if kernels is not None:
+            return self._product_told(x, out, into, kernels, whole=False, moments=moments)
         return self(x, out, into), None
 
-    def _product_told(self, x: jax.Array, out: Size, into: Size | None, whole: bool, moments: bool):
+    def _product_told(self, x: jax.Array, out: Size, into: Size | None, by: ModuleType, whole: bool, moments: bool):
         kernel = self.kernel[...][: x.shape[-1], : out.computed]
-        used = product_pallas.Used(None if into is None else into.sampled, out.sampled)
-        y, found = product_pallas.product(x.reshape(-1, x.shape[-1]), kernel, used, whole, moments)
+        used = Used(None if into is None else into.sampled, out.sampled)
+        y, found = told.product(x.reshape(-1, x.shape[-1]), kernel, used, by, whole, moments)
         return y.reshape(*x.shape[:-1], out.computed), found
 
 
-def _told(x: jax.Array, out: Size) -> bool:
-    """Whether the product is told the sampled channels: on GPUs, as batch norm's passes are."""
-    if rounding.tape() is not None or current().platform != "gpu":
-        return False
-    return product_pallas.supports(x.shape, out.computed, x.dtype)
+def _kernels(x: jax.Array, out: Size) -> ModuleType | None:
+    """What computes the product of the sampled channels alone, as batch norm's passes do; None if nothing does."""
+    return None if rounding.tape() is not None else told.kernels(x.shape, out.computed, x.dtype)
 
 
 class Linear(nnx.Module):

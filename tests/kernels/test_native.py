@@ -17,6 +17,8 @@ from bignas_jax.kernels.norm import cpu as norm_native
 from bignas_jax.kernels.norm import passes as norm_passes
 from bignas_jax.kernels.norm.normalize import normalize
 from bignas_jax.kernels.norm.passes import Affine
+from bignas_jax.kernels.product import cpu as product_native
+from bignas_jax.kernels.product.used import Used
 
 pytestmark = pytest.mark.skipif(not native.load(), reason="no native kernels here")
 
@@ -143,7 +145,13 @@ def test_the_same_bits_every_time():
 
     @jax.jit
     def run(x):
-        return passes_of(norm_native, x, g, affine, gate, extra, "swish", 40), our_depthwise(x, kernel, g, 1, (40, 5))
+        passes = passes_of(norm_native, x, g, affine, gate, extra, "swish", 40)
+        flat, flat_g = x.reshape(-1, 40), g.reshape(-1, 40)
+        products = (
+            product_native.multiply(flat, kernel[0, 0][:, None] * kernel[0, 1], Used(), moments=True),
+            product_native.kernel_gradient(flat, flat_g, Used()),
+        )
+        return passes, our_depthwise(x, kernel, g, 1, (40, 5)), products
 
     first = jax.tree.leaves(run(x))
     for _ in range(5):

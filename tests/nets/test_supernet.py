@@ -1,5 +1,6 @@
 """The supernet: every architecture masked inside the biggest, sliced exactly, and in plain PyTorch."""
 
+import contextlib
 import dataclasses
 from functools import partial
 
@@ -13,13 +14,16 @@ from flax import nnx
 from reference_torch import load_slice
 from tiny import CLASSES, assert_close, flat, graphdef, norm_statistics, relative_error, run_child, tiny_space
 
+from bignas_jax.kernels import native
 from bignas_jax.kernels.depthwise.choice import using
 from bignas_jax.kernels.norm import normalize as norm
 from bignas_jax.kernels.norm import pallas as norm_pallas
+from bignas_jax.kernels.product import cpu as product_cpu
+from bignas_jax.kernels.product import pallas as product_pallas
+from bignas_jax.kernels.product import told
 from bignas_jax.nets.mode import Mode
 from bignas_jax.nets.sizes import sizes
 from bignas_jax.nets.supernet import drop_connect_rate
-from bignas_jax.ops import pointwise
 from bignas_jax.ops.losses import cross_entropy
 from bignas_jax.programs.weights import build
 from bignas_jax.spaces.mobilenet import SearchSpace, Stage
@@ -109,8 +113,35 @@ def test_masked_equals_sliced(variant, resolution, request):
             path for path, g in flat(sliced[3]).items() if not g.any()}
 
 
-def test_the_kernels_of_gpus_compute_the_same(monkeypatch):
-    """A CPU interprets them. Memory that nothing was written to is NaN there: whoever read it would spread it."""
+def interpret_gpu_kernels(monkeypatch):
+    """A CPU interprets them, and memory that nothing was written to is NaN."""
+    monkeypatch.setattr(told, "kernels", lambda *_: product_pallas)
+    monkeypatch.setattr(norm, "_passes", lambda x: norm_pallas)
+    return using("pallas")
+
+
+def spoil_unwritten_memory(monkeypatch):
+    """Of the native kernels: NaN in what they leave as it is."""
+    multiply = product_cpu.multiply
+
+    def loose(x, kernel, used, turned=False, whole=False, moments=False):
+        y, found = multiply(x, kernel, used, turned, whole, moments)
+        written = whole or used.outputs is None or jnp.arange(y.shape[-1]) < used.outputs
+        return jnp.where(written, y, jnp.nan), found
+
+    monkeypatch.setattr(product_cpu, "multiply", loose)
+    monkeypatch.setattr(native, "unwritten", lambda shapes: [
+        jnp.full(s.shape, jnp.nan if jnp.issubdtype(s.dtype, jnp.floating) else 1, s.dtype) for s in shapes
+    ])  # fmt: skip
+    return contextlib.nullcontext()
+
+
+@pytest.mark.parametrize("spoil", [
+    interpret_gpu_kernels,
+    pytest.param(spoil_unwritten_memory, marks=pytest.mark.skipif(not native.load(), reason="no native kernels here")),
+])  # fmt: skip
+def test_memory_that_kernels_leave_unwritten_is_not_read(spoil, monkeypatch):
+    """It holds NaN here: whoever read it would spread it. Blocks that the sampled architecture lacks are skipped."""
     stages = (
         Stage("mb1", (8, 16), depth=(1,), kernel_size=(3,), expand_ratio=(1,), stride=1, se=False),
         Stage("mb2", (8, 24), depth=(1, 2), kernel_size=(3, 5), expand_ratio=(2, 3), stride=2, se=True),
@@ -124,11 +155,9 @@ def test_the_kernels_of_gpus_compute_the_same(monkeypatch):
     images, bucket = images_of(12), space.biggest
     archs = [space.smallest, space.sample(rng)]
     expected = [differentiate(net, arch, params, images) for arch in archs]
-    monkeypatch.setattr(pointwise, "_told", lambda x, out: True)
-    monkeypatch.setattr(norm, "_passes", lambda x: norm_pallas)
     quickly = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
     run = jax.jit(differentiate.__wrapped__, static_argnames=("net", "bucket", "remat"), compiler_options=quickly)
-    with using("pallas"):
+    with spoil(monkeypatch):
         for arch, sliced in zip(archs, expected, strict=True):
             masked = run(net, bucket, params, images, jnp.asarray(sizes(space, bucket, arch)))
             for value, exact in zip(masked[:2], sliced[:2], strict=True):

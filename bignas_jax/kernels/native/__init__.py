@@ -9,6 +9,7 @@ import ctypes
 import functools
 import os
 import sys
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,10 @@ TARGETS = (
     "norm_gate_sums",
     "norm_reduce",
     "norm_input_gradient",
+    "product",
+    "product_moments",
+    "product_kernel_gradient",
+    "unwritten",
 )
 
 # JAX makes this value a part of the key of every jit cache: a function is traced again under another value.
@@ -88,3 +93,8 @@ def call(target: str, results, *arguments: jax.Array, **attributes):
     """
     function = jax.ffi.ffi_call(f"bignas_{target}", results, vmap_method="sequential")
     return function(*arguments, **attributes)
+
+
+def unwritten(shapes: Sequence[jax.ShapeDtypeStruct]) -> list[jax.Array]:
+    """Arrays that hold anything, NaN included: no time goes into what is never read."""
+    return list(call("unwritten", tuple(shapes))) if shapes else []

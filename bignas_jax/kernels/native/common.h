@@ -39,7 +39,8 @@ struct Lanes {
     return v;
   }
   static void store(float* to, Vec v) { std::memcpy(to, &v, sizeof(v)); }
-  static Vec all(float x) { return Vec{} + x; }
+  // To subtract 0 changes no x, so that the compiler leaves it out. To add 0 would change -0, and costs an addition.
+  static Vec all(float x) { return x - Vec{}; }
 };
 
 // Calls f(lanes, channel) for blocks of channels that cover [begin, channels): wide ones, then narrower ones.

@@ -9,7 +9,6 @@ Sums over positions are made in two steps, always in the same order; see `norm.p
 """
 
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,26 +20,12 @@ from jax.experimental.pallas import triton as plgpu
 from bignas_jax.kernels.norm import tiles as norm_tiles
 from bignas_jax.kernels.norm.pallas import join_moments
 from bignas_jax.kernels.norm.tiles import Share, Tiles
+from bignas_jax.kernels.product.used import Used
 
 _POSITIONS, _MOST, _DEEP = 128, 128, 32  # of a tile: positions, output channels, and input channels at a time
 _WARPS, _STAGES = 8, 3
 _PROGRAMS = 264  # of the kernel's gradient: two for each of an H100's multiprocessors
 _LEAST_ROUNDS = 4  # tiles of positions of each, so that the parts are small beside what is read
-
-
-class Used(NamedTuple):
-    """Sampled channels of a product's input and output, int32 scalars; None means all."""
-
-    inputs: jax.Array | None = None
-    outputs: jax.Array | None = None
-
-    def as_array(self, inputs: int, outputs: int) -> jax.Array:
-        """int32 [5], the last operand of a kernel: sampled and all input channels, the same of the output, and 0."""
-        sampled = [wide if used is None else used for used, wide in zip(self, (inputs, outputs), strict=True)]
-        numbers = sampled[0], inputs, sampled[1], outputs, 0  # not all equal: see `sampled.as_array`
-        if self == Used():
-            return jnp.asarray(np.array(numbers, np.int32))
-        return jnp.stack([jnp.asarray(n, jnp.int32) for n in numbers])
 
 
 def supports(shape: tuple[int, ...], outputs: int, dtype: jnp.dtype) -> bool:
@@ -107,14 +92,21 @@ def _product_kernel(sides: tuple[int, int, int], turned: bool, whole: bool, x_re
             plgpu.store(ref.at[pl.program_id(1) * width + column], vector, mask=column < width)
 
 
-def _multiply(x, kernel, used: Used, turned: bool = False, whole: bool = False, moments: bool = False):
-    """x [N, I] @ kernel [I, O], or x [N, O] @ kernel.T if `turned`; and the moments of the parts, if asked for."""
+def multiply(x, kernel, used: Used, turned: bool = False, whole: bool = False, moments: bool = False):
+    """See `told.multiply`."""
     (count, depth), width = x.shape, kernel.shape[0 if turned else 1]
     rows = pl.cdiv(count, _POSITIONS)
     results = [((count, width), x.dtype)] + [((rows, width), jnp.float32)] * (2 if moments else 0)
     name = "product_whole" if whole else "product"
     body = partial(_product_kernel, (count, depth, width), turned, whole)
-    return _run(name, body, (pl.cdiv(width, _block(width)), rows), results, x, kernel, used.as_array(depth, width))
+    y, *parts = _run(name, body, (pl.cdiv(width, _block(width)), rows), results, x, kernel, _array(used, depth, width))
+    return y, _joined(count, *parts) if parts else None
+
+
+def _joined(count: int, means: jax.Array, squares: jax.Array) -> tuple[jax.Array, jax.Array]:
+    rows, channels = means.shape
+    tiles = Tiles(count, count, channels, _block(channels), _POSITIONS)
+    return join_moments(Share(tiles, 1, rows), means, squares)
 
 
 def _kernel_gradient_kernel(sides: tuple[int, int, int], rounds: int, x_ref, g_ref, used_ref, parts_ref):
@@ -154,7 +146,7 @@ def _positions(down: int, across: int) -> int:
     return 32 if down + across > 128 else 64
 
 
-def _kernel_gradient(x: jax.Array, g: jax.Array, used: Used) -> jax.Array:
+def kernel_gradient(x: jax.Array, g: jax.Array, used: Used) -> jax.Array:
     """x.T @ g: float32 [I, O]. Each part of the positions is summed by itself, and XLA adds the parts."""
     (count, inputs), outputs = x.shape, g.shape[1]
     across = pl.cdiv(inputs, _block(inputs)) * pl.cdiv(outputs, _block(outputs))
@@ -163,49 +155,18 @@ def _kernel_gradient(x: jax.Array, g: jax.Array, used: Used) -> jax.Array:
     parts = pl.cdiv(steps, rounds)
     body = partial(_kernel_gradient_kernel, (count, inputs, outputs), rounds)
     results = [((parts, inputs, outputs), jnp.float32)]
-    (sums,) = _run("product_kernel_gradient", body, (across, parts), results, x, g, used.as_array(inputs, outputs))
+    (sums,) = _run("product_kernel_gradient", body, (across, parts), results, x, g, _array(used, inputs, outputs))
     return sums[0] if parts == 1 else jnp.sum(sums, 0)
+
+
+def _array(used: Used, inputs: int, outputs: int) -> jax.Array:
+    """int32 [5], the last operand of a kernel: sampled and all input channels, the same of the output, and 0."""
+    sampled = used.numbers(inputs, outputs)
+    numbers = sampled[0], inputs, sampled[1], outputs, 0  # not all equal: see `sampled.as_array`
+    if used == Used():
+        return jnp.asarray(np.array(numbers, np.int32))
+    return jnp.stack([jnp.asarray(n, jnp.int32) for n in numbers])
 
 
 def _run(name: str, kernel, grid: tuple[int, ...], results, *arrays: jax.Array) -> list[jax.Array]:
     return norm_tiles.run(name, kernel, grid, results, *arrays, warps=_WARPS, stages=_STAGES)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def product(
-    x: jax.Array, kernel: jax.Array, used: Used, whole: bool = False, moments: bool = False
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
-    """x @ kernel in the dtype of x, summed in float32.
-
-    Args:
-      x: [N, I] input.
-      kernel: [I, O].
-      used: the sampled channels of the input and of the output. Others are not loaded.
-      whole: whether other channels of the result, and of the gradient of x, are zeros; otherwise they hold anything,
-        NaN included.
-      moments: whether mean and biased variance of the result are asked for.
-    Returns:
-      [N, O], and (mean [O], variance [O]) in float32, which carry no gradient, or None.
-    """
-    y, *parts = _multiply(x, kernel, used, whole=whole, moments=moments)
-    return y, (_joined(len(x), *parts) if parts else None)
-
-
-def _joined(count: int, means: jax.Array, squares: jax.Array) -> tuple[jax.Array, jax.Array]:
-    rows, channels = means.shape
-    tiles = Tiles(count, count, channels, _block(channels), _POSITIONS)
-    return join_moments(Share(tiles, 1, rows), means, squares)
-
-
-def _forward(x, kernel, used, whole, moments):
-    return product(x, kernel, used, whole, moments), (x, kernel, used)
-
-
-def _backward(whole, moments, saved, cotangents):
-    x, kernel, used = saved
-    g = cotangents[0]
-    (dx,) = _multiply(g, kernel, Used(used.outputs, used.inputs), turned=True, whole=whole)
-    return dx, _kernel_gradient(x, g, used).astype(kernel.dtype), Used()
-
-
-product.defvjp(_forward, _backward)
