@@ -48,10 +48,13 @@ from step_sides import (  # noqa: E402
 )
 
 from bignas_jax.cli import scripts  # noqa: E402
+from bignas_jax.config.options import Options  # noqa: E402
 from bignas_jax.config.recipes import load_recipe  # noqa: E402
+from bignas_jax.errors import ConfigError  # noqa: E402
 from bignas_jax.programs.kept import use_compilation_cache  # noqa: E402
 from bignas_jax.spaces import cost  # noqa: E402
 from bignas_jax.spaces.mobilenet import SearchSpace  # noqa: E402
+from bignas_jax.spaces.registry import space_of  # noqa: E402
 from bignas_jax.step.members.registry import make_members  # noqa: E402
 
 TARGETS = {"cpu": {"step": 1.4, "random": 1.25}, "gpu": {}}
@@ -83,12 +86,18 @@ def arguments() -> argparse.Namespace:
 def configuration(args: argparse.Namespace):
     """The config and its space. Random regularisation is off, so that both sides compute the same."""
     config = load_recipe("configs/digits.py" if args.quick else args.config)
-    sides = "6" if args.quick else args.resolutions or (REDUCED if args.config == BIGNAS else "")
+    sides = args.resolutions or (REDUCED if pathlib.Path(args.config).resolve() == ROOT / BIGNAS else "")
+    sides = "6" if args.quick else sides
     if sides:
         config.space.resolution = tuple(int(side) for side in sides.split(","))
     config.model.dropout = config.model.drop_connect = 0.0
     config.sandwich.update(TRAINED)
-    return config, SearchSpace.from_config(config.space)
+    space, options = space_of(config.space), Options.of(config)
+    given = type(space).__name__, options.sandwich.members, options.optimizer.name
+    expected = SearchSpace.__name__, "sandwich", "sgd"
+    if given != expected:
+        raise ConfigError(f"{args.config}: found {', '.join(given)}, expected {', '.join(expected)}, as in PyTorch")
+    return config, space
 
 
 def time_members(side, archs, names, times: dict[str, list[float]]) -> None:

@@ -10,6 +10,9 @@ of the layer name the parts of the module. It is called as `module(x, layer, siz
     drop_rate: the rate of drop-connect.
     rng: the layer's own random key, or None.
     returns: the output [B, H', W', C'], and a dictionary of convolution name to (mean, unbiased variance).
+
+Channels of the output that the sampled architecture lacks are zero. Their gradient may be anything, NaN included: an
+elastic batch norm at the end of a module does not read it; a module that ends otherwise must not, either.
 """
 
 from flax import nnx

@@ -106,9 +106,12 @@ class Supernet(nnx.Module):
         size = layer_sizes(layer, row)
         x = x.astype(self.dtype)
 
-        def run(x, module=module):
+        def compute(x, module, size, mode, rng):
             y, statistics = module(x, layer, size, mode, drop_rate, rng)
             return y, (statistics if mode.collect else {})
+
+        def run(x):
+            return compute(x, module, size, mode, rng)
 
         def skip(x):
             return x, _zero_statistics(layer, mode)
@@ -121,7 +124,14 @@ class Supernet(nnx.Module):
             y, found = run(x)
         elif native.usable(x.dtype) and not mode.remat:
             graphdef, params = nnx.split(module)
-            y, found = run_or_skip(lambda x, own: run(x, nnx.merge(graphdef, own)), skip, row[ACTIVE] > 0, x, params)
+
+            def run_with(x, params, rest):
+                row, statistics, rng = rest
+                own = dataclasses.replace(mode, statistics=statistics, rng=rng)
+                return compute(x, nnx.merge(graphdef, params), layer_sizes(layer, row), own, rng)
+
+            rest = row, mode.statistics, rng
+            y, found = run_or_skip(run_with, skip, row[ACTIVE] > 0, x, params, rest)
         else:
             y, found = jax.lax.cond(row[ACTIVE] > 0, run, skip, x)
         return y, {layer.statistics_name(conv): found[conv.name] for conv in layer.convs if conv.name in found}

@@ -27,7 +27,8 @@ def fan_out_normal(rngs: nnx.Rngs, shape: tuple[int, ...], fan_out: int) -> jax.
 class PointwiseConv(nnx.Module):
     """1x1 convolution without bias. All architectures share its first input and output channels.
 
-    Unused input channels need no mask: they are zero in the input, or not loaded. Unused output channels hold arbitrary
+    Unused input channels need no mask: they are zero in the input, or not loaded. Unused output channels may hold
+    anything, NaN included, where `before_norm` gives them to a batch norm that is told the sampled channels; otherwise
     finite numbers, which the batch norm behind it switches off.
 
     Args:

@@ -29,6 +29,7 @@ from tqdm import tqdm
 from bignas_jax.errors import ConfigError, FileError
 from bignas_jax.files import add_line, open_lines, parse_json, whole_lines
 from bignas_jax.forms import check_form
+from bignas_jax.kernels import native
 from bignas_jax.nets.kinds import module_of
 from bignas_jax.nets.mode import Mode
 from bignas_jax.nets.sizes import layer_sizes
@@ -169,7 +170,10 @@ class LatencyTable:
         self.space, self.num_classes, self.dtype, self.batch_size = space, num_classes, dtype, batch_size
         self.device = jax.local_devices()[0] if device is None else device
         self._progress = progress
-        setting = {"device": device_name(self.device), "jax": jax.__version__, "dtype": dtype, "batch_size": batch_size}
+        setting = {
+            "device": device_name(self.device), "jax": jax.__version__, "kernels": native.identity(), "dtype": dtype,
+            "batch_size": batch_size,
+        }  # fmt: skip
         self._file = _File(pathlib.Path(path), setting)
         self._fitted, self._held_back = draw_networks(space, fitted, held_back)
         self._line: tuple[float, float] | None = None

@@ -15,6 +15,7 @@ from tiny import CLASSES
 
 from benchmarks.peer import TRAINED, Peer, PeerStep, agreement, flatten, noise, to_ours, to_torch, torch_device
 from bignas_jax.config.options import Optimizer
+from bignas_jax.errors import ConfigError
 from bignas_jax.nets.mode import Mode
 from bignas_jax.ops import prepare
 from bignas_jax.ops.losses import cross_entropy, smooth
@@ -126,6 +127,9 @@ def test_the_step_benchmark_takes_a_recipes_space_and_the_sandwich_that_both_sid
         assert space.resolution == resolutions
         assert {name: config.sandwich[name] for name in TRAINED} == TRAINED
         assert config.model.dropout == config.model.drop_connect == 0.0
+    monkeypatch.setattr(sys, "argv", ["step.py", "--config", "configs/ofa_resnet_cifar10.py"])
+    with pytest.raises(ConfigError, match="found .*, sandwich, sgd, expected SearchSpace, sandwich, sgd"):
+        step.configuration(step.arguments())
 
 
 def test_the_step_benchmark_runs(tmp_path):

@@ -159,3 +159,13 @@ def test_the_native_products_moments_keep_their_digits_with_a_large_mean():
     (y, (mean, variance)), exact = product(x, kernel, Used(), cpu, False, True), np.asarray(x, np.float64) @ kernel
     assert relative_error(y, exact) < 1e-6
     assert relative_error(mean, exact.mean(0)) < 1e-6 and relative_error(variance, exact.var(0)) < 1e-3
+
+
+@needs_native
+@pytest.mark.parametrize("count, used", [(70, (0, 17)), (70, (8, 0)), (70, (0, 0)), (0, (8, 17))])
+def test_the_native_products_of_nothing_are_zeros(count, used):
+    x, kernel, g = operands(count, 24, 40, jnp.float32, used)
+    told = Used(*map(jnp.int32, used))
+    (y, moments), pull = jax.vjp(lambda x, kernel: product(x, kernel, told, cpu, True, True), x, kernel)
+    found = y, moments, pull((g, jax.tree.map(jnp.zeros_like, moments)))
+    assert not any(np.any(a) for a in jax.tree.leaves(found))

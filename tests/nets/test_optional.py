@@ -13,21 +13,21 @@ pytestmark = pytest.mark.skipif(not native.load(), reason="no native kernels her
 
 
 def total(conditional, active, x, params, factor):
-    """A loss of the output and of a second one; `factor` comes from outside and gets no gradient."""
+    """A loss of the output and of a second one; `factor` gets no gradient."""
 
-    def run(x, params):
+    def run(x, params, factor):
         y = jnp.tanh(x @ params["a"]) * factor
         return x + jnp.sin(y @ params["b"]), {"sum": jnp.sum(y)}
 
     def skip(x):
         return x, {"sum": jnp.float32(0.0)}
 
-    y, found = conditional(run, skip, active, x, params)
+    y, found = conditional(run, skip, active, x, params, factor)
     return jnp.sum(jnp.square(y)) + 3.0 * found["sum"]
 
 
-def plain(run, skip, active, x, params):
-    return jax.lax.cond(active, run, lambda x, params: skip(x), x, params)
+def plain(run, skip, active, x, params, factor):
+    return jax.lax.cond(active, run, lambda x, params, factor: skip(x), x, params, factor)
 
 
 def operands():
@@ -48,6 +48,15 @@ def test_values_and_gradients_are_those_of_a_conditional(active):
     assert np.asarray(found[1][1]["a"]).any() == active and not np.asarray(found[1][1]["unused"]).any()
     value = jax.jit(lambda *arguments: total(run_or_skip, *arguments))(active, x, params, factor)  # without a gradient
     assert relative_error(value, expected[0]) < 1e-6
+
+
+def test_the_gradient_may_be_taken_outside_of_a_compiled_program():
+    x, params, factor = operands()
+    inner = jax.jit(lambda *arguments: total(run_or_skip, *arguments))
+    found = jax.jit(jax.grad(inner, (1, 2)))(True, x, params, factor)
+    expected = jax.grad(lambda *arguments: total(plain, *arguments), (1, 2))(True, x, params, factor)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert relative_error(a, b) < 1e-6
 
 
 def test_what_is_skipped_keeps_nothing_and_fills_nothing_with_zeros():

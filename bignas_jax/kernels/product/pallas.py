@@ -93,7 +93,7 @@ def _product_kernel(sides: tuple[int, int, int], turned: bool, whole: bool, x_re
 
 
 def multiply(x, kernel, used: Used, turned: bool = False, whole: bool = False, moments: bool = False):
-    """See `told.multiply`."""
+    """See `cpu.multiply`."""
     (count, depth), width = x.shape, kernel.shape[0 if turned else 1]
     rows = pl.cdiv(count, _POSITIONS)
     results = [((count, width), x.dtype)] + [((rows, width), jnp.float32)] * (2 if moments else 0)
