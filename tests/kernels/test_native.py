@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from native_kernels import needs_native
 from tiny import relative_error
 
 from bignas_jax.kernels import native
@@ -20,7 +21,7 @@ from bignas_jax.kernels.norm.passes import Affine
 from bignas_jax.kernels.product import cpu as product_native
 from bignas_jax.kernels.product.used import Used
 
-pytestmark = pytest.mark.skipif(not native.load(), reason="no native kernels here")
+pytestmark = needs_native
 
 ACTIVATIONS = native.ACTIVATIONS
 # Channels that end in a whole block of 16 or 8 lanes, in single ones, and in all of them.

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
+from native_kernels import needs_native
 from tiny import relative_error
 
 from bignas_jax.kernels import native, target
@@ -15,7 +16,6 @@ from bignas_jax.kernels.product import cpu, pallas
 from bignas_jax.kernels.product.told import kernels, product
 from bignas_jax.kernels.product.used import Used
 
-needs_native = pytest.mark.skipif(not native.load(), reason="no native kernels here")
 BY = [pallas, pytest.param(cpu, marks=needs_native)]
 Call, Array = namedtuple("Call", "name operands results integers"), namedtuple("Array", "bytes")
 

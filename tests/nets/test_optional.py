@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from native_kernels import needs_native
 from tiny import relative_error
 
-from bignas_jax.kernels import native
 from bignas_jax.nets.optional import run_or_skip
 
-pytestmark = pytest.mark.skipif(not native.load(), reason="no native kernels here")
+pytestmark = needs_native
 
 
 def total(conditional, active, x, params, factor):

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from flax import nnx
+from native_kernels import needs_native
 from reference_torch import load_slice
 from tiny import CLASSES, assert_close, flat, graphdef, norm_statistics, relative_error, run_child, tiny_space
 
@@ -138,7 +139,7 @@ def spoil_unwritten_memory(monkeypatch):
 
 @pytest.mark.parametrize("spoil", [
     interpret_gpu_kernels,
-    pytest.param(spoil_unwritten_memory, marks=pytest.mark.skipif(not native.load(), reason="no native kernels here")),
+    pytest.param(spoil_unwritten_memory, marks=needs_native),
 ])  # fmt: skip
 def test_memory_that_kernels_leave_unwritten_is_not_read(spoil, monkeypatch):
     """It holds NaN here: whoever read it would spread it. Blocks that the sampled architecture lacks are skipped."""

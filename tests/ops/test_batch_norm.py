@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
+from native_kernels import needs_native
 from tiny import relative_error
 
 from bignas_jax.kernels import native
@@ -20,12 +21,10 @@ from bignas_jax.ops.squeeze_excite import gate
 TORCH = {"identity": lambda x: x, "swish": F.silu, "h_swish": F.hardswish, "relu": F.relu}
 
 
-@pytest.fixture(autouse=True, params=["native", "xla"])
+@pytest.fixture(autouse=True, params=[pytest.param("native", marks=needs_native), "xla"])
 def way(request):
     """Both ways of computing the passes on a CPU."""
     if request.param == "native":
-        if not native.load():
-            pytest.skip("no native kernels here")
         yield
     else:
         with native.off():
