@@ -25,8 +25,9 @@ class Stem(nnx.Module):
         """[B, H, W, in] -> [B, ceil(H / stride), ceil(W / stride), out]. See `nets.kinds`."""
         (conv,), out = layer.convs, size["out"]
         residual = None if layer.shortcut is None else x
+        x, moments = self.conv.before_norm(x, out)
         x, statistics = self.conv_norm(
-            self.conv(x, out), out, activation=conv.activation, residual=residual, **mode.of("conv")
+            x, out, activation=conv.activation, residual=residual, moments=moments, **mode.of("conv")
         )
         return (max_pool(x) if layer.halves else x), {"conv": statistics}
 

@@ -3,7 +3,9 @@
 import jax
 from flax import nnx
 
+from bignas_jax.kernels.product import images
 from bignas_jax.kernels.product.corner import conv_of_corner, dense_conv
+from bignas_jax.kernels.product.used import Used
 from bignas_jax.ops import rounding
 from bignas_jax.ops.pointwise import fan_out_normal
 from bignas_jax.ops.size import Size
@@ -43,3 +45,17 @@ class DenseConv(nnx.Module):
         if into is out and out.stops:
             return conv_of_corner(x, kernel, out.end, out.ends, self.stride)
         return dense_conv(x, kernel, self.stride)
+
+    def before_norm(self, x: jax.Array, out: Size) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
+        """The same where nothing but an elastic batch norm takes the result: unused channels may hold anything.
+
+        Args:
+          x: [B, H, W, I] input, all of whose channels are used, or zeros.
+          out: the output channels.
+        Returns:
+          The result, and its moments (mean, biased variance), if the same kernel gives them; otherwise None.
+        """
+        kernel = self.kernel[...][:, :, : x.shape[-1], : out.computed]
+        if rounding.tape() is None and images.supports(kernel, x.dtype):
+            return images.convolution(x, kernel, Used(None, out.sampled), self.stride)
+        return self(x, out), None

@@ -20,6 +20,8 @@ from bignas_jax.kernels.target import current
 SWITCH = "BIGNAS_JAX_NATIVE"  # environment variable: 0 switches the kernels off
 ACTIVATIONS = ("identity", "swish", "h_swish", "relu", "relu6")  # by their number in common.h
 TARGETS = (
+    "convolution",
+    "convolution_kernel_gradient",
     "depthwise_forward",
     "depthwise_input_gradient",
     "depthwise_kernel_gradient",

@@ -84,6 +84,17 @@ void parallel_for(ffi::ThreadPool& pool, int64_t count, F&& f) {
   shared->all_done.wait(lock, [&] { return shared->done == count; });
 }
 
+// Rows, divided into at most 32 runs of at least 64 rows, and of a multiple of `multiple` (the last one may be shorter).
+struct Runs {
+  int64_t rows, length;
+  explicit Runs(int64_t rows, int64_t multiple = 1) : rows(rows), length(std::max<int64_t>((rows + 31) / 32, 64)) {
+    length = (length + multiple - 1) / multiple * multiple;
+  }
+  int64_t count() const { return (rows + length - 1) / length; }
+  int64_t begin(int64_t run) const { return run * length; }
+  int64_t end(int64_t run) const { return std::min(rows, (run + 1) * length); }
+};
+
 // e^x, accurate to 2 units in the last place from -87 to 88. Beyond these it saturates. NaN stays NaN.
 template <int width>
 inline typename Lanes<width>::Vec exponential(typename Lanes<width>::Vec x) {

@@ -27,15 +27,6 @@ Shape shape_of(const Floats& x, const Ints& used) {
   return {d[0], d[1], d[2], std::clamp<int64_t>(used.typed_data()[0], 0, d[2])};
 }
 
-// Rows, divided into at most 32 runs of at least 64 rows (the last one may be shorter).
-struct Runs {
-  int64_t rows, length;
-  explicit Runs(int64_t rows) : rows(rows), length(std::max<int64_t>((rows + 31) / 32, 64)) {}
-  int64_t count() const { return (rows + length - 1) / length; }
-  int64_t begin(int64_t run) const { return run * length; }
-  int64_t end(int64_t run) const { return std::min(rows, (run + 1) * length); }
-};
-
 // Calls f(rows, first row) with `kRows` rows at a time, then with single rows. A call never crosses images.
 template <typename F>
 void for_rows(int64_t begin, int64_t end, int64_t positions, F&& f) {
