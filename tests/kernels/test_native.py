@@ -151,6 +151,8 @@ def test_the_same_bits_every_time():
         products = (
             product_native.multiply(flat, kernel[0, 0][:, None] * kernel[0, 1], Used(), moments=True),
             product_native.kernel_gradient(flat, flat_g, Used()),
+            product_native.convolve(x[..., :3], kernel[..., :3, None] + flat[0], Used(), 1),
+            product_native.convolution_kernel_gradient(x[..., :3], g, 3, Used(), 1),
         )
         return passes, our_depthwise(x, kernel, g, 1, (40, 5)), products
 
