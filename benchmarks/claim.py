@@ -44,6 +44,7 @@ from bignas_jax.training.loop import train  # noqa: E402
 
 matplotlib.use("Agg")
 RESAMPLES = 10_000
+LEAST = 3  # pairs that an interval can be resampled from
 FINETUNING = 0.2  # of the learning rate from scratch
 WARM_UP = 0.25  # of a training's epochs at most
 # The columns of the table, and the folder of each kind of training.
@@ -120,7 +121,7 @@ def tau(first: Sequence[float], second: Sequence[float]) -> tuple[float, float, 
     first, second = np.asarray(first), np.asarray(second)
     rng = np.random.default_rng(0)
     drawn = rng.integers(0, len(first), (RESAMPLES, len(first)))
-    values = [kendalltau(first[rows], second[rows]).statistic for rows in drawn if len(set(rows)) > 2]
+    values = [kendalltau(first[rows], second[rows]).statistic for rows in drawn if len(set(rows)) >= LEAST]
     low, high = np.nanpercentile(values, [2.5, 97.5])
     return float(kendalltau(first, second).statistic), float(low), float(high)
 
@@ -170,8 +171,22 @@ def selected(text: str) -> list[str]:
     return [kind for kind, name in FOLDERS.items() if name in names]
 
 
+def shares(text: str) -> list[int]:
+    """The shares of --percent.
+
+    Raises:
+      ConfigError: one is no whole number from 1 to 99.
+    """
+    for share in text.split(","):
+        if not (share.isdecimal() and 1 <= int(share) <= 99):
+            raise ConfigError(f"--percent: found {share!r}, expected whole numbers from 1 to 99, such as 30,50,70")
+    return list(dict.fromkeys(map(int, text.split(","))))
+
+
 def ranking(claim: Claim, run: Run, count: int, epochs: int) -> list[tuple[float, float]]:
     """The top-1 of random architectures: of their slices, and of the networks alone."""
+    if not count:
+        return []
     archs = list(dict.fromkeys(run.sample(seed) for seed in range(4 * count)))[:count]
     rows = claim.slices(archs)
     return [(row["top1"], claim.alone(arch, f"ranked/{n}", epochs)[0])
@@ -207,18 +222,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", type=pathlib.Path, default="exp/cifar10", help="of a finished supernet's run")
     parser.add_argument("--percent", default="30,50,70", help="shares of MAX's multiply-adds to search children for")
-    parser.add_argument("--ranked", type=int, default=12, help="random architectures whose order is compared")
+    parser.add_argument("--ranked", type=int, default=12, help="random architectures whose order is compared; 0: none")
     parser.add_argument("--ranked-epochs", type=int, default=2, help="epochs of each of them alone")
     parser.add_argument("--finetune-epochs", type=int, default=2)
     parser.add_argument("--kinds", default=",".join(FOLDERS.values()), help="trainings of a network alone, by commas")
     parser.add_argument("--quick", action="store_true", help="one child, three ranked architectures")
     parser.add_argument("--json", help="file to write the results to")
     args = parser.parse_args()
-    percents = [50] if args.quick else [int(percent) for percent in args.percent.split(",")]
-    kinds = selected(args.kinds)
+    percents, kinds = [50] if args.quick else shares(args.percent), selected(args.kinds)
+    if args.ranked < LEAST and args.ranked:
+        raise ConfigError(f"--ranked: found {args.ranked}, expected at least {LEAST} for an order to have an interval, or 0")
     claim, run = Claim(args.workdir), open_run(args.workdir)
     rows = compare(claim, subjects(run, percents), args.finetune_epochs, kinds)
-    pairs = ranking(claim, run, 3 if args.quick else args.ranked, args.ranked_epochs)
+    pairs = ranking(claim, run, LEAST if args.quick else args.ranked, args.ranked_epochs)
     cells = [(row["name"], f"{row['macs'] / 1e6:.2f}", *(f"{100 * top1:.2f} ± {100 * error(top1, images):.2f}"
               for top1, images in row["figures"].values()), str(row["epochs"] or "")) for row in rows]  # fmt: skip
     print(aligned(("network", "MACs (M)", SLICE, *kinds, "epochs in its seconds"), cells))
@@ -227,10 +243,11 @@ def main() -> None:
                for kind, (top1, _) in row["figures"].items()]  # fmt: skip
     good = sum(map(no_worse, rows))
     results.append(Result(f"slices no worse than alone at equal epochs, of {len(rows)}", good, "", len(rows) - 1))
-    value, low, high = tau(*zip(*pairs, strict=True))
-    results.append(Result(f"Kendall's tau of {len(pairs)} architectures", value, "", 0.8))
-    for end, limit in (("from", low), ("to", high)):
-        results.append(Result(f"its 95% interval {end}", limit, "", shown=True))
+    if pairs:
+        value, low, high = tau(*zip(*pairs, strict=True))
+        results.append(Result(f"Kendall's tau of {len(pairs)} architectures", value, "", 0.8))
+        for end, limit in (("from", low), ("to", high)):
+            results.append(Result(f"its 95% interval {end}", limit, "", shown=True))
     write("claim", results, args.quick, args.json)
 
 

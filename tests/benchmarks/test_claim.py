@@ -109,3 +109,20 @@ def test_tau_is_that_of_all_pairs_and_its_interval_holds_it():
 def test_the_error_is_that_of_a_fraction():
     drawn = np.random.default_rng(0).random((20_000, 400)) < 0.8
     assert claim.error(0.8, 400) == pytest.approx(drawn.mean(1).std(), rel=0.03)
+
+
+@pytest.mark.parametrize("text", ["30,", "0", "100", "-5", "half", "2.5"])
+def test_shares_that_are_no_percentage_are_refused(text):
+    with pytest.raises(ConfigError, match="expected whole numbers from 1 to 99"):
+        claim.shares(text)
+
+
+def test_shares_are_taken_once_in_their_order():
+    assert claim.shares("50,30,50") == [50, 30]
+
+
+def test_nothing_is_ranked_if_nothing_is_asked_for(monkeypatch):
+    assert claim.ranking(None, None, 0, 2) == []
+    monkeypatch.setattr(sys, "argv", ["claim.py", "--ranked", "2"])
+    with pytest.raises(ConfigError, match="--ranked: found 2, expected at least 3"):
+        claim.main()
