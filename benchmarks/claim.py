@@ -231,7 +231,7 @@ def main() -> None:
     args = parser.parse_args()
     percents, kinds = [50] if args.quick else shares(args.percent), selected(args.kinds)
     if args.ranked < LEAST and args.ranked:
-        raise ConfigError(f"--ranked: found {args.ranked}, expected at least {LEAST} for an order to have an interval, or 0")
+        raise ConfigError(f"--ranked: found {args.ranked}, expected at least {LEAST}, for an interval, or 0")
     claim, run = Claim(args.workdir), open_run(args.workdir)
     rows = compare(claim, subjects(run, percents), args.finetune_epochs, kinds)
     pairs = ranking(claim, run, LEAST if args.quick else args.ranked, args.ranked_epochs)
