@@ -98,6 +98,17 @@ inline void store_first(float* to, Vec v, int64_t inside) {
   std::memcpy(to, floats, inside * sizeof(float));
 }
 
+// The vector, in a register. GCC would otherwise load it again for every product it takes part in, which takes longer
+// than the products do.
+inline Vec in_register(Vec v) {
+#if defined(__x86_64__)
+  asm("" : "+x"(v));
+#elif defined(__aarch64__)
+  asm("" : "+w"(v));
+#endif
+  return v;
+}
+
 // y = x @ panel for `tall` rows. `inside` is the number of columns that are written.
 template <int count, int tall, bool summed>
 inline void tile(const float* x, int64_t x_step, const float* panel, int64_t depth, float* y, int64_t y_step,
@@ -107,7 +118,7 @@ inline void tile(const float* x, int64_t x_step, const float* panel, int64_t dep
     for (int j = 0; j < count; ++j) total[i][j] = Wide::all(0.0f);
   for (int64_t k = 0; k < depth; ++k) {
     Vec kernel[count];
-    for (int j = 0; j < count; ++j) kernel[j] = Wide::load(panel + (k * count + j) * kWidth);
+    for (int j = 0; j < count; ++j) kernel[j] = in_register(Wide::load(panel + (k * count + j) * kWidth));
     for (int i = 0; i < tall; ++i) {
       const Vec value = Wide::all(x[i * x_step + k]);
       for (int j = 0; j < count; ++j) total[i][j] += value * kernel[j];
@@ -217,7 +228,7 @@ inline void gradient_tile(const float* x, int64_t x_step, const float* g, int64_
     for (int j = 0; j < count; ++j) total[i][j] = Wide::load(to + i * to_step + j * kWidth);
   for (int64_t r = 0; r < rows; ++r) {
     Vec from[count];
-    for (int j = 0; j < count; ++j) from[j] = Wide::load(g + r * g_step + j * kWidth);
+    for (int j = 0; j < count; ++j) from[j] = in_register(Wide::load(g + r * g_step + j * kWidth));
     for (int i = 0; i < tall; ++i) {
       const Vec value = Wide::all(x[r * x_step + i]);
       for (int j = 0; j < count; ++j) total[i][j] += value * from[j];
@@ -227,9 +238,9 @@ inline void gradient_tile(const float* x, int64_t x_step, const float* g, int64_
     for (int j = 0; j < count; ++j) Wide::store(to + i * to_step + j * kWidth, total[i][j]);
 }
 
-// d_kernel [inputs, outputs] = x transposed @ g [rows, outputs]: zeros where a channel is not sampled. A task sums one panel of the outputs, kDeep of the
-// inputs, and one run of the rows. There are several runs only if there are few such pieces of the kernel: each run has a
-// whole kernel to be added.
+// d_kernel [inputs, outputs] = x transposed @ g [rows, outputs]: zeros where a channel is not sampled. A task sums one
+// panel of the outputs, kDeep of the inputs, and one run of the rows. There are several runs only if there are few such
+// pieces of the kernel: each run has a whole kernel to be added.
 template <typename Source>
 void sum_kernel_gradient(ffi::ThreadPool& pool, const Source& x, int64_t rows, const float* g, const Used& used,
                          int64_t inputs, int64_t outputs, float* d_kernel) {
