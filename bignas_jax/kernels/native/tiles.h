@@ -102,7 +102,7 @@ inline void store_first(float* to, Vec v, int64_t inside) {
 // than the products do.
 inline Vec in_register(Vec v) {
 #if defined(__x86_64__)
-  asm("" : "+x"(v));
+  asm("" : "+v"(v));
 #elif defined(__aarch64__)
   asm("" : "+w"(v));
 #endif
