@@ -17,7 +17,7 @@ from report import Fault, Result
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 MEASURED, COUNTED, RELIABILITY, METHOD = "measured", "counted", "reliability", "method"
-BRIEF = ("step", "elasticity", "startup", "loader")  # runs whose figures README.md has
+BRIEF = ("step", "step-cifar10", "elasticity", "startup", "loader")  # runs whose figures README.md has
 AIMS = {  # at most, by space: ratios and kernels of what is counted
     "bignas": {"step": 0.70, "biggest": 0.70, "random": 0.80, "smallest": 0.75},
     "attentive_nas": {"step": 0.75},
