@@ -15,6 +15,7 @@ from bignas_jax.kernels.precision import at_least_float32
 from bignas_jax.kernels.product import told
 from bignas_jax.kernels.product.corner import product, product_of_corner
 from bignas_jax.kernels.product.used import Used
+from bignas_jax.kernels.target import current
 from bignas_jax.ops import rounding
 from bignas_jax.ops.size import Size
 
@@ -49,10 +50,14 @@ class PointwiseConv(nnx.Module):
           out: the output channels.
           into: the channels of x, or None. If they have `ends` to choose from, the `ends` of `out` are not used.
         """
+        return self._multiplied(x, self.kernel[...], out, into)
+
+    def _multiplied(self, x: jax.Array, kernel: jax.Array, out: Size, into: Size | None) -> jax.Array:
+        """`__call__` with this kernel, of the widest architecture."""
         kernels = _kernels(x, out)
         if kernels is not None:
-            return self._product_told(x, out, into, kernels, whole=True, moments=False)[0]
-        tape, kernel = rounding.tape(), self.kernel[...][: x.shape[-1], : out.computed]
+            return _product_told(x, kernel, out, into, kernels, whole=True, moments=False)[0]
+        tape, kernel = rounding.tape(), kernel[: x.shape[-1], : out.computed]
         if tape is not None:
             x, kernel = tape.values(x), tape.weights(kernel, into)
         flat = x.reshape(-1, x.shape[-1])
@@ -66,6 +71,15 @@ class PointwiseConv(nnx.Module):
             y = product(flat, kernel)
         y = y.reshape(*x.shape[:-1], out.computed)
         return tape.values(y) if tape is not None and self.mask_out else y  # otherwise the norm behind it rounds
+
+    def or_identity(self, x: jax.Array, same: jax.Array, out: Size, into: Size) -> jax.Array:
+        """x itself where `same`, a bool scalar, is true, and otherwise the same as `__call__`.
+
+        It chooses between the kernel and the identity, not between two results, of which either would be a pass over
+        memory, and its gradient another. For where products are `exact`.
+        """
+        kernel = self.kernel[...]
+        return self._multiplied(x, jnp.where(same, jnp.eye(*kernel.shape, dtype=kernel.dtype), kernel), out, into)
 
     def before_norm(
         self, x: jax.Array, out: Size, into: Size | None = None, moments: bool = True
@@ -83,14 +97,25 @@ class PointwiseConv(nnx.Module):
         """
         kernels = _kernels(x, out)
         if kernels is not None:
-            return self._product_told(x, out, into, kernels, whole=False, moments=moments)
+            return _product_told(x, self.kernel[...], out, into, kernels, whole=False, moments=moments)
         return self(x, out, into), None
 
-    def _product_told(self, x: jax.Array, out: Size, into: Size | None, by: ModuleType, whole: bool, moments: bool):
-        kernel = self.kernel[...][: x.shape[-1], : out.computed]
-        used = Used(None if into is None else into.sampled, out.sampled)
-        y, found = told.product(x.reshape(-1, x.shape[-1]), kernel, used, by, whole, moments)
-        return y.reshape(*x.shape[:-1], out.computed), found
+
+def exact(dtype: jnp.dtype) -> bool:
+    """Whether a product with ones and zeros keeps every bit of values of this dtype, as far as they are finite.
+
+    GPUs round float32 to TF32 before they multiply. 8-bit integers have one step for all channels of a kernel.
+    """
+    return rounding.tape() is None and (current().platform == "cpu" or jnp.finfo(dtype).bits <= 16)
+
+
+def _product_told(
+    x: jax.Array, kernel: jax.Array, out: Size, into: Size | None, by: ModuleType, whole: bool, moments: bool
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
+    kernel = kernel[: x.shape[-1], : out.computed]
+    used = Used(None if into is None else into.sampled, out.sampled)
+    y, found = told.product(x.reshape(-1, x.shape[-1]), kernel, used, by, whole, moments)
+    return y.reshape(*x.shape[:-1], out.computed), found
 
 
 def _kernels(x: jax.Array, out: Size) -> ModuleType | None:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from bignas_jax.kernels.precision import at_least_float32
-from bignas_jax.ops.pointwise import PointwiseConv
+from bignas_jax.ops.pointwise import PointwiseConv, exact
 from bignas_jax.ops.size import Size
 
 
@@ -56,10 +56,12 @@ class Shortcut(nnx.Module):
             x = average_pool(x)
         if in_size.sampled is None and out.sampled is None:
             return x if in_size.computed == out.computed else self.conv(x, out, in_size)
-        # Only at run time is it known whether the sampled widths agree. Unused channels are zero in both branches.
+        # Only at run time is it known whether the sampled widths agree. Unused channels are zero in both cases.
         same = (in_size.computed if in_size.sampled is None else in_size.sampled) == (
             out.computed if out.sampled is None else out.sampled
         )
+        if exact(x.dtype):
+            return self.conv.or_identity(x, same, out, in_size)
         return jnp.where(same, _resize_channels(x, out.computed), self.conv(x, out, in_size))
 
 

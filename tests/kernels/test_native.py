@@ -88,6 +88,7 @@ def passes_of(module, x, g, affine, gate, extra, activation, used):
         "gate_sums": module.gate_sums(x, g, affine, used, activation),
         "reduce": module.reduce(x, g, affine, used, activation),
         "apply, the rest": module.apply(x, affine, None, used, activation, keep, residual),
+        "apply, the residual": module.apply(x, affine, None, used, activation, None, residual),
         "reduce, the rest": module.reduce(x, g, affine, used, activation, keep),
         "input": module.input_gradient(x, g, affine, None, None, vectors, 3, used, activation),
         "input gated": module.input_gradient(x, g, affine, gate, extra, vectors, 3, used, activation),

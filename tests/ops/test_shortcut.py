@@ -1,5 +1,7 @@
 """The shortcut at even and odd sides, with equal and unequal widths: against PyTorch, masked and sliced."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,8 @@ import torch.nn.functional as F
 from flax import nnx
 from tiny import relative_error
 
+from bignas_jax.kernels import native
+from bignas_jax.kernels.target import anywhere
 from bignas_jax.ops import Shortcut, Size
 from bignas_jax.ops.shortcut import average_pool
 
@@ -74,11 +78,18 @@ def test_sliced_equals_pytorch_and_masked_equals_sliced(stride, side, widths):
     assert not np.asarray(masked[2])[np.asarray(d_kernel) == 0].any()
 
 
+@pytest.mark.parametrize("device", [contextlib.nullcontext, native.off, anywhere])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("in_bucket, out_bucket", [(6, 8), (8, 6)])
-def test_equal_widths_in_unequal_buckets_pass_through(in_bucket, out_bucket):
+def test_equal_widths_in_unequal_buckets_pass_every_bit(in_bucket, out_bucket, dtype, device):
     module = Shortcut(8, 8, 1, rngs=nnx.Rngs(0))
     x = draw(2, 3, 3, in_bucket)
     x[..., 4:] = 0
-    y = module(x, Size(in_bucket, jnp.int32(4)), Size(out_bucket, jnp.int32(4)))
+    x, weight = jnp.asarray(x, dtype), jnp.asarray(draw(2, 3, 3, out_bucket), dtype)
+    with device():
+        y, dx, d_kernel = ours(module, x, Size(in_bucket, jnp.int32(4)), Size(out_bucket, jnp.int32(4)), weight)
+    assert y.dtype == dtype and y.shape[-1] == out_bucket
     np.testing.assert_array_equal(y[..., :4], x[..., :4])
-    assert y.shape[-1] == out_bucket and not np.asarray(y)[..., 4:].any()
+    assert not np.asarray(y)[..., 4:].any()
+    np.testing.assert_array_equal(dx[..., :4], weight[..., :4])
+    assert not np.asarray(d_kernel).any()

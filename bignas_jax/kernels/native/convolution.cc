@@ -72,10 +72,8 @@ ffi::Error kernel_gradient(ffi::ThreadPool pool, Floats x, Floats g, Ints used, 
 }  // namespace bignas
 
 using bignas::Floats;
-using bignas::Ints;
-#define BEGIN xla::ffi::Ffi::Bind().Ctx<xla::ffi::ThreadPool>().Arg<Floats>().Arg<Floats>().Arg<Ints>().Ret<Floats>()
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(bignas_convolution, bignas::convolution,
-                              BEGIN.Ret<Floats>().Ret<Floats>().Attr<int64_t>("stride"));
+                              bignas::binding().Ret<Floats>().Ret<Floats>().Attr<int64_t>("stride"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(bignas_convolution_kernel_gradient, bignas::kernel_gradient,
-                              BEGIN.Attr<int64_t>("stride"));
+                              bignas::binding().Attr<int64_t>("stride"));

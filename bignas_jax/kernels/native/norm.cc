@@ -2,8 +2,8 @@
 //
 // All arrays are float32 and row-major. x, g and the outputs of their size are [N, P, C]: images, positions, channels.
 // mean, inverse (1 / standard deviation), scale and bias are [C]; z = (x - mean) * inverse * scale + bias. gate and
-// extra are [N, C]. Channels from used[0] on belong to the bucket but not to the sampled architecture: their results
-// are zeros.
+// extra are [N, C]; a residual is of the size of x. Channels from used[0] on belong to the bucket but not to the sampled
+// architecture: their results are zeros.
 //
 // Rows are summed in fixed runs, and the partial sums are added in a fixed order, so that the bits do not depend on the
 // threads.
@@ -141,10 +141,10 @@ void pool_images(ffi::ThreadPool& pool, const Shape& s, const float* x, const Af
   });
 }
 
-// y = activation(z), multiplied by the gate if there is one.
-template <typename A, bool gated>
+// y = activation(z), multiplied by the gate if there is one, plus the residual if there is one.
+template <typename A, bool gated, bool added>
 void apply_rows(ffi::ThreadPool& pool, const Shape& s, const float* x, const Affine& affine, const float* gate,
-                float* y) {
+                const float* residual, float* y) {
   const Runs runs(s.rows());
   parallel_for(pool, runs.count(), [&](int64_t run) {
     for_rows(runs.begin(run), runs.end(run), s.positions, [&](auto rows, int64_t row) {
@@ -156,6 +156,7 @@ void apply_rows(ffi::ThreadPool& pool, const Shape& s, const float* x, const Aff
           const int64_t i = (row + r) * s.channels + c;
           auto value = A::template value<L::size>(at.z(L::load(x + i)));
           if constexpr (gated) value *= L::load(gates + c);
+          if constexpr (added) value += L::load(residual + i);
           L::store(y + i, value);
         }
       });
@@ -275,12 +276,14 @@ ffi::Error pooled(ffi::ThreadPool pool, Floats x, Floats mean, Floats inverse, F
 }
 
 ffi::Error apply(ffi::ThreadPool pool, Floats x, Floats mean, Floats inverse, Floats scale, Floats bias, Floats gate,
-                 Ints used, FloatsOut y, int64_t activation, bool gated) {
+                 Floats residual, Ints used, FloatsOut y, int64_t activation, bool gated, bool added) {
   const Shape s = shape_of(x, used);
   const Affine affine = affine_of(mean, inverse, scale, bias);
   return with_activation(activation, [&](auto a) {
-    auto run = gated ? apply_rows<decltype(a), true> : apply_rows<decltype(a), false>;
-    run(pool, s, x.typed_data(), affine, gate.typed_data(), y->typed_data());
+    using A = decltype(a);
+    auto run = gated ? (added ? apply_rows<A, true, true> : apply_rows<A, true, false>)
+                     : (added ? apply_rows<A, false, true> : apply_rows<A, false, false>);
+    run(pool, s, x.typed_data(), affine, gate.typed_data(), residual.typed_data(), y->typed_data());
   });
 }
 
@@ -329,7 +332,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(bignas_norm_pooled, bignas::pooled,
                               BEGIN.Arg<Floats>().AFFINE.Arg<Ints>().Ret<Floats>().Attr<int64_t>("activation"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
     bignas_norm_apply, bignas::apply,
-    BEGIN.Arg<Floats>().AFFINE.Arg<Floats>().Arg<Ints>().Ret<Floats>().Attr<int64_t>("activation").Attr<bool>("gated"));
+    BEGIN.Arg<Floats>().AFFINE.Arg<Floats>().Arg<Floats>().Arg<Ints>().Ret<Floats>().Attr<int64_t>("activation")
+        .Attr<bool>("gated").Attr<bool>("added"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
     bignas_norm_gate_sums, bignas::gate_sums,
     BEGIN.Arg<Floats>().Arg<Floats>().AFFINE.Arg<Ints>().Ret<Floats>().Attr<int64_t>("activation"));

@@ -40,10 +40,9 @@ ffi::Error kernel_gradient(ffi::ThreadPool pool, Floats x, Floats g, Ints used, 
 }  // namespace bignas
 
 using bignas::Floats;
-using bignas::Ints;
-#define BEGIN xla::ffi::Ffi::Bind().Ctx<xla::ffi::ThreadPool>().Arg<Floats>().Arg<Floats>().Arg<Ints>().Ret<Floats>()
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(bignas_product, bignas::product, BEGIN.Attr<bool>("turned").Attr<bool>("whole"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(bignas_product, bignas::product,
+                              bignas::binding().Attr<bool>("turned").Attr<bool>("whole"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(bignas_product_moments, bignas::product_moments,
-                              BEGIN.Ret<Floats>().Ret<Floats>().Attr<bool>("whole"));
-XLA_FFI_DEFINE_HANDLER_SYMBOL(bignas_product_kernel_gradient, bignas::kernel_gradient, BEGIN);
+                              bignas::binding().Ret<Floats>().Ret<Floats>().Attr<bool>("whole"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(bignas_product_kernel_gradient, bignas::kernel_gradient, bignas::binding());

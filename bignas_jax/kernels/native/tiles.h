@@ -291,6 +291,11 @@ void sum_kernel_gradient(ffi::ThreadPool& pool, const Source& x, int64_t rows, c
   });
 }
 
+// How XLA calls what takes two arrays and the sampled counts, and gives one array first.
+inline auto binding() {
+  return ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Floats>().Arg<Floats>().Arg<Ints>().Ret<Floats>();
+}
+
 }  // namespace bignas
 
 #endif  // BIGNAS_JAX_NATIVE_TILES_H_

@@ -51,14 +51,15 @@ def pooled(x: jax.Array, affine: Affine, used: jax.Array, activation: str) -> ja
 
 def apply(x, affine: Affine, gate, used, activation: str, keep=None, residual=None) -> jax.Array:
     """See `passes.apply`."""
-    flat = _flat(x)
+    flat, added = _flat(x), residual is not None
+    if keep is not None:  # as a gate of all channels: there is none besides
+        gate = jnp.broadcast_to(keep[:, None], (len(x), x.shape[-1]))
     y = native.call(
-        "norm_apply", _like(flat), flat, *_vectors(affine), affine.bias if gate is None else gate, _count(used, x),
-        activation=_number(activation), gated=gate is not None,
+        "norm_apply", _like(flat), flat, *_vectors(affine), affine.bias if gate is None else gate,
+        _flat(residual) if added else flat, _count(used, x),
+        activation=_number(activation), gated=gate is not None, added=added,
     )  # fmt: skip
-    y = y.reshape(x.shape)
-    y = y if keep is None else y * over_images(keep)
-    return y if residual is None else y + residual
+    return y.reshape(x.shape)
 
 
 def gate_sums(x: jax.Array, g: jax.Array, affine: Affine, used: jax.Array, activation: str) -> jax.Array:
