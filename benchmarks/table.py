@@ -1,8 +1,8 @@
-"""Makes the tables of README.md and docs/performance.md from the files in benchmarks/results/.
+"""Makes the tables of README.md, docs/performance.md and docs/training.md from the files in benchmarks/results/.
 
 What was measured comes from the files themselves, the newest of each processor. README.md has the figures of the runs
 in BRIEF that have a target, docs/performance.md has all. What was counted for GPUs that were not there comes from gpu/,
-what was tried on purpose from reliability/, and how good the trained networks are from method/.
+what was tried on purpose from reliability/, and how good the trained networks are, for docs/training.md, from method/.
 
     python benchmarks/table.py            # writes all, each between its two markers
     python benchmarks/table.py --check    # fails if a page says something else
@@ -167,7 +167,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; fail if a page is out of date")
     parser.add_argument("--results", type=pathlib.Path, default=ROOT / "benchmarks" / "results")
-    parser.add_argument("--root", type=pathlib.Path, default=ROOT, help="folder of README.md and docs/performance.md")
+    parser.add_argument("--root", type=pathlib.Path, default=ROOT, help="folder of README.md and docs/")
     args = parser.parse_args()
     measured = newest(args.results)
     tables = {
@@ -175,9 +175,9 @@ def main() -> int:
             MEASURED: table(measured, brief=True),
             COUNTED: counted(args.results / "gpu"),
             RELIABILITY: faults(newest(args.results / RELIABILITY)),
-            METHOD: table(newest(args.results / METHOD), brief=False) or "Not run yet.",
         },
         "docs/performance.md": {MEASURED: table(measured, brief=False)},
+        "docs/training.md": {METHOD: table(newest(args.results / METHOD), brief=False) or "Not run yet."},
     }
     old = {name: (args.root / name).read_text() for name in tables}
     new = {}
