@@ -34,7 +34,7 @@ class Result:
       unit: 'x' for a ratio, or a unit such as 'ms', 'images/s', 'GB'.
       target: the value to reach; None if there is no target.
       better: 'higher' or 'lower'.
-      shown: whether the README's table shows it although it has no target.
+      shown: whether the tables show it although it has no target.
     """
 
     name: str

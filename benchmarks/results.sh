@@ -5,7 +5,7 @@
 #
 # CIFAR-10 is a folder of images, CIFAR10=data/cifar10 by default. Trainings lie below EXP=exp. What ended well is marked
 # by EXP/results/NAME.json and not run again; a run that was interrupted goes on. NAMEs select runs below. The figures go
-# to benchmarks/results/method/<processor>-<date>.json, from which benchmarks/table.py makes the README's table.
+# to benchmarks/results/method/<processor>-<date>.json, from which benchmarks/table.py makes the list in docs/training.md.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 

@@ -54,7 +54,7 @@ def rows(about: dict, brief: bool) -> list[str]:
         command = f"`{run['command']}`" + (f", {run.get('date', about['date'])}, {commit(run)}" if older else "")
         results = [Result(**row) for row in run.get("results", ())]
         for result in (r for r in results if r.target is not None or (r.shown and not brief)):
-            value = f"{result.value:.3g} {result.unit}".strip()
+            value = f"{result.value:.{3 if result.reached else 4}g} {result.unit}".strip()
             met = value if result.reached else f"{value} (short)"
             lines.append(f"| {result.name} | {met} | {result.bound} | {command} |")
             command = ""

@@ -75,8 +75,8 @@ class PointwiseConv(nnx.Module):
     def or_identity(self, x: jax.Array, same: jax.Array, out: Size, into: Size) -> jax.Array:
         """x itself where `same`, a bool scalar, is true, and otherwise the same as `__call__`.
 
-        It chooses between the kernel and the identity, not between two results, of which either would be a pass over
-        memory, and its gradient another. For where products are `exact`.
+        It chooses the kernel or the identity. Choosing between two results would take one more pass over memory,
+        forward and backward. Call it only where products are `exact`.
         """
         kernel = self.kernel[...]
         return self._multiplied(x, jnp.where(same, jnp.eye(*kernel.shape, dtype=kernel.dtype), kernel), out, into)
@@ -102,9 +102,9 @@ class PointwiseConv(nnx.Module):
 
 
 def exact(dtype: jnp.dtype) -> bool:
-    """Whether a product with ones and zeros keeps every bit of values of this dtype, as far as they are finite.
+    """Whether the product with an identity gives every finite value of this dtype back, but for the sign of a zero.
 
-    GPUs round float32 to TF32 before they multiply. 8-bit integers have one step for all channels of a kernel.
+    GPUs round float32 to TF32 before they multiply. On a tape the product rounds its input itself.
     """
     return rounding.tape() is None and (current().platform == "cpu" or jnp.finfo(dtype).bits <= 16)
 

@@ -81,7 +81,7 @@ def test_sliced_equals_pytorch_and_masked_equals_sliced(stride, side, widths):
 @pytest.mark.parametrize("device", [contextlib.nullcontext, native.off, anywhere])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("in_bucket, out_bucket", [(6, 8), (8, 6)])
-def test_equal_widths_in_unequal_buckets_pass_every_bit(in_bucket, out_bucket, dtype, device):
+def test_equal_widths_in_unequal_buckets_pass_every_value(in_bucket, out_bucket, dtype, device):
     module = Shortcut(8, 8, 1, rngs=nnx.Rngs(0))
     x = draw(2, 3, 3, in_bucket)
     x[..., 4:] = 0

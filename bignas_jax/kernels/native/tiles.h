@@ -291,7 +291,7 @@ void sum_kernel_gradient(ffi::ThreadPool& pool, const Source& x, int64_t rows, c
   });
 }
 
-// How XLA calls what takes two arrays and the sampled counts, and gives one array first.
+// The binding of a kernel that takes two arrays and the sampled counts, and whose first result is an array.
 inline auto binding() {
   return ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Floats>().Arg<Floats>().Arg<Ints>().Ret<Floats>();
 }

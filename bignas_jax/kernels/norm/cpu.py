@@ -52,11 +52,11 @@ def pooled(x: jax.Array, affine: Affine, used: jax.Array, activation: str) -> ja
 def apply(x, affine: Affine, gate, used, activation: str, keep=None, residual=None) -> jax.Array:
     """See `passes.apply`."""
     flat, added = _flat(x), residual is not None
-    if keep is not None:  # as a gate of all channels: there is none besides
-        gate = jnp.broadcast_to(keep[:, None], (len(x), x.shape[-1]))
+    if keep is not None:
+        gate = jnp.broadcast_to(keep[:, None], (len(x), x.shape[-1])) if gate is None else gate * keep[:, None]
     y = native.call(
         "norm_apply", _like(flat), flat, *_vectors(affine), affine.bias if gate is None else gate,
-        _flat(residual) if added else flat, _count(used, x),
+        residual.reshape(flat.shape).astype(jnp.float32) if added else flat, _count(used, x),
         activation=_number(activation), gated=gate is not None, added=added,
     )  # fmt: skip
     return y.reshape(x.shape)
