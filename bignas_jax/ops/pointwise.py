@@ -75,9 +75,11 @@ class PointwiseConv(nnx.Module):
     def or_identity(self, x: jax.Array, same: jax.Array, out: Size, into: Size) -> jax.Array:
         """x itself where `same`, a bool scalar, is true, and otherwise the same as `__call__`.
 
-        It chooses the kernel or the identity. Choosing between two results would take one more pass over memory,
-        forward and backward. Call it only where products are `exact`.
+        Channels beyond those of x are zero in it. The product is with the kernel or with the identity wherever that
+        gives x back: a choice between two results takes one more pass over memory, forward and backward.
         """
+        if not _exact(x.dtype):
+            return jnp.where(same, _resized(x, out.computed), self(x, out, into))
         kernel = self.kernel[...]
         return self._multiplied(x, jnp.where(same, jnp.eye(*kernel.shape, dtype=kernel.dtype), kernel), out, into)
 
@@ -101,12 +103,18 @@ class PointwiseConv(nnx.Module):
         return self(x, out, into), None
 
 
-def exact(dtype: jnp.dtype) -> bool:
+def _exact(dtype: jnp.dtype) -> bool:
     """Whether the product with an identity gives every finite value of this dtype back, but for the sign of a zero.
 
     GPUs round float32 to TF32 before they multiply. On a tape the product rounds its input itself.
     """
     return rounding.tape() is None and (current().platform == "cpu" or jnp.finfo(dtype).bits <= 16)
+
+
+def _resized(x: jax.Array, features: int) -> jax.Array:
+    if x.shape[-1] >= features:
+        return x[..., :features]
+    return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, features - x.shape[-1])))
 
 
 def _product_told(

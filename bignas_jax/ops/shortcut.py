@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from bignas_jax.kernels.precision import at_least_float32
-from bignas_jax.ops.pointwise import PointwiseConv, exact
+from bignas_jax.ops.pointwise import PointwiseConv
 from bignas_jax.ops.size import Size
 
 
@@ -60,12 +60,4 @@ class Shortcut(nnx.Module):
         same = (in_size.computed if in_size.sampled is None else in_size.sampled) == (
             out.computed if out.sampled is None else out.sampled
         )
-        if exact(x.dtype):
-            return self.conv.or_identity(x, same, out, in_size)
-        return jnp.where(same, _resize_channels(x, out.computed), self.conv(x, out, in_size))
-
-
-def _resize_channels(x: jax.Array, features: int) -> jax.Array:
-    if x.shape[-1] >= features:
-        return x[..., :features]
-    return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, features - x.shape[-1])))
+        return self.conv.or_identity(x, same, out, in_size)
