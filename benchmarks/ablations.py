@@ -5,14 +5,17 @@
 
 Without --variant these are the parts that BigNAS adds (Yu et al., 2020, section 3): the sandwich, in-place
 distillation, zero gammas at the start, regularising the biggest alone, and the constant ending of an exponential
-schedule. For these the recipe gets that schedule, scaled to the epochs, dropout at 0.2, and students that count as much
-as the biggest. Variants of your own take the place of that list:
-`--variant labels sandwich.loss=labels --variant wide "space.head_width=(256,)"`. 'as it is' always comes first.
+schedule. For these the recipe gets that schedule, scaled to the epochs, dropout at 0.2, the paper's loss, and students
+that count as much as the biggest. 'no sandwich' is four random slices a step in place of the four members. They share
+a resolution, and no biggest is among them that could teach or alone be regularised. Variants of your own take the
+place of that list, and leave the recipe as it is: `--variant labels sandwich.loss=labels --variant wide
+"space.head_width=(256,)"`. 'as it is' always comes first.
 
 MAX and MIN are scored on the validation images, calibrated. The table gives the mean over the seeds, and the difference
-to 'as it is' with the standard error of the mean over pairs of the same seed. Trainings lie in
-WORKDIR/NAME-EPOCHS-SEED. The same command goes on after an interruption, and trains nothing twice; others than the
-given ones stay where they are.
+to 'as it is' with the standard error of the mean over pairs of the same seed. With few seeds that error is rough: the
+last line says how many errors a difference must be to be none by chance in 19 of 20 cases (Student's t). Trainings lie
+in WORKDIR/NAME-EPOCHS-SEED, without --variant in WORKDIR/parts. The same command goes on after an interruption, and
+trains nothing twice; others than the given ones stay where they are.
 """
 
 import argparse
@@ -31,6 +34,8 @@ memory.keep_freed_memory()
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 from report import Result, write  # noqa: E402
+from scipy import stats  # noqa: E402
+from trainings import train_once  # noqa: E402
 
 from bignas_jax.cli import scripts  # noqa: E402
 from bignas_jax.config.options import Options  # noqa: E402
@@ -38,7 +43,6 @@ from bignas_jax.config.phases import runs_of  # noqa: E402
 from bignas_jax.config.recipes import load_recipe  # noqa: E402
 from bignas_jax.errors import ConfigError  # noqa: E402
 from bignas_jax.text import aligned  # noqa: E402
-from bignas_jax.training.loop import train  # noqa: E402
 
 AS_IT_IS = "as it is"
 NAMES = ("MAX", "MIN")
@@ -57,9 +61,10 @@ PAPERS_EPOCHS = 360  # of the schedule that is scaled: 0.97 every 2.4 epochs, ne
 def papers(epochs: int) -> dict[str, Any]:
     """The schedule and the regularisation whose parts the ablations switch off, for a training of so many epochs.
 
-    Without the sandwich there are no students, so these count as much as the biggest: one part is gone at a time.
+    Without the sandwich there are no students, so these count as much as the biggest: their weight is no part of it.
     """
     return EQUAL | {
+        "sandwich.loss": "soft_cross_entropy",
         "optimizer.schedule": "exponential", "optimizer.decay_rate": 0.97, "optimizer.end_factor": 0.05,
         "optimizer.decay_epochs": 2.4 * epochs / PAPERS_EPOCHS, "optimizer.staircase": False, "model.dropout": 0.2,
     }  # fmt: skip
@@ -109,10 +114,22 @@ def given(words: Sequence[str]) -> tuple[str, dict[str, Any]]:
     return name, found
 
 
+def seeds_of(text: str) -> list[int]:
+    """The seeds of --seeds.
+
+    Raises:
+      ConfigError: one is no whole number from 0 on, or stands there twice.
+    """
+    words = text.split(",")
+    if not all(word.isdecimal() for word in words) or len({int(word) for word in words}) < len(words):
+        raise ConfigError(f"--seeds: found {text!r}, expected different whole numbers from 0 on, such as 0,1,2")
+    return [int(word) for word in words]
+
+
 def scores(options: Options, folder: pathlib.Path) -> list[float]:
     """Top-1 of NAMES in percent, after a training that goes on where it stopped."""
     print(f"{folder}: seed {options.seed}", flush=True)
-    rows = {row["name"]: row for row in train(options, folder)}
+    rows = {row["name"]: row for row in train_once(options, folder)}
     jax.clear_caches()
     return [100 * rows[name]["top1"] for name in NAMES]
 
@@ -152,7 +169,8 @@ def main() -> None:
     variants = {AS_IT_IS: {}} | (dict(map(given, args.variant)) or PARTS)
     if args.quick and not args.variant:
         variants = {name: variants[name] for name in (AS_IT_IS, "no distillation")}
-    seeds = [0] if args.quick else [int(seed) for seed in args.seeds.split(",")]
+    seeds = [0] if args.quick else seeds_of(args.seeds)
+    folder = folder if args.variant else folder / "parts"
     runs = {name: [changed(config, base | changes | {"seed": seed}) for seed in seeds]
             for name, changes in variants.items()}  # fmt: skip
     found = {name: np.array([scores(options, folder / f"{name}-{args.epochs}-{options.seed}".replace(" ", "-"))
@@ -165,6 +183,8 @@ def main() -> None:
         results += [Result(f"{which}, {name}", float(value), "%", shown=True)
                     for which, value in zip(NAMES, top1, strict=True)]  # fmt: skip
     print(aligned(("variant", "MAX (%)", "difference", "MIN (%)", "difference"), cells))
+    if len(seeds) > 1:
+        print(f"With {len(seeds)} seeds: clear from {stats.t.ppf(0.975, len(seeds) - 1):.1f} standard errors on")
     write("ablations", results, args.quick, args.json)
 
 

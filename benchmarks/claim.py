@@ -7,13 +7,15 @@ For MAX, MIN, and the winner of a search at each share of MAX's multiply-adds: t
 trained alone for as many epochs, and for as many seconds, by the supernet's own recipe; the slice fine-tuned at a fifth
 of the learning rate. Seconds follow from the images a second that both trainings logged. Then `ranked` random
 architectures are trained alone for a few epochs each, all alike, and Kendall's tau says how far their order is that of
-their slices. All scores are calibrated children's on the validation images, which no choice depends on; the search sees
-held-out training images alone. Trainings lie in WORKDIR/claim. The same command goes on after an interruption, and
-trains nothing twice; --kinds selects trainings of a network alone, the dearest of which is the one for as many seconds.
+their slices. All scores are calibrated children's on the validation images, on which no choice made here depends; the
+search sees held-out training images alone. Trainings lie in WORKDIR/claim, in folders that are named by their epochs.
+The same command goes on after an interruption, and trains nothing twice; --kinds selects trainings of a network alone,
+the dearest of which is the one for as many seconds.
 """
 
 import argparse
 import collections
+import dataclasses
 import json
 import math
 import pathlib
@@ -31,16 +33,19 @@ import matplotlib  # noqa: E402
 import numpy as np  # noqa: E402
 from report import Result, write  # noqa: E402
 from scipy.stats import kendalltau  # noqa: E402
+from trainings import train_once  # noqa: E402
 
 from bignas_jax.api import Run, open_run  # noqa: E402
 from bignas_jax.cli import scripts  # noqa: E402
-from bignas_jax.config.options import Options  # noqa: E402
+from bignas_jax.config.options import Distributed, Options  # noqa: E402
 from bignas_jax.errors import ConfigError  # noqa: E402
+from bignas_jax.files import read_json  # noqa: E402
 from bignas_jax.runs.assess import evaluate_run  # noqa: E402
-from bignas_jax.runs.folder import supernet_options  # noqa: E402
+from bignas_jax.runs.folder import steps, supernet_options  # noqa: E402
+from bignas_jax.runs.identity import DATA  # noqa: E402
 from bignas_jax.spaces.architecture import Architecture  # noqa: E402
 from bignas_jax.text import aligned  # noqa: E402
-from bignas_jax.training.loop import train  # noqa: E402
+from bignas_jax.training.plan import Plan  # noqa: E402
 
 matplotlib.use("Agg")
 RESAMPLES = 10_000
@@ -57,17 +62,21 @@ class Claim:
 
     Args:
       workdir: the folder of the supernet's run.
+    Raises:
+      ConfigError: it is not the run of a supernet that was trained for all of its config's epochs, in one phase.
     """
 
     def __init__(self, workdir: pathlib.Path):
-        self.workdir, self.options = workdir, supernet_options(str(workdir))
+        found = supernet_options(str(workdir))
+        self.workdir, self.options = workdir, dataclasses.replace(found, distributed=Distributed())
+        check_whole(workdir, found)
 
     def alone(self, arch: Architecture, folder: str, epochs: int, tuned: bool = False) -> tuple[float, int]:
         """The top-1 of a network that is trained by itself, and the number of images that it was scored on.
 
         Args:
           arch: the network.
-          folder: its run's, below `claim`.
+          folder: its run's, below `claim`, without the epochs.
           epochs: of the training.
           tuned: whether it starts as its slice, at a lower learning rate.
         """
@@ -81,20 +90,47 @@ class Claim:
         optimizer["warmup_epochs"] = min(optimizer["warmup_epochs"], epochs * WARM_UP)
         optimizer["learning_rate"] *= FINETUNING if tuned else 1
         print(f"{folder}: {epochs} epochs", flush=True)
-        rows = train(Options.of(values), self.workdir / "claim" / folder)
+        rows = train_once(Options.of(values), self._folder(folder, epochs))
         jax.clear_caches()  # no other network runs the same programs
         (row,) = (row for row in rows if row["name"] == "CHILD")
         return row["top1"], row["images"]
 
+    def _folder(self, name: str, epochs: int) -> pathlib.Path:
+        return self.workdir / "claim" / f"{name}-{epochs}"
+
     def epochs_in_its_seconds(self, folder: str) -> int:
-        """How many epochs the network in `folder` can be trained in the time that the supernet took."""
-        pace = seconds_an_image(self.workdir) / seconds_an_image(self.workdir / "claim" / folder)
+        """How many epochs the network that `folder` has for equal epochs can be trained in the supernet's time."""
+        pace = seconds_an_image(self.workdir) / seconds_an_image(self._folder(folder, self.options.epochs))
         return max(1, round(self.options.epochs * pace))
 
     def slices(self, archs: Sequence[Architecture]) -> list[dict]:
         """The rows of the supernet's slices."""
         given = [json.dumps(arch.to_dict()) for arch in archs]
         return evaluate_run(self.options, self.workdir, given, "val", "newest")[0]
+
+
+def check_whole(workdir: pathlib.Path, options: Options) -> None:
+    """Refuses a run that no network alone is trained as long as.
+
+    Raises:
+      ConfigError: it is of a single child, began with other weights, has phases or a `max_steps`, or is not at its end.
+    """
+    for field in ("arch", "init_from", "phases", "max_steps"):
+        if getattr(options, field):
+            raise ConfigError(
+                f"{workdir}: found a run with config.{field}, expected a supernet that was trained for all of its "
+                "config.epochs in one phase, as the networks alone are"
+            )
+    made = steps(workdir)
+    if not made or not made[-1]:
+        raise ConfigError(f"{workdir}: found no trained weights, expected a finished run of train.py")
+    try:
+        images = read_json(workdir / DATA)["train"]["images"]
+    except FileNotFoundError:  # of a run from before there was such a file
+        return
+    stop = Plan.of(options, (images - options.data.holdout) // options.batch_size).stop
+    if made[-1] < stop:
+        raise ConfigError(f"{workdir}: found {made[-1]} of {stop} steps, expected a finished run: train.py goes on")
 
 
 def seconds_an_image(workdir: pathlib.Path) -> float:
@@ -230,6 +266,9 @@ def main() -> None:
     parser.add_argument("--json", help="file to write the results to")
     args = parser.parse_args()
     percents, kinds = [50] if args.quick else shares(args.percent), selected(args.kinds)
+    for name in ("ranked_epochs", "finetune_epochs"):
+        if getattr(args, name) < 1:
+            raise ConfigError(f"--{name.replace('_', '-')}: found {getattr(args, name)}, expected at least 1")
     if args.ranked < LEAST and args.ranked:
         raise ConfigError(f"--ranked: found {args.ranked}, expected at least {LEAST}, for an interval, or 0")
     claim, run = Claim(args.workdir), open_run(args.workdir)

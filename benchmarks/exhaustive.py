@@ -22,6 +22,7 @@ memory.keep_freed_memory()
 import numpy as np  # noqa: E402
 from ml_collections import ConfigDict  # noqa: E402
 from tqdm import tqdm  # noqa: E402
+from trainings import train_once  # noqa: E402
 
 from bignas_jax.config.fields import canonical, validate  # noqa: E402
 from bignas_jax.config.options import Options, Search, Strategies  # noqa: E402
@@ -34,7 +35,6 @@ from bignas_jax.search.problem import make_problem  # noqa: E402
 from bignas_jax.search.race import Race  # noqa: E402
 from bignas_jax.search.screening import Screening  # noqa: E402
 from bignas_jax.search.strategies.registry import make_strategy  # noqa: E402
-from bignas_jax.training import loop as training  # noqa: E402
 from configs import digits  # noqa: E402
 
 SHARE = 0.15  # the share of all architectures that a search may score, with MAX and MIN
@@ -122,7 +122,7 @@ def main() -> None:
     use_compilation_cache()
     with tempfile.TemporaryDirectory() as folder:
         workdir = pathlib.Path(arguments.workdir or folder)
-        training.train(Options.of(config), workdir)
+        train_once(Options.of(config), workdir)
         session, weights, _ = run.open_run(Options.of(config), workdir, "newest")
         recorded = score_all(session, weights)
     problem = make_problem(session)

@@ -19,32 +19,25 @@ case "${1:-}" in
   --quick) MODE=quick; shift ;;
   -*) echo "found $1, expected --cpu, --quick or names of runs" >&2; exit 2 ;;
 esac
-NAMES=" $* "
+source benchmarks/runs.sh
 # Nothing of a run on the CPU may end up on a card that is there: neither JAX's side nor PyTorch's.
 if [ $MODE != gpu ]; then export JAX_PLATFORMS=cpu CUDA_VISIBLE_DEVICES=; fi
-PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
 LIMIT=$([ $MODE = gpu ] && echo 520 || echo 7200)  # seconds of the whole
 RESULTS=${RESULTS:-benchmarks/results$([ $MODE = quick ] && echo /tmp)}
-FOLDER=$(mktemp -d)
-trap 'rm -rf "$FOLDER"' EXIT
-SELECTED=0
 
 # run NAME SECONDS SCRIPT ARGUMENT...: within its budget and what is left of the whole.
 run() {
-  local name=$1 budget=$2 script=$3 start=$SECONDS left status
+  local name=$1 budget=$2 script=$3 start=$SECONDS left
   shift 3
-  if [ "$NAMES" != "  " ] && [[ "$NAMES" != *" $name "* ]]; then return; fi
-  SELECTED=1
+  if ! selected "$name"; then return; fi
   left=$((LIMIT - SECONDS))
   if [ $MODE != gpu ]; then budget=$((LIMIT / 4)); fi
   if [ "$left" -lt "$budget" ]; then budget=$left; fi
   if [ "$budget" -lt 5 ]; then echo "== $name: no time is left"; return; fi
   echo "== $name: benchmarks/$script $*"
   timeout --kill-after=5 "$budget" "$PYTHON" "benchmarks/$script" "$@" --json "$FOLDER/$name.json"
-  status=$?
-  local command="python benchmarks/$script${*:+ $*}"
-  echo "$status $((SECONDS - start)) ${command//$FOLDER\//}" > "$FOLDER/$name.run"
-  [ $status = 0 ] || echo "== $name: exit status $status after $((SECONDS - start)) s" >&2
+  local status=$? command="python benchmarks/$script${*:+ $*}"
+  ended "$name" $status "$start" "${command//$FOLDER\//}"
 }
 
 # What the step before left, for bandwidth.py.
@@ -89,5 +82,5 @@ quick() {
 }
 
 $MODE
-if [ $SELECTED = 0 ]; then echo "found no run named$NAMES, expected some of those in $0" >&2; exit 2; fi
-"$PYTHON" benchmarks/report.py "$FOLDER" --results "$RESULTS"
+report
+finish $?

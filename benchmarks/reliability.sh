@@ -8,25 +8,22 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
-PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
+source benchmarks/runs.sh
 RESULTS=${RESULTS:-benchmarks/results/reliability}
-NAMES=" $* "
-FOLDER=$(mktemp -d)
-trap 'rm -rf "$FOLDER"' EXIT
 
 # run NAME SCRIPT ARGUMENT...
 run() {
-  local name=$1 script=$2 start=$SECONDS status
+  local name=$1 script=$2 start=$SECONDS
   shift 2
-  if [ "$NAMES" != "  " ] && [[ "$NAMES" != *" $name "* ]]; then return; fi
+  if ! selected "$name"; then return; fi
   echo "== $name: benchmarks/$script $*"
   "$PYTHON" "benchmarks/$script" "$@" --json "$FOLDER/$name.json"
-  status=$?
-  echo "$status $((SECONDS - start)) python benchmarks/$script${*:+ $*}" > "$FOLDER/$name.run"
+  ended "$name" $? "$start" "python benchmarks/$script${*:+ $*}"
 }
 
 run crash-train crash.py --what train
 run crash-child crash.py --what child
 run crash-search crash.py --what search
 run soak soak.py
-"$PYTHON" benchmarks/report.py "$FOLDER" --results "$RESULTS" --add
+report --add
+finish $?

@@ -9,18 +9,15 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
-PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
+source benchmarks/runs.sh
 CIFAR10=${CIFAR10:-data/cifar10}
 EXP=${EXP:-exp}
 RESULTS=${RESULTS:-benchmarks/results/method}
-NAMES=" $* "
 DONE=$EXP/results
-FOLDER=$(mktemp -d)
-trap 'rm -rf "$FOLDER"' EXIT
 FAILED=0
 mkdir -p "$DONE"
 
-# run NAME SCRIPT ARGUMENT...: a benchmark, whose figures are kept; `make_run` a command whose run others take.
+# run NAME SCRIPT ARGUMENT...: a benchmark, whose figures are kept at once; `make_run` a command whose run others take.
 run() {
   local name=$1 start=$SECONDS status
   shift
@@ -28,24 +25,28 @@ run() {
   echo "== $name: $*"
   "$PYTHON" "$@" --json "$FOLDER/$name.json"
   status=$?
-  echo "$status $((SECONDS - start)) python $*" > "$FOLDER/$name.run"
-  if [ $status = 0 ]; then mv "$FOLDER/$name.json" "$DONE/$name.json" && cp "$DONE/$name.json" "$FOLDER/"; else failed "$name"; fi
+  ended "$name" $status "$start" "python $*"
+  if ! report --add; then echo "== $name: its figures could not be kept" >&2; status=1; fi
+  if [ $status = 0 ]; then mv "$FOLDER/$name.json" "$DONE/"; else FAILED=1; fi
+  rm -f "$FOLDER"/*
 }
 
 make_run() {
-  local name=$1
+  local name=$1 start=$SECONDS status
   shift
   if ! wanted "$name"; then return; fi
   echo "== $name: $*"
-  if "$PYTHON" "$@"; then echo '{}' > "$DONE/$name.json"; else failed "$name"; fi
+  "$PYTHON" "$@"
+  status=$?
+  ended "$name" $status "$start" "python $*"
+  if [ $status = 0 ]; then echo '{}' > "$DONE/$name.json"; else FAILED=1; fi
+  rm -f "$FOLDER"/*
 }
 
 wanted() {
-  if [ "$NAMES" != "  " ] && [[ "$NAMES" != *" $1 "* ]]; then return 1; fi
+  if ! selected "$1"; then return 1; fi
   if [ -e "$DONE/$1.json" ]; then echo "== $1: is there ($DONE/$1.json)"; return 1; fi
 }
-
-failed() { echo "== $1: failed" >&2; FAILED=1; }
 
 run curves benchmarks/curves.py --root "$CIFAR10" --workdir "$EXP/curves"
 make_run cifar10 train.py --config configs/cifar10.py "--config.data.root=$CIFAR10" --workdir "$EXP/cifar10"
@@ -55,7 +56,4 @@ run ablations-digits benchmarks/ablations.py --config configs/digits.py --epochs
 run ablations benchmarks/ablations.py --root "$CIFAR10" --workdir "$EXP/ablations"
 run relatives benchmarks/relatives.py --root "$CIFAR10" --workdir "$EXP/relatives"
 run datasets benchmarks/datasets.py --workdir "$EXP/datasets"
-if compgen -G "$FOLDER/*.run" > /dev/null; then
-  "$PYTHON" benchmarks/report.py "$FOLDER" --results "$RESULTS" --add || FAILED=1
-fi
-exit $FAILED
+finish $FAILED

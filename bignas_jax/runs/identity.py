@@ -184,6 +184,16 @@ def check_finished(workdir: pathlib.Path, options: Options) -> None:
         )
 
 
+def other_results(then: Options, now: Options) -> list[str]:
+    """What makes the weights that a training ends with, or their accuracies, others; a line for each, or nothing.
+
+    Args:
+      then: of the training, resolved (see `training.origin.resolve`).
+      now: of the one that it is compared with.
+    """
+    return [line for line in differences(then, now) if not line.startswith(_NO_WEIGHTS) or _is_figure(line)]
+
+
 def other_figures(workdir: str | pathlib.Path, options: Options, found: Mapping[str, Any]) -> list[str]:
     """What makes accuracies with these options, on these data, others than the run's own; a line for each, or nothing.
 
@@ -194,12 +204,16 @@ def other_figures(workdir: str | pathlib.Path, options: Options, found: Mapping[
     lines = []
     if os.path.lexists(folder / "config.json"):
         lines = differences(load_run_options(folder / "config.json"), options)
-    lines = [line for line in lines if line.startswith(_FIGURE) and not line.startswith(_NO_FIGURE)]
+    lines = list(filter(_is_figure, lines))
     if os.path.lexists(folder / DATA):
         then = read_json(folder / DATA)
         lines += [f"{split}: {_images(then[split], found[split])}" for split in ("train", "val")
                   if then[split] != found[split]]  # fmt: skip
     return lines
+
+
+def _is_figure(line: str) -> bool:
+    return line.startswith(_FIGURE) and not line.startswith(_NO_FIGURE)
 
 
 def note_data(workdir: str | pathlib.Path, found: Mapping[str, Any]) -> None:

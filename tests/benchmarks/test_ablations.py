@@ -11,10 +11,13 @@ from run_lab import environment
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import ablations  # noqa: E402
+import trainings  # noqa: E402
 
+from bignas_jax.config.files import to_json  # noqa: E402
 from bignas_jax.config.options import Options  # noqa: E402
+from bignas_jax.config.phases import runs_of  # noqa: E402
 from bignas_jax.errors import ConfigError  # noqa: E402
-from configs import cifar10  # noqa: E402
+from configs import cifar10, digits  # noqa: E402
 
 
 def test_each_part_is_one_change_to_the_papers_recipe():
@@ -51,6 +54,42 @@ def test_a_variant_of_ones_own_is_read_and_nonsense_is_named():
     ):
         with pytest.raises(ConfigError, match=message):
             ablations.changed(cifar10.get_config(), changes)
+
+
+def test_seeds_are_different_numbers():
+    assert ablations.seeds_of("2,0") == [2, 0]
+    for text in ("0,x", "0,0", "1,01", "", "-1"):
+        with pytest.raises(ConfigError, match="expected different whole numbers from 0 on"):
+            ablations.seeds_of(text)
+
+
+def test_a_training_with_other_options_is_not_taken_for_the_one_that_is_asked_for(tmp_path, monkeypatch):
+    """Without a change it goes on, wherever its images lie now, and however it is logged."""
+    config = digits.get_config()
+    (tmp_path / "checkpoints" / "3").mkdir(parents=True)
+    (tmp_path / "config.json").write_text(to_json(config))
+    asked = []
+    monkeypatch.setattr(trainings, "train", lambda options, folder: asked.append(folder) or [])
+    for change in ({}, {"data.root": "elsewhere", "log.every_steps": 7}):
+        assert trainings.train_once(ablations.changed(config, change), tmp_path) == []
+    assert asked == [tmp_path, tmp_path]
+    for field, value in (("sandwich.loss", "labels"), ("optimizer.end_factor", 0.5), ("model.dropout", 0.3),
+                         ("calibration.num_images", 7), ("data.val_split", "other")):  # fmt: skip
+        with pytest.raises(ConfigError, match=rf"other options \(config.{field}: .* -> .*{value}.*\): move it away"):
+            trainings.train_once(ablations.changed(config, {field: value}), tmp_path)
+
+
+def test_a_phase_with_other_options_is_seen(tmp_path, monkeypatch):
+    phases = {"first": {"epochs": 2}}
+    options = ablations.changed(digits.get_config(), {"phases": phases})
+    folder = tmp_path / "phases" / "first"
+    (folder / "checkpoints" / "3").mkdir(parents=True)
+    (folder / "config.json").write_text(to_json(runs_of(options)["first"]))
+    monkeypatch.setattr(trainings, "train", lambda options, folder: [])
+    assert trainings.train_once(options, tmp_path) == []
+    other = ablations.changed(options.to_dict(), {"optimizer.learning_rate": 0.7})
+    with pytest.raises(ConfigError, match=r"phases.first holds a training with other options \(config.optimizer.learn"):
+        trainings.train_once(other, tmp_path)
 
 
 def test_differences_are_of_pairs_of_seeds():

@@ -1,4 +1,4 @@
-"""`make results`: what it runs, in which order, what it skips, and what a failure leaves. Nothing is trained."""
+"""The scripts of benchmarks: what they run, in which order, what is skipped, what a failure leaves. Nothing is run."""
 
 import json
 import os
@@ -17,7 +17,7 @@ name = pathlib.Path(script).stem
 with open({log!r}, "a") as log:
     log.write(" ".join(sys.argv[1:]) + "\\n")
 if name == os.environ.get("FAILS"):
-    sys.exit(3)
+    sys.exit(int(os.environ["STATUS"]))
 if "--json" in rest:
     row = dict(name=name + " figure", value=1.0, unit="x", target=None, better="higher", shown=True)
     pathlib.Path(rest[-1]).write_text(json.dumps(dict(benchmark=name, quick=False, results=[row])))
@@ -27,16 +27,18 @@ FIGURES = ("curves", "claim", "ablations-digits", "ablations", "relatives", "dat
 
 @pytest.fixture
 def results(tmp_path):
-    """Runs benchmarks/results.sh with a Python that only notes what it is told: the exit status and what it ran."""
+    """Runs a script with a Python that only notes what it is told: how the script ended, and what it ran."""
     stub, log = tmp_path / "python", tmp_path / "log"
     stub.write_text(STUB.format(python=sys.executable, log=str(log)))
     stub.chmod(0o755)
 
-    def run(*names, fails=""):
+    def run(*arguments, fails="", status=3, script="results"):
         log.write_text("")
-        environment = os.environ | {"PYTHON": str(stub), "EXP": str(tmp_path / "exp"), "CIFAR10": "/images",
-                                    "RESULTS": str(tmp_path / "found"), "FAILS": fails}  # fmt: skip
-        command = ["benchmarks/results.sh", *names]
+        environment = os.environ | {
+            "PYTHON": str(stub), "EXP": str(tmp_path / "exp"), "CIFAR10": "/images", "RESULTS": str(tmp_path / "found"),
+            "FAILS": fails, "STATUS": str(status),
+        }  # fmt: skip
+        command = [f"benchmarks/{script}.sh", *arguments]
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         return done, [line.split()[0].removeprefix("benchmarks/") for line in log.read_text().splitlines()]
 
@@ -62,7 +64,7 @@ def test_everything_runs_once(results):
 
 def test_a_failure_is_told_and_run_again_alone(results):
     done, ran = results(fails="claim")
-    assert done.returncode == 1 and "== claim: failed" in done.stderr and ran[-1] == "datasets.py"
+    assert done.returncode == 1 and "== claim: exit status 3 after" in done.stderr and ran[-1] == "datasets.py"
     assert kept(results.folder) == dict.fromkeys(FIGURES, "done") | {"claim": "failed"}
     done, ran = results()
     assert done.returncode == 0 and ran == ["claim.py"]
@@ -72,3 +74,48 @@ def test_a_failure_is_told_and_run_again_alone(results):
 def test_names_select(results):
     done, ran = results("curves")
     assert done.returncode == 0 and ran == ["curves.py"] and kept(results.folder) == {"curves": "done"}
+
+
+def test_what_ended_before_an_interruption_is_kept_and_nothing_else_begins(results):
+    done, ran = results(fails="relatives", status=130)
+    assert done.returncode == 130 and ran[-1] == "relatives.py"
+    assert done.stderr.splitlines()[-1] == "== relatives: stopped"
+    assert kept(results.folder) == dict.fromkeys(FIGURES[:4], "done")
+    done, ran = results()
+    assert done.returncode == 0 and ran == ["relatives.py", "datasets.py"]
+    assert kept(results.folder) == dict.fromkeys(FIGURES, "done")
+
+
+def test_an_interrupted_training_begins_nothing_that_rests_on_it(results):
+    done, ran = results(fails="train", status=143)
+    assert done.returncode == 143 and ran == ["curves.py", "train.py"]
+
+
+def test_figures_that_could_not_be_kept_are_not_taken_for_done(results):
+    (results.folder / "found").write_text("no folder")
+    done, ran = results("curves")
+    assert done.returncode == 1 and ran == ["curves.py"] and "== curves: its figures could not be kept" in done.stderr
+    (results.folder / "found").unlink()
+    done, ran = results("curves")
+    assert done.returncode == 0 and ran == ["curves.py"] and kept(results.folder) == {"curves": "done"}
+
+
+def test_a_name_that_is_none_is_refused(results):
+    for script in ("results", "reliability", "gpu"):
+        done, ran = results("curve", script=script)
+        assert done.returncode == 2 and not ran, script
+        assert f"found no run named curve, expected some of those in benchmarks/{script}.sh" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "fails", "before"),
+    [("gpu", ["--cpu"], "depthwise", ["step", "step-cifar10", "bandwidth"]),
+     ("reliability", [], "soak", ["crash-train", "crash-child", "crash-search"])],
+)  # fmt: skip
+def test_the_other_scripts_stop_and_keep_what_ended(results, script, arguments, fails, before):
+    done, ran = results(*arguments, fails=fails, status=130, script=script)
+    assert done.returncode == 130 and ran[-1] == f"{fails}.py"
+    assert kept(results.folder) == dict.fromkeys(before, "done")
+    done, ran = results(*arguments, fails=fails, script=script)
+    assert done.returncode == 0 and kept(results.folder)[fails] == "failed"
+    assert f"== {fails}: exit status 3 after" in done.stderr
