@@ -33,8 +33,7 @@ FREE_DISK = 2e9  # bytes that a cache of programs may need
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the report. Returns 0 if all is well, otherwise 1; ends with code 2 after a line on a mistake."""
-    argv = sys.argv if argv is None else argv
-    program, *rest = argv
+    program, *rest = flags.take_debug(sys.argv if argv is None else argv)
     if any(argument in ("--help", "-help", "-h") for argument in rest):
         print(__doc__.strip())
         return 0
@@ -59,7 +58,8 @@ def _show(lines: Callable[[], Iterator[str]]) -> int:
             wrong += line.startswith("WRONG")
     except Exception as error:  # noqa: BLE001 - the report goes on, whatever is broken on this machine
         first = (str(error).splitlines() or [""])[0][:300]
-        print(f"  WRONG {type(error).__name__}: {first}", flush=True)
+        flags.trace()
+        print(f"  WRONG {type(error).__name__}: {first} (doctor --debug shows where)", flush=True)
         wrong += 1
     return wrong
 
@@ -136,11 +136,13 @@ def cache() -> Iterator[str]:
     if where is None:
         yield "compiled programs are not kept: every start compiles"
         return
+    there = next(path for path in (where, *where.parents) if path.exists())  # the first program makes the folder
     files = list(where.glob("*.program"))
-    size, disk = sum(path.stat().st_size for path in files), shutil.disk_usage(where)
+    size, disk = sum(path.stat().st_size for path in files), shutil.disk_usage(there)
     yield f"{where}: {len(files)} programs, {size / 1e6:.0f} MB; {disk.free / 1e9:.1f} GB free on its disk"
-    if not os.access(where, os.W_OK):
-        yield f"WRONG {where} cannot be written: every start compiles; mend its owner, or set JAX_COMPILATION_CACHE_DIR"
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        why = "cannot be written: every start compiles; mend its owner" if there.is_dir() else "is no folder: move it"
+        yield f"WRONG {there} {why}, or set JAX_COMPILATION_CACHE_DIR to another"
     if disk.free < FREE_DISK:
         yield f"WRONG less than {FREE_DISK / 1e9:.0f} GB are free there: programs and checkpoints need room"
 

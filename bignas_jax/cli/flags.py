@@ -41,9 +41,14 @@ class Parser(argparse.ArgumentParser):
 
 def complain(program: str, message: str) -> None:
     """One line on stderr; with `--debug` the traceback of the error that is handled goes before it."""
+    trace()
+    tell(f"{os.path.basename(program)}: {message}")
+
+
+def trace() -> None:
+    """The traceback of the error that is handled, on stderr; nothing without `--debug`."""
     if _debug and sys.exc_info()[0] is not None:
         traceback.print_exc()
-    tell(f"{os.path.basename(program)}: {message}")
 
 
 _debug = False

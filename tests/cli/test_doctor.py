@@ -41,9 +41,29 @@ def test_what_is_wrong_is_told_and_the_report_goes_on(quick, capsys, monkeypatch
     out = capsys.readouterr().out
     wrong = [line.strip() for line in out.splitlines() if line.startswith("  WRONG")]
     assert len(wrong) == 4 and out.splitlines()[-1].startswith("4 wrong")
-    assert wrong[-1] == "WRONG RuntimeError: the driver"
+    assert wrong[-1] == "WRONG RuntimeError: the driver (doctor --debug shows where)"
     assert "WRONG gradients differ by 3.0e-01" in out and "WRONG no native kernels" in out
     assert f"{tmp_path}: 0 programs" in out
+
+
+def test_a_cache_that_no_program_has_made_yet_is_well_and_a_file_in_its_place_is_not(
+    quick, capsys, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(kept, "folder", lambda: tmp_path / "new" / "bignas_jax")
+    assert doctor.main(["bignas_jax doctor"]) == 0
+    assert f"{tmp_path}/new/bignas_jax: 0 programs, 0 MB; " in capsys.readouterr().out
+    (tmp_path / "new").write_text("")
+    assert doctor.main(["bignas_jax doctor"]) == 1
+    assert f"WRONG {tmp_path}/new is no folder: move it, or set JAX_COMP" in capsys.readouterr().out
+
+
+def test_an_error_is_traced_if_that_is_asked_for(quick, capsys, monkeypatch):
+    monkeypatch.setattr(native, "library", lambda: 1 / 0)
+    for arguments, traced in ((["--debug"], True), ([], False)):
+        assert doctor.main(["bignas_jax doctor", *arguments]) == 1
+        found = capsys.readouterr()
+        assert "WRONG ZeroDivisionError: division by zero" in found.out
+        assert ("Traceback" in found.err) == traced
 
 
 def test_it_takes_no_argument(capsys):
