@@ -13,11 +13,13 @@ makes of a training. The figure is our distance to PyTorch in float64 over that 
 squares over members and steps; 1 is as much rounding. A tenth more learning rate on one side, in a small space over 30
 steps, gives more than 5 (tests/benchmarks/test_curves.py).
 
-The curves of each recipe lie in WORKDIR/NAME.json, and a plot in WORKDIR/curves.png. What is there is not run again.
+The curves of each recipe lie in WORKDIR/NAME.json, each from its end on, and a plot in WORKDIR/curves.png. What is
+there is not run again.
 """
 
 import argparse
 import dataclasses
+import functools
 import itertools
 import json
 import pathlib
@@ -38,11 +40,13 @@ from peer import TRAINED, Peer, PeerStep, torch_device  # noqa: E402
 from report import Result, write  # noqa: E402
 
 from bignas_jax.cli import scripts  # noqa: E402
+from bignas_jax.config.names import flat  # noqa: E402
 from bignas_jax.config.options import Options  # noqa: E402
 from bignas_jax.config.recipes import load_recipe  # noqa: E402
 from bignas_jax.data.dataset import open_dataset  # noqa: E402
 from bignas_jax.data.loader import Loader  # noqa: E402
 from bignas_jax.errors import ConfigError  # noqa: E402
+from bignas_jax.files import write_text  # noqa: E402
 from bignas_jax.programs.devices import batch_sharding, make_mesh  # noqa: E402
 from bignas_jax.programs.kept import use_compilation_cache  # noqa: E402
 from bignas_jax.programs.weights import build  # noqa: E402
@@ -57,6 +61,12 @@ OURS, SINGLE, DOUBLE = "ours", "PyTorch", "PyTorch, float64"
 DTYPES = {SINGLE: torch.float32, DOUBLE: torch.float64}
 COLOURS = {"biggest": "#1d4ed8", "random1": "#0d9488", "random2": "#a21caf", "smallest": "#f97316"}
 STYLES = {OURS: "-", SINGLE: "--", DOUBLE: ":"}
+# What a recipe must have for PyTorch's side to train the same; dropout is off, and images are mixed on the device.
+EXPECTED = {f"sandwich.{name}": value for name, value in TRAINED.items()} | {
+    "sandwich.members": "sandwich", "sandwich.resolve_conflicts": False, "teacher.source": "", "micro_batches": 1,
+    "optimizer.name": "sgd", "optimizer.momentum": 0.9, "optimizer.nesterov": True, "optimizer.clip_value": 0.0,
+    "data.augment.mixup": 0.0, "data.augment.cutmix": 0.0, "model.dtype": "float32",
+}  # fmt: skip
 TARGET = 2.0  # of the distance over the noise
 WINDOW = 10  # steps that a point of a plotted curve is the mean of
 
@@ -98,13 +108,19 @@ def reduced(path: str, args: argparse.Namespace) -> Training:
       path: the recipe's file.
       args: the command line.
     Raises:
-      ConfigError: the recipe trains by another loss than the paper's, or by other weights; PyTorch's side has neither.
+      ConfigError: the recipe has what PyTorch's side has not.
     """
     config = load_recipe(path)
-    sandwich = Options.of(config).sandwich
-    given = {name: getattr(sandwich, name) for name in TRAINED}
-    if given != TRAINED:
-        raise ConfigError(f"{path}: found {given} in sandwich, expected {TRAINED}, as PyTorch's side trains")
+    found = Options.of(config)
+    values = flat(found.to_dict())
+    others = {name: value for name, value in EXPECTED.items() if values[name] != value}
+    if others:
+        given = ", ".join(f"{name}={values[name]!r}" for name in others)
+        wanted = ", ".join(map(repr, others.values()))
+        raise ConfigError(f"{path}: found {given}, expected {wanted}, as PyTorch's side trains")
+    if not isinstance(space_of(found.space), SearchSpace) or found.phases:
+        raise ConfigError(f"{path}: found another family or phases, expected BigNAS's blocks and one phase, as "
+                          "PyTorch's side has")  # fmt: skip
     config.space.resolution = args.resolutions
     config.model.dropout = config.model.drop_connect = 0.0
     config.optimizer.learning_rate = args.learning_rate
@@ -228,24 +244,25 @@ def compared(path: str, args: argparse.Namespace) -> dict:
     kept = args.workdir / f"{name}.json"
     given = {"resolutions": list(args.resolutions), "batch": args.batch, "steps": args.steps,
              "learning_rate": args.learning_rate}  # fmt: skip
-    if kept.exists():
-        saved = json.loads(kept.read_text())
-        if saved["given"] != given:
-            raise SystemExit(f"{kept}: found a comparison with {saved['given']}, expected {given}: "
-                             "take another --workdir")  # fmt: skip
+    saved = json.loads(kept.read_text()) if kept.exists() else {"given": given, "curves": {}}
+    if saved["given"] != given:
+        raise ConfigError(f"{kept}: found a comparison with {saved['given']}, expected {given}: take another --workdir")
+    if SIDES.keys() <= saved["curves"].keys():
         return saved
     training = reduced(path, args)
+    saved["members"] = list(make_members(training.space, training.recipe).names)
     params = jax.device_get(build(training.space, training.classes)[1])
-    curves = {}
-    for side, dtype in DTYPES.items():
-        print(f"{name}: {side}", flush=True)
-        curves[side] = theirs(training, params, dtype)
-    print(f"{name}: {OURS}", flush=True)
-    curves = {OURS: ours(training, params)} | curves
-    saved = {"given": given, "members": list(make_members(training.space, training.recipe).names), "curves": curves}
     args.workdir.mkdir(parents=True, exist_ok=True)
-    kept.write_text(json.dumps(saved))
+    for side, train in SIDES.items():
+        if side not in saved["curves"]:
+            print(f"{name}: {side}", flush=True)
+            saved["curves"][side] = train(training, params)
+            write_text(kept, json.dumps(saved))
     return saved
+
+
+# How each curve is made; ours is drawn first.
+SIDES = {OURS: ours} | {side: functools.partial(theirs, dtype=dtype) for side, dtype in DTYPES.items()}
 
 
 def main() -> None:
@@ -260,7 +277,10 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=0.05)
     parser.add_argument("--json", help="file to write the results to")
     args = parser.parse_args()
-    args.resolutions = tuple(int(side) for side in args.resolutions.split(","))
+    sides = args.resolutions.split(",")
+    if not all(side.isdecimal() and int(side) for side in sides):
+        raise ConfigError(f"--resolutions: found {args.resolutions!r}, expected whole numbers, such as 48,64")
+    args.resolutions = tuple(map(int, sides))
     use_compilation_cache()
     found = {pathlib.Path(path).stem: compared(path, args) for path in args.configs.split(",")}
     results = []

@@ -9,7 +9,7 @@ on. They are written as a folder of images into WORKDIR/data, and the recipe is 
 for that folder, without flips, for a mirrored digit is none.
 
 MAX, MIN and the winner of a search under half of MAX's multiply-adds are scored on the validation images, calibrated,
-which no choice depends on. The same command goes on after an interruption, and trains nothing twice.
+which no training and no search saw. The same command goes on after an interruption, and trains nothing twice.
 """
 
 import argparse

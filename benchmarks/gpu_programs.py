@@ -41,6 +41,8 @@ import numpy as np  # noqa: E402
 from benchmarks.gpu.cards import CARDS  # noqa: E402
 from benchmarks.gpu.measure import Measured, compile_all, measure  # noqa: E402
 from benchmarks.gpu.programs import GROUPS, KERNELS, SPACES, Setting, chosen, described_mesh  # noqa: E402
+from benchmarks.gpu.sources import peer_sources  # noqa: E402
+from benchmarks.report import commit  # noqa: E402
 from bignas_jax.programs.kept import package  # noqa: E402
 from bignas_jax.text import aligned  # noqa: E402
 
@@ -81,14 +83,19 @@ def peer_counts(args: argparse.Namespace) -> dict | None:
     """The peer's counts, from a file or from a process of a Python that has PyTorch; None if there is none.
 
     Raises:
-      SystemExit: the file is missing, or it was written for another space, batch, dtype or number of steps.
+      SystemExit: the file is missing, or it was written for another space, batch, dtype or number of steps, or by
+        another peer.
     """
     if args.no_peer:
         return None
-    wanted = {"space": args.space, "batch": args.batch, "dtype": args.dtype, "steps": args.steps}
+    setting = {"space": args.space, "batch": args.batch, "dtype": args.dtype, "steps": args.steps}
+    wanted = setting | {"sources": peer_sources()}
     kept = ROOT / "benchmarks" / "results" / "gpu" / f"eager-{args.space}.json"
-    if args.peer is None and kept.exists() and wanted.items() <= json.loads(kept.read_text()).items():
-        args.peer = kept
+    if args.peer is None and kept.exists():
+        if wanted.items() <= json.loads(kept.read_text()).items():
+            args.peer = kept
+        else:
+            print(f"{kept.relative_to(ROOT)} is of another setting or peer: counting it anew", file=sys.stderr)
     if args.peer is not None:
         try:
             found = json.loads(args.peer.read_text())
@@ -101,7 +108,7 @@ def peer_counts(args: argparse.Namespace) -> dict | None:
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder, "peer.json")
         command = [_python_with_torch(), str(ROOT / "benchmarks/gpu/eager.py"), "--json", str(path)]
-        for name, value in wanted.items():
+        for name, value in setting.items():
             command += [f"--{name}", str(value)]
         environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
         if subprocess.run(command, stdout=subprocess.DEVNULL, env=environment, check=False).returncode:
@@ -200,7 +207,7 @@ def added(path: pathlib.Path, about: dict, found: dict[str, dict]) -> dict:
 
 
 def main() -> None:
-    args = arguments()
+    args, at = arguments(), commit()  # now: the files may change while programs compile
     card = CARDS[args.device]
     setting = Setting(args.space, args.batch, args.dtype, described_mesh(card, args.topology), args.remat)
     try:
@@ -242,7 +249,8 @@ def main() -> None:
                  "jax": jax.__version__, "sources": package()}  # fmt: skip
         rows = {name: m.as_json() for name, m in programs.items()}
         found = {"ratios": ratios | further, "parts": own, "programs": rows, "peer": theirs}
-        args.json.write_text(json.dumps(added(args.json, about, found) | {"faults": wrong}, indent=1) + "\n")
+        all_of_them = added(args.json, about, found) | {"faults": wrong, "commit": at}
+        args.json.write_text(json.dumps(all_of_them, indent=1) + "\n")
     if wrong:
         raise SystemExit("\n".join(["found:", *wrong]))
 

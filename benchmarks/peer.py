@@ -196,7 +196,7 @@ class PeerStep:
       mean: the images' mean, by channel, 0..1.
       std: the images' standard deviation, by channel, 0..1.
       smoothing: label smoothing of the biggest member.
-      clip_norm: the norm that the gradient is clipped to.
+      clip_norm: the norm that the gradient is clipped to; 0: it is not.
       learning_rate: of SGD.
       weight_decay: of SGD, on kernels alone.
       autocast: whether PyTorch's autocast computes in bfloat16.
@@ -249,9 +249,10 @@ class PeerStep:
     def update(self) -> None:
         """Clips the gradient, makes the update of SGD, and clears the gradient."""
         grad = self.peer.flat_grad
-        # In parts: in one piece, PyTorch's sum over 10 million float32 numbers on a CPU is wrong by 4e-4.
-        norm = torch.linalg.vector_norm(torch.linalg.vector_norm(grad.view(-1, PART), dim=1))
-        grad.mul_((self.clip_norm / norm).clamp(max=1.0))
+        if self.clip_norm:
+            # In parts: in one piece, PyTorch's sum over 10 million float32 numbers on a CPU is wrong by 4e-4.
+            norm = torch.linalg.vector_norm(torch.linalg.vector_norm(grad.view(-1, PART), dim=1))
+            grad.mul_((self.clip_norm / norm).clamp(max=1.0))
         self.optimizer.step()
         grad.zero_()
 

@@ -103,20 +103,25 @@ def machine() -> dict[str, object]:
     from bignas_jax.search.timing import device_name
 
     versions = {name: importlib.metadata.version(name) for name in _LIBRARIES}
-    git = ["git", "-C", str(ROOT)]
-    try:
-        commit = subprocess.check_output([*git, "rev-parse", "HEAD"], text=True, stderr=subprocess.DEVNULL).strip()
-        changed = subprocess.run([*git, "diff", "--quiet", "HEAD"], check=False).returncode != 0
-    except (OSError, subprocess.CalledProcessError):  # a copy without its history
-        commit, changed = "unknown", False
     return {
         "device": jax.devices()[0].device_kind,
         "devices": jax.device_count(),
         "processor": device_name(jax.devices()[0]),
         "date": datetime.date.today().isoformat(),
-        "commit": commit + (" with changes" if changed else ""),
+        "commit": commit(),
         "versions": versions,
     }
+
+
+def commit() -> str:
+    """The commit of this copy, and whether it has other changes; unknown in a copy without its history."""
+    git = ["git", "-C", str(ROOT)]
+    try:
+        number = subprocess.check_output([*git, "rev-parse", "HEAD"], text=True, stderr=subprocess.DEVNULL).strip()
+        changed = subprocess.run([*git, "diff", "--quiet", "HEAD"], check=False).returncode != 0
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return f"{number} with changes" if changed else number
 
 
 def merge(folder: pathlib.Path) -> list[dict]:

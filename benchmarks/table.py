@@ -65,7 +65,9 @@ def rows(about: dict, brief: bool) -> list[str]:
 
 def commit(about: dict) -> str:
     """The commit in words: 'commit 0123456789ab', and whether the tree had other changes."""
-    number, _, changes = about.get("commit", "unknown").partition(" ")
+    if "commit" not in about:
+        return "an earlier commit"
+    number, _, changes = about["commit"].partition(" ")
     return f"commit {number[:12]} {changes}".strip()
 
 
@@ -84,7 +86,8 @@ def counted(folder: pathlib.Path) -> str:
             of[about["jax"]] = about | {part: before[part] | about[part] for part in ("ratios", "programs")}
         (steps,) = {about["steps"] for about in of.values()}
         further = "" if steps == 200 else f" --steps {steps}"
-        command = f"`make gpu-programs GPU_ARGS='--space {space}{further}'`"
+        commits = dict.fromkeys(commit(about) for about in files if about["space"] == space)
+        command = f"`make gpu-programs GPU_ARGS='--space {space}{further}'`, {', '.join(commits)}"
         for figure, values, aim in _figures(space, of):
             cells = [_cell(values.get(version), aim) for version in versions]
             lines.append(f"| {figure} | {' | '.join(cells)} | {f'at most {aim:g}' if aim else ''} | {command} |")

@@ -25,6 +25,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from torch.utils._pytree import tree_leaves  # noqa: E402
 
+from benchmarks.gpu.sources import peer_sources  # noqa: E402
 from benchmarks.peer import Peer, PeerStep  # noqa: E402
 from bignas_jax.config.options import Options  # noqa: E402
 from bignas_jax.spaces.architecture import Architecture  # noqa: E402
@@ -170,7 +171,8 @@ def summary(space: str, batch: int, dtype: str, steps: int) -> dict:
     drawn = [arch for number in range(steps) for arch in eager.members.architectures(number)[1:-1]]
     random = [eager.member(arch) for arch in drawn]
     found["random"] = {"bytes": [part.bytes for part in random], "kernels": [part.kernels for part in random]}
-    about = {"space": space, "batch": batch, "dtype": dtype, "steps": steps, "torch": torch.__version__}
+    about = {"space": space, "batch": batch, "dtype": dtype, "steps": steps, "torch": torch.__version__,
+             "sources": peer_sources()}  # fmt: skip
     return about | {"programs": found}
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from bignas_jax.config.choices import Losses
 from bignas_jax.config.files import load_run_options
 from bignas_jax.config.options import Options
 from bignas_jax.data import prefetch
@@ -43,13 +44,19 @@ def open_teacher(session: Session, workdir: pathlib.Path, goes_on: bool) -> Teac
       workdir: the run's folder.
       goes_on: whether the run has made steps. Its teacher is then the one that it keeps.
     Raises:
-      ConfigError: there is no such teacher, or it has other classes or takes images of another size.
+      ConfigError: there is no such teacher, it has other classes or takes images of another size, or the loss has no
+        place for it.
     """
     source = session.options.teacher.source
     if not source:
         return None
     if goes_on:
         return _kept(session, workdir / FOLDER)
+    if session.options.sandwich.loss == Losses.LABELS:
+        raise ConfigError(
+            f"config.teacher.source: found {source!r} beside config.sandwich.loss=labels, expected a loss that listens "
+            "to a teacher, such as soft_cross_entropy"
+        )
     if pathlib.Path(source).is_dir():
         return _of_run(session, pathlib.Path(source))
     if not source.endswith(".onnx"):

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import re
 import sys
 
 import forks
@@ -13,6 +14,7 @@ import torch
 from paths import ROOT
 from run_lab import CONFIG, environment
 
+from bignas_jax.config.recipes import load_recipe
 from bignas_jax.errors import ConfigError
 from bignas_jax.programs.weights import build
 
@@ -43,10 +45,54 @@ def test_a_tenth_more_learning_rate_is_told_from_rounding(recipe):
     assert curves.figures(found)["ratio"] > 5
 
 
-def test_a_recipe_that_pytorchs_side_does_not_train_is_refused():
-    args = argparse.Namespace()  # it is refused before any of them is read
-    with pytest.raises(ConfigError, match="found .'loss': 'trusted_teacher', 'student_weight': 0.5.* in sandwich"):
-        curves.reduced("configs/cifar10.py", args)
+@pytest.mark.parametrize(
+    ("recipe", "changes", "told"),
+    [
+        ("configs/cifar10.py", {}, "found sandwich.loss='trusted_teacher', sandwich.student_weight=0.5, "
+         "sandwich.student_ramp=1.0, expected 'soft_cross_entropy', 1.0, 0.0, as PyTorch's side trains"),
+        ("configs/bignas.py", {"optimizer.momentum": 0.8, "data.augment.mixup": 0.2},
+         "found optimizer.momentum=0.8, data.augment.mixup=0.2, expected 0.9, 0.0"),
+        ("configs/bignas.py", {"optimizer.clip_value": 1.0}, "found optimizer.clip_value=1.0, expected 0.0"),
+        ("configs/ofa_mbv3.py", {}, "found another family or phases, expected BigNAS's blocks and one phase"),
+    ],
+)  # fmt: skip
+def test_a_recipe_that_pytorchs_side_does_not_train_is_refused(monkeypatch, recipe, changes, told):
+    config = load_recipe(recipe)
+    config.update_from_flattened_dict(changes)
+    if "ofa" in recipe:
+        config.update_from_flattened_dict({name: value for name, value in curves.EXPECTED.items()})
+    monkeypatch.setattr(curves, "load_recipe", lambda path: config)
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        curves.reduced(recipe, argparse.Namespace())  # it is refused before any of them is read
+
+
+def test_a_gradient_that_is_not_clipped_stays(recipe):
+    """As ours does with a clip_norm of 0."""
+    args = argparse.Namespace(resolutions=(8,), batch=16, steps=3, learning_rate=0.1)
+    training = curves.reduced(str(recipe), args)
+    params = jax.device_get(build(training.space, training.classes)[1])
+    losses = {}
+    for norm in (0.0, 1e9):
+        optimizer = dataclasses.replace(training.options.optimizer, clip_norm=norm)
+        changed = dataclasses.replace(training, options=dataclasses.replace(training.options, optimizer=optimizer))
+        losses[norm] = curves.theirs(changed, params, torch.float32)
+    assert losses[0.0] == losses[1e9] and losses[0.0][0] != losses[0.0][2]
+
+
+def test_what_one_side_ended_with_is_kept_while_the_others_train(recipe, tmp_path, monkeypatch):
+    args = argparse.Namespace(resolutions=(8,), batch=16, steps=2, learning_rate=0.1, workdir=tmp_path)
+
+    def broken(training, params):
+        raise KeyboardInterrupt
+
+    whole = dict(curves.SIDES)
+    monkeypatch.setattr(curves, "SIDES", {curves.OURS: lambda training, params: [[1.0]], curves.SINGLE: broken})
+    with pytest.raises(KeyboardInterrupt):
+        curves.compared(str(recipe), args)
+    monkeypatch.setattr(curves, "SIDES", {name: lambda training, params: [[2.0]] for name in whole})
+    assert curves.compared(str(recipe), args)["curves"] == {
+        curves.OURS: [[1.0]], curves.SINGLE: [[2.0]], curves.DOUBLE: [[2.0]]
+    }  # fmt: skip
 
 
 def test_distances_are_root_mean_squares():

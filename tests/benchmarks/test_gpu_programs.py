@@ -11,6 +11,7 @@ from paths import DATA, ROOT
 
 from benchmarks.gpu.cards import CARDS
 from benchmarks.gpu.eager import Counting, Eager
+from benchmarks.gpu.sources import peer_sources
 from benchmarks.gpu.traffic import Program
 
 # A program that JAX 0.12 compiled for an H100: sum over rows of one or two products, of x [512, 32] and w [32, 32] in
@@ -150,15 +151,21 @@ def test_a_described_card_is_what_its_data_sheet_says():
         assert card.target_config.count("{") == card.target_config.count("}")
 
 
-def test_a_peers_file_for_something_else_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("change", "found", "expected"),
+    [({"batch": 8}, "['bignas', 8,", "['bignas', 80,"),
+     ({"sources": "0123"}, "200, '0123'] for", f"['bignas', 80, 'bfloat16', 200, '{peer_sources()}']")],
+)  # fmt: skip
+def test_a_peers_file_for_something_else_is_refused(tmp_path, change, found, expected):
     path = tmp_path / "peer.json"
-    path.write_text(json.dumps({"space": "bignas", "batch": 8, "dtype": "bfloat16", "steps": 200}))
+    about = {"space": "bignas", "batch": 80, "dtype": "bfloat16", "steps": 200, "sources": peer_sources()}
+    path.write_text(json.dumps(about | change))
     probe = (
         "import sys, pathlib; sys.argv[1:] = ['--peer', sys.argv[1]]; from benchmarks import gpu_programs as g;"
         "g.peer_counts(g.arguments())"
     )
     done = subprocess.run([sys.executable, "-c", probe, str(path)], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 1 and "found ['bignas', 8," in done.stderr and "expected ['bignas', 80," in done.stderr
+    assert done.returncode == 1 and found in done.stderr and f"expected {expected}" in done.stderr
 
 
 FAULTS = """

@@ -107,7 +107,7 @@ def test_what_is_counted_stands_by_release_beside_its_aim(tmp_path):
         about = {"space": "bignas", "jax": version, "steps": 200, "ratios": {"step": step}}
         about["programs"] = {"update": {"kernels": kernels}}
         (tmp_path / "gpu" / f"counted-bignas-{version}.json").write_text(json.dumps(about))
-        about |= {"ratios": {"candidate, score: mean over its own slice": 1.0}, "programs": {}}
+        about |= {"ratios": {"candidate, score: mean over its own slice": 1.0}, "programs": {}, "commit": 40 * "a"}
         (tmp_path / "gpu" / f"counted-bignas-search-{version}.json").write_text(json.dumps(about))
 
     (tmp_path / "gpu").mkdir()
@@ -118,5 +118,6 @@ def test_what_is_counted_stands_by_release_beside_its_aim(tmp_path):
     text = readme.read_text()
     assert "| figure | JAX 0.12.0.1 | JAX 0.9.1 | target | command |" in text
     assert "| bignas, step: bytes over PyTorch eager's | 0.68 | 0.90 (short) | at most 0.7 | `make gpu-programs" in text
+    assert "`make gpu-programs GPU_ARGS='--space bignas'`, an earlier commit, commit aaaaaaaaaaaa |" in text
     assert "| bignas, update: kernels | 39 | 1,145 (short) | at most 60 |" in text
     assert "| bignas, candidate, score: mean over its own slice: bytes | 1.00 | 1.00 | at most 1.1 |" in text

@@ -116,6 +116,7 @@ def test_what_is_no_teacher_is_refused_in_one_line(tmp_path, run):
         (tmp_path / "missing", {}, "expected the folder of a run or an .onnx file"),
         (tmp_path / "empty", {}, "found no checkpoint under"),
         (run, {"data.image_size": 11}, r"found images of 10 pixels in .*, expected 11 as in this run"),
+        (run, {"sandwich.loss": "labels"}, "beside config.sandwich.loss=labels, expected a loss"),
         (run, {"teacher.arch": "{}"}, "config.teacher.arch"),
         (run, {"teacher.checkpoint": "5"}, "config.teacher.checkpoint: found 5, expected newest, best or one of"),
     ):
