@@ -118,7 +118,7 @@ def reduced(path: str, args: argparse.Namespace) -> Training:
         given = ", ".join(f"{name}={values[name]!r}" for name in others)
         wanted = ", ".join(map(repr, others.values()))
         raise ConfigError(f"{path}: found {given}, expected {wanted}, as PyTorch's side trains")
-    if not isinstance(space_of(found.space), SearchSpace) or found.phases:
+    if type(space_of(found.space)) is not SearchSpace or found.phases:
         raise ConfigError(f"{path}: found another family or phases, expected BigNAS's blocks and one phase, as "
                           "PyTorch's side has")  # fmt: skip
     config.space.resolution = args.resolutions

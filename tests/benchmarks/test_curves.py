@@ -116,7 +116,7 @@ def test_both_sides_train_alike_and_what_is_there_is_not_run_again(recipe, tmp_p
     assert first.returncode == again.returncode == 0, first.stderr[-2000:] + again.stderr[-2000:]
     assert "tiny: ours" in first.stdout and "tiny: ours" not in again.stdout
     assert first.stdout.splitlines()[-1] == again.stdout.splitlines()[-1]
-    assert other.returncode == 1 and "'steps': 5" in other.stderr and "take another --workdir" in other.stderr
+    assert other.returncode == 2 and "'steps': 5" in other.stderr and "take another --workdir" in other.stderr
     saved = json.loads((tmp_path / "curves" / "tiny.json").read_text())
     sides = [np.array(saved["curves"][name]) for name in (curves.OURS, *curves.DTYPES)]
     assert saved["members"] == ["biggest", "random1", "smallest"] and sides[0].shape == (5, 3)
