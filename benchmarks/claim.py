@@ -76,19 +76,21 @@ class Claim:
 
         Args:
           arch: the network.
-          folder: its run's, below `claim`, without the epochs.
+          folder: its run's, below `claim`, without the epochs and the supernet's step.
           epochs: of the training.
           tuned: whether it starts as its slice, at a lower learning rate.
         """
         values = self.options.to_dict() | {
             "arch": json.dumps(arch.to_dict()), "init_from": str(self.workdir), "epochs": epochs, "max_steps": 0,
-            "init_checkpoint": "newest" if tuned else "none", "phases": {},
+            "init_checkpoint": str(steps(self.workdir)[-1]) if tuned else "none", "phases": {},
         }  # fmt: skip
         values["evaluation"]["every_epochs"] = float(epochs)
         values["log"]["wandb"] = values["log"]["mlflow"] = values["teacher"]["source"] = ""
         optimizer = values["optimizer"]
         optimizer["warmup_epochs"] = min(optimizer["warmup_epochs"], epochs * WARM_UP)
         optimizer["learning_rate"] *= FINETUNING if tuned else 1
+        if tuned:  # a supernet that goes on has other slices
+            folder = f"{folder}-from-{values['init_checkpoint']}"
         print(f"{folder}: {epochs} epochs", flush=True)
         rows = train_once(Options.of(values), self._folder(folder, epochs))
         jax.clear_caches()  # no other network runs the same programs

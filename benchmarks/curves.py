@@ -20,6 +20,7 @@ there is not run again.
 import argparse
 import dataclasses
 import functools
+import hashlib
 import itertools
 import json
 import pathlib
@@ -36,6 +37,7 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
+from gpu.sources import peer_sources  # noqa: E402
 from peer import TRAINED, Peer, PeerStep, torch_device  # noqa: E402
 from report import Result, write  # noqa: E402
 
@@ -48,7 +50,7 @@ from bignas_jax.data.loader import Loader  # noqa: E402
 from bignas_jax.errors import ConfigError  # noqa: E402
 from bignas_jax.files import write_text  # noqa: E402
 from bignas_jax.programs.devices import batch_sharding, make_mesh  # noqa: E402
-from bignas_jax.programs.kept import use_compilation_cache  # noqa: E402
+from bignas_jax.programs.kept import package, use_compilation_cache  # noqa: E402
 from bignas_jax.programs.weights import build  # noqa: E402
 from bignas_jax.spaces.mobilenet import SearchSpace  # noqa: E402
 from bignas_jax.spaces.registry import space_of  # noqa: E402
@@ -238,6 +240,14 @@ def draw(found: dict[str, dict], path: pathlib.Path) -> None:
     pyplot.close(figure)
 
 
+def digest(training: Training) -> str:
+    """Of what all sides of a comparison must have alike: the recipe, the images, and the code of both sides."""
+    found = hashlib.sha256(f"{training.options} {package()} {peer_sources()}".encode())
+    for images, labels in training.batches:
+        found.update(images.tobytes() + labels.tobytes())
+    return found.hexdigest()
+
+
 def compared(path: str, args: argparse.Namespace) -> dict:
     """The members' names and the curves of all sides for one recipe, from its file if that is there."""
     name = pathlib.Path(path).stem
@@ -250,6 +260,11 @@ def compared(path: str, args: argparse.Namespace) -> dict:
     if SIDES.keys() <= saved["curves"].keys():
         return saved
     training = reduced(path, args)
+    rests_on = digest(training)
+    if saved["curves"] and saved.get("rests_on") != rests_on:
+        print(f"{kept}: other code, another recipe or other images made these curves; they are made again", flush=True)
+        saved["curves"] = {}
+    saved["rests_on"] = rests_on
     saved["members"] = list(make_members(training.space, training.recipe).names)
     params = jax.device_get(build(training.space, training.classes)[1])
     args.workdir.mkdir(parents=True, exist_ok=True)

@@ -35,7 +35,7 @@ run() {
   if [ "$left" -lt "$budget" ]; then budget=$left; fi
   if [ "$budget" -lt 5 ]; then echo "== $name: no time is left"; return; fi
   echo "== $name: benchmarks/$script $*"
-  timeout --kill-after=5 "$budget" "$PYTHON" "benchmarks/$script" "$@" --json "$FOLDER/$name.json"
+  call timeout --kill-after=5 "$budget" "$PYTHON" "benchmarks/$script" "$@" --json "$FOLDER/$name.json"
   local status=$? command="python benchmarks/$script${*:+ $*}"
   ended "$name" $status "$start" "${command//$FOLDER\//}"
 }
@@ -82,5 +82,6 @@ quick() {
 }
 
 $MODE
-report
+# A part of the runs takes the place of no other.
+if [ $STOPPED = 0 ] && [ "$NAMES" = "  " ]; then report; else report --add; fi
 finish $?

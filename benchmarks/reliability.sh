@@ -17,7 +17,7 @@ run() {
   shift 2
   if ! selected "$name"; then return; fi
   echo "== $name: benchmarks/$script $*"
-  "$PYTHON" "benchmarks/$script" "$@" --json "$FOLDER/$name.json"
+  call "$PYTHON" "benchmarks/$script" "$@" --json "$FOLDER/$name.json"
   ended "$name" $? "$start" "python benchmarks/$script${*:+ $*}"
 }
 

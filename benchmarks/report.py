@@ -114,11 +114,12 @@ def machine() -> dict[str, object]:
 
 
 def commit() -> str:
-    """The commit of this copy, and whether it has other changes; unknown in a copy without its history."""
+    """The commit of this copy, and whether it has changes besides results; unknown in a copy without its history."""
     git = ["git", "-C", str(ROOT)]
     try:
         number = subprocess.check_output([*git, "rev-parse", "HEAD"], text=True, stderr=subprocess.DEVNULL).strip()
-        changed = subprocess.run([*git, "diff", "--quiet", "HEAD"], check=False).returncode != 0
+        besides = ["--", ".", ":!benchmarks/results"]
+        changed = subprocess.run([*git, "diff", "--quiet", "HEAD", *besides], check=False).returncode != 0
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return f"{number} with changes" if changed else number

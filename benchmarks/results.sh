@@ -23,7 +23,7 @@ run() {
   shift
   if ! wanted "$name"; then return; fi
   echo "== $name: $*"
-  "$PYTHON" "$@" --json "$FOLDER/$name.json"
+  call "$PYTHON" "$@" --json "$FOLDER/$name.json"
   status=$?
   ended "$name" $status "$start" "python $*"
   if ! report --add; then echo "== $name: its figures could not be kept" >&2; status=1; fi
@@ -36,7 +36,7 @@ make_run() {
   shift
   if ! wanted "$name"; then return; fi
   echo "== $name: $*"
-  "$PYTHON" "$@"
+  call "$PYTHON" "$@"
   status=$?
   ended "$name" $status "$start" "python $*"
   if [ $status = 0 ]; then echo '{}' > "$DONE/$name.json"; else FAILED=1; fi

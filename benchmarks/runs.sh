@@ -6,6 +6,30 @@ FOLDER=$(mktemp -d)
 trap 'rm -rf "$FOLDER"' EXIT
 SELECTED=0
 STOPPED=0
+CHILD=
+trap 'stop 130' INT
+trap 'stop 143' TERM
+
+# stop STATUS: ends what runs. Ctrl-C does not reach a command behind `timeout`, nor does a kill of the script.
+stop() {
+  STOPPED=$1
+  if [ -n "$CHILD" ]; then kill -TERM "$CHILD" 2> /dev/null; fi
+}
+
+# call COMMAND...: in the background, where bash acts on a signal at once; the command's exit status.
+call() {
+  local status
+  "$@" &
+  CHILD=$!
+  wait "$CHILD"
+  status=$?
+  while kill -0 "$CHILD" 2> /dev/null; do  # a signal ended the wait, and not yet the command
+    wait "$CHILD"
+    status=$?
+  done
+  CHILD=
+  return $status
+}
 
 # selected NAME: whether this run is wanted. Nobody who stops one by a signal wants the next one to begin.
 selected() {
@@ -16,8 +40,8 @@ selected() {
 
 # ended NAME STATUS START COMMAND: notes how a run ended, for report.py; one that was stopped has not ended.
 ended() {
-  if [ "$2" = 130 ] || [ "$2" = 143 ]; then
-    STOPPED=$2
+  if [ $STOPPED = 0 ] && { [ "$2" = 130 ] || [ "$2" = 143 ]; }; then STOPPED=$2; fi
+  if [ $STOPPED != 0 ] && [ "$2" != 0 ]; then
     echo "== $1: stopped" >&2
     return
   fi

@@ -25,6 +25,7 @@ from bignas_jax.step.losses import loss_class
 from bignas_jax.step.members.registry import members_class
 from bignas_jax.text import shown
 from bignas_jax.training.plan import Plan
+from bignas_jax.training.teacher import check_heard
 
 Rows = list[dict[str, Any]]
 
@@ -73,6 +74,7 @@ def _checked(runs: Mapping[str, Options], workdir: pathlib.Path) -> dict[str, in
             check_fit(options, images)
             members_class(space_of(options.space), options.sandwich.members)
             loss_class(options.sandwich.loss)
+            check_heard(options)
         except ConfigError as error:
             raise ConfigError(f"phase {name or 'of the run itself'}: {error}") from error
         left = len(images.train) - options.data.holdout

@@ -52,16 +52,25 @@ def open_teacher(session: Session, workdir: pathlib.Path, goes_on: bool) -> Teac
         return None
     if goes_on:
         return _kept(session, workdir / FOLDER)
-    if session.options.sandwich.loss == Losses.LABELS:
-        raise ConfigError(
-            f"config.teacher.source: found {source!r} beside config.sandwich.loss=labels, expected a loss that listens "
-            "to a teacher, such as soft_cross_entropy"
-        )
+    check_heard(session.options)
     if pathlib.Path(source).is_dir():
         return _of_run(session, pathlib.Path(source))
     if not source.endswith(".onnx"):
         raise ConfigError(f"config.teacher.source: found {source!r}, expected the folder of a run or an .onnx file")
     return _of_file(session, pathlib.Path(source))
+
+
+def check_heard(options: Options) -> None:
+    """Refuses a teacher that the loss does not listen to.
+
+    Raises:
+      ConfigError: there is one, and members learn from labels alone.
+    """
+    if options.teacher.source and options.sandwich.loss == Losses.LABELS:
+        raise ConfigError(
+            f"config.teacher.source: found {options.teacher.source!r} beside config.sandwich.loss=labels, expected a "
+            "loss that listens to a teacher, such as soft_cross_entropy"
+        )
 
 
 def keep(teacher: Teacher, workdir: pathlib.Path) -> None:

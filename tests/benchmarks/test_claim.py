@@ -58,10 +58,10 @@ def test_a_network_gets_as_many_epochs_and_as_many_seconds_alone(made, monkeypat
     rows = [{"top1": 0.79, "images": 400, "macs": 5}]
     monkeypatch.setattr(claim.Claim, "slices", lambda self, archs: rows)
     (row,) = claim.compare(ours, {"MAX": space.biggest}, 1, claim.selected("tuned,seconds,epochs"))
-    alone, longer, tuned = (asked[f"MAX/{kind}"] for kind in ("epochs-6", "seconds-24", "tuned-1"))
+    alone, longer, tuned = (asked[f"MAX/{kind}"] for kind in ("epochs-6", "seconds-24", "tuned-from-96-1"))
     # It takes a quarter of the supernet's time for an image, so it gets four times as many epochs.
     assert (alone.epochs, longer.epochs, tuned.epochs) == (6, 24, 1) and row["epochs"] == 24
-    assert {o.init_checkpoint for o in (alone, longer)} == {"none"} and tuned.init_checkpoint == "newest"
+    assert {o.init_checkpoint for o in (alone, longer)} == {"none"} and tuned.init_checkpoint == "96"
     assert alone.optimizer == ours.options.optimizer == longer.optimizer
     assert tuned.optimizer.learning_rate == pytest.approx(0.2 * alone.optimizer.learning_rate)
     assert tuned.optimizer.warmup_epochs == 0.25
@@ -99,7 +99,7 @@ def test_kinds_of_trainings_can_be_left_for_later(made, monkeypatch):
     ours, asked = made
     monkeypatch.setattr(claim.Claim, "slices", lambda self, archs: [{"top1": 0.79, "images": 400, "macs": 5}])
     (row,) = claim.compare(ours, {"MIN": space_of(ours.options.space).smallest}, 1, claim.selected("tuned,epochs"))
-    assert list(asked) == ["MIN/epochs-6", "MIN/tuned-1"] and row["epochs"] is None
+    assert list(asked) == ["MIN/epochs-6", "MIN/tuned-from-96-1"] and row["epochs"] is None
     assert list(row["figures"]) == [claim.SLICE, claim.EPOCHS, claim.TUNED]
     claim.picture([row], ours.workdir / "claim.png")
     for text, told in (("epochs,hours", "found 'hours', expected some of epochs, seconds, tuned"),

@@ -93,6 +93,12 @@ def test_what_one_side_ended_with_is_kept_while_the_others_train(recipe, tmp_pat
     assert curves.compared(str(recipe), args)["curves"] == {
         curves.OURS: [[1.0]], curves.SINGLE: [[2.0]], curves.DOUBLE: [[2.0]]
     }  # fmt: skip
+    kept = tmp_path / "tiny.json"
+    saved = json.loads(kept.read_text())
+    del saved["curves"][curves.DOUBLE]
+    kept.write_text(json.dumps(saved))
+    monkeypatch.setattr(curves, "package", lambda: "other sources")  # nothing of theirs stands beside what is new
+    assert curves.compared(str(recipe), args)["curves"] == dict.fromkeys(whole, [[2.0]])
 
 
 def test_distances_are_root_mean_squares():

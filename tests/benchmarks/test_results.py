@@ -2,20 +2,24 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from paths import ROOT
 
 STUB = """#!{python}
-import json, os, pathlib, sys
+import json, os, pathlib, sys, time
 script, *rest = sys.argv[1:]
 if script == "benchmarks/report.py":
     os.execv({python!r}, [{python!r}, *sys.argv[1:]])
 name = pathlib.Path(script).stem
 with open({log!r}, "a") as log:
     log.write(" ".join(sys.argv[1:]) + "\\n")
+if name == os.environ.get("SLEEPS"):
+    time.sleep(100)
 if name == os.environ.get("FAILS"):
     sys.exit(int(os.environ["STATUS"]))
 if "--json" in rest:
@@ -32,17 +36,26 @@ def results(tmp_path):
     stub.write_text(STUB.format(python=sys.executable, log=str(log)))
     stub.chmod(0o755)
 
-    def run(*arguments, fails="", status=3, script="results"):
+    def start(*arguments, script="results", **variables):
         log.write_text("")
         environment = os.environ | {
             "PYTHON": str(stub), "EXP": str(tmp_path / "exp"), "CIFAR10": "/images", "RESULTS": str(tmp_path / "found"),
-            "FAILS": fails, "STATUS": str(status),
+            "PYTHONPATH": "",
         }  # fmt: skip
-        command = [f"benchmarks/{script}.sh", *arguments]
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-        return done, [line.split()[0].removeprefix("benchmarks/") for line in log.read_text().splitlines()]
+        command, pipes = [f"benchmarks/{script}.sh", *arguments], {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen(
+            command, cwd=ROOT, env=environment | variables, text=True, start_new_session=True, **pipes
+        )
 
-    run.folder = tmp_path
+    def ran():
+        return [line.split()[0].removeprefix("benchmarks/") for line in log.read_text().splitlines()]
+
+    def run(*arguments, fails="", status=3, script="results"):
+        process = start(*arguments, script=script, FAILS=fails, STATUS=str(status))
+        done = subprocess.CompletedProcess(process.args, process.wait(), *process.communicate())
+        return done, ran()
+
+    run.folder, run.start, run.ran = tmp_path, start, ran
     return run
 
 
@@ -119,3 +132,26 @@ def test_the_other_scripts_stop_and_keep_what_ended(results, script, arguments, 
     done, ran = results(*arguments, fails=fails, script=script)
     assert done.returncode == 0 and kept(results.folder)[fails] == "failed"
     assert f"== {fails}: exit status 3 after" in done.stderr
+
+
+@pytest.mark.parametrize("whole_group", [True, False])
+@pytest.mark.parametrize(
+    ("script", "arguments", "sleeps", "before"),
+    [("results", [], "ablations", ["curves", "claim"]),
+     ("gpu", ["--cpu"], "bandwidth", ["step", "step-cifar10"]),
+     ("reliability", [], "soak", ["crash-train", "crash-child", "crash-search"])],
+)  # fmt: skip
+def test_a_signal_ends_what_runs_and_the_script(results, script, arguments, sleeps, before, whole_group):
+    """Ctrl-C at a terminal goes to the whole group of processes, a `kill` to the script alone."""
+    process = results.start(*arguments, script=script, SLEEPS=sleeps)
+    end = time.monotonic() + 60
+    while f"{sleeps}.py" not in results.ran():
+        assert time.monotonic() < end and process.poll() is None
+        time.sleep(0.05)
+    signum = signal.SIGINT if whole_group else signal.SIGTERM
+    (os.killpg if whole_group else os.kill)(process.pid, signum)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 128 + signum and results.ran()[-1] == f"{sleeps}.py"
+    assert "stopped" in err and kept(results.folder) == dict.fromkeys(before, "done")
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)  # nothing is left

@@ -157,6 +157,8 @@ OVER = r"phases/p1_full is over, and was trained with another config "
         (lambda c: c.__delattr__("phases"), r"config\.phases: found none, but .*phases holds p1_full, p2_kernel: give"),
         (lambda c: c.phases.p3_depth.update(sandwich=ConfigDict(dict(loss="no.such:Loss"))),
          r"^phase p3_depth: config\.sandwich\.loss: "),
+        (lambda c: c.phases.p3_depth.update(sandwich=ConfigDict(dict(loss="labels"))),
+         r"^phase p3_depth: config\.teacher\.source: found 'phase:p1_full' beside config\.sandwich\.loss=labels"),
         (lambda c: c.phases.p3_depth.update(batch_size=9999), r"^phase p3_depth: config\.batch_size: found 9999"),
     ],
 )
